@@ -1,0 +1,5 @@
+"""QDFormer: audio-visual segmentation with quantised semantic decomposition, and all it needs around it."""
+
+from qdformer import _torchaudio
+
+_torchaudio.install()

@@ -1,0 +1,257 @@
+"""Typed settings: `params.yaml`, one section per pipeline stage.
+
+Everything that changes a result is here; where the work runs (workers, GPUs, addresses, the
+tracking store) is taken from the environment, so that moving to another machine makes nothing
+stale. An unknown key, a wrong type or a value out of range is one `SettingsError`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qdformer.errors import InputError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Split = Literal["train", "val", "test"]
+
+
+class SettingsError(InputError):
+    """The settings are not usable; the message names every offending key and what was expected."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings that knows all its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Clips(Section):
+    """How many scenes to compose for each split (`toy` and `stamps`)."""
+
+    train: Positive
+    val: Positive
+    test: Positive
+
+
+class Download(Section):
+    """Stage `download`: the data set, written in the AVSBench-Semantic layout.
+
+    `toy` and `stamps` are composed from `seed`: clips of `frames` seconds at one frame a second,
+    `image_size` pixels square.
+    """
+
+    dataset: Literal["toy", "stamps"]
+    seed: Count
+    clips: Clips
+    frames: Annotated[int, Field(ge=1, le=10)]
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+
+
+class Pretrain(Section):
+    """Stage `pretrain`: where VGGish's weights come from.
+
+    `official` takes the public PyTorch port's file from `official_source` (a path or a URL), whose
+    SHA-256 must be `official_sha256`. `pretrained_here` trains the same network on the training
+    split of the sounds for `steps` steps of `batch_size` patches, to repeat the AudioSet scores and
+    the embedding of `teacher` (YAMNet), or from the class labels alone.
+    """
+
+    weights: Literal["official", "pretrained_here"]
+    official_source: str | None
+    official_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    teacher: Literal["yamnet", "labels"]
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    seed: Count
+
+    @model_validator(mode="after")
+    def _official_is_named(self) -> Pretrain:
+        if self.weights == "official" and not (self.official_source and self.official_sha256):
+            raise ValueError("weights: official needs official_source and official_sha256")
+        return self
+
+
+class Mix(Section):
+    """Stage `mix`: background noise under the clips, one condition per SNR.
+
+    `conditions` names each condition and its SNR in dB over the clip; null is no noise. Noise is
+    laid under the splits in `noisy_splits` only; the condition without noise covers all.
+    """
+
+    conditions: dict[Annotated[str, Field(pattern=r"^(clean|snr-?\d+)$")], float | None]
+    noisy_splits: list[Split]
+    seed: Count
+
+    @model_validator(mode="after")
+    def _names_say_the_snr(self) -> Mix:
+        if "clean" not in self.conditions:
+            raise ValueError("conditions must hold clean: null")
+        for name, snr in self.conditions.items():
+            expected = None if name == "clean" else float(name.removeprefix("snr"))
+            if snr != expected:
+                raise ValueError(f"condition {name} must be {'null' if expected is None else expected}, not {snr}")
+        return self
+
+
+class Features(Section):
+    """Stage `features`: one VGGish embedding per video frame.
+
+    A clip with fewer patches than frames repeats its last patch (`repeat`, as AVSBench S4 does) or
+    is padded with zeros (`zero`, as AVSS does).
+    """
+
+    short_clips: Literal["repeat", "zero"]
+
+
+class Model(Section):
+    """QDFormer's architecture. The last four are the parts that Table 2 of the paper ablates."""
+
+    backbone: Literal["efficientnet_lite0"]
+    pretrained_backbone: bool
+    frozen_stages: Annotated[int, Field(ge=0, le=7)]
+    encoder: Literal["dense", "deformable"]
+    width: Annotated[int, Field(ge=16, multiple_of=16)]
+    heads: Positive
+    ffn_width: Positive
+    encoder_layers: Positive
+    decoder_layers: Positive
+    prototypes: Positive
+    codes: Positive
+    mask_channels: Positive
+    mask_head: Literal["linear", "condinst"]
+    decompose: bool
+    quantize: bool
+    recombine: bool
+    calibrate: bool
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Model:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        if not self.decompose and (self.quantize or self.recombine or self.calibrate):
+            raise ValueError("quantize, recombine and calibrate need decompose: true")
+        return self
+
+
+class Loss(Section):
+    """Weights of the losses and of the matching costs (Eq. 8-10)."""
+
+    cls: Weight
+    no_object: Weight
+    l1: Weight
+    giou: Weight
+    mask: Weight
+    dice: Weight
+    quantize: Weight
+    commitment: Weight
+    auxiliary: bool
+
+
+class Train(Section):
+    """Stage `train`: the optimiser's recipe, on the condition without noise."""
+
+    model: Model
+    loss: Loss
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    backbone_factor: Weight
+    weight_decay: Weight
+    warmup_steps: Count
+    drop_at: Annotated[list[Share], Field(max_length=3)]
+    clip_gradient: Rate
+    flip: Share
+    precision: Literal["float32", "bfloat16"]
+    seed: Count
+
+
+class Evaluate(Section):
+    """Stage `evaluate`: conditions and controls measured on `split` with one checkpoint."""
+
+    split: Split
+    controls: list[Literal["shuffled", "silence", "untrained"]]
+    batch_size: Positive
+    bootstrap: Positive
+    pictures: Positive
+    seed: Count
+
+
+class Sweep(Section):
+    """`make sweep`: each row is the training settings with some of the model's switched."""
+
+    epochs: Positive
+    rows: dict[str, dict[str, bool]]
+
+    @model_validator(mode="after")
+    def _rows_switch_parts(self) -> Sweep:
+        parts = ("decompose", "quantize", "recombine", "calibrate")
+        for row, switches in self.rows.items():
+            if unknown := sorted(set(switches) - set(parts)):
+                raise ValueError(f"row {row!r}: unknown part {', '.join(unknown)}; expected {', '.join(parts)}")
+        return self
+
+
+class Settings(Section):
+    """All of `params.yaml`."""
+
+    download: Download
+    pretrain: Pretrain
+    mix: Mix
+    features: Features
+    train: Train
+    evaluate: Evaluate
+    sweep: Sweep
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Settings:
+        if self.evaluate.split not in self.mix.noisy_splits:
+            raise ValueError(f"mix.noisy_splits must hold evaluate.split ({self.evaluate.split})")
+        return self
+
+
+def parse_settings(values: Any, source: str = "settings") -> Settings:
+    """Validate a nested mapping; raise `SettingsError` naming each wrong key and what it allows."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "settings"
+            if item["type"] == "extra_forbidden":
+                allowed = _known_keys(item["loc"][:-1])
+                problems.append(f"{key}: unknown key; known here: {', '.join(allowed)}")
+            else:
+                message = item["msg"].removeprefix("Value error, ")
+                given = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r}"
+                problems.append(f"{key}: {message}{given}")
+        raise SettingsError(f"{source}: " + "\n  ".join(problems)) from None
+
+
+def load_settings(path: str | Path = "params.yaml") -> Settings:
+    """Read and validate a settings file; raise `SettingsError` if it is missing or wrong."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such settings file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from None
+    return parse_settings(values, str(path))
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Settings
+    for part in location:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = field.annotation if field else None
+    return list(model.model_fields) if hasattr(model, "model_fields") else []

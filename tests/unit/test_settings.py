@@ -1,0 +1,78 @@
+"""Settings: every wrong value is one clear error that names the key."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qdformer.settings import SettingsError, load_settings, parse_settings
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+@pytest.fixture
+def values() -> dict:
+    return yaml.safe_load(PARAMS.read_text())
+
+
+def test_the_project_s_own_settings_are_valid():
+    assert load_settings(PARAMS).train.model.codes == 128
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.epoch", 3, r"train\.epoch: unknown key; known here: .*epochs"),
+        ("nosuch", {}, r"nosuch: unknown key; known here: download, pretrain"),
+        ("train.epochs", "three", r"train\.epochs: .*integer.*'three'"),
+        ("train.epochs", 0, r"train\.epochs: .*greater than 0, not 0"),
+        ("train.epochs", True, r"train\.epochs: .*integer"),
+        ("train.model.backbone", "resnet51", r"train\.model\.backbone: .*'efficientnet_lite0'.*not 'resnet51'"),
+        ("train.model.heads", 7, r"train\.model: width \(\d+\) must be a multiple of heads \(7\)"),
+        ("train.model.decompose", False, r"train\.model: quantize, recombine and calibrate need decompose"),
+        ("train.flip", 1.5, r"train\.flip: .*less than or equal to 1, not 1\.5"),
+        ("download.image_size", 100, r"download\.image_size: .*multiple of 32, not 100"),
+        ("mix.conditions", {"clean": None, "snr20": 10.0}, r"mix: condition snr20 must be 20\.0, not 10\.0"),
+        ("mix.conditions", {"snr20": 20.0}, r"mix: conditions must hold clean"),
+        ("pretrain.weights", "official", r"pretrain: weights: official needs official_source"),
+        ("sweep.rows", {"x": {"decomposed": True}}, r"sweep: row 'x': unknown part decomposed; expected decompose"),
+        ("evaluate.split", "val", r"mix\.noisy_splits must hold evaluate\.split \(val\)"),
+    ],
+)
+def test_a_wrong_value_names_its_key(values, key, value, message):
+    section = values
+    *parents, last = key.split(".")
+    for name in parents:
+        section = section[name]
+    section[last] = value
+    with pytest.raises(SettingsError, match=message):
+        parse_settings(values)
+
+
+def test_a_missing_key_is_named(values):
+    del values["train"]["epochs"]
+    with pytest.raises(SettingsError, match=r"train\.epochs: Field required"):
+        parse_settings(values)
+
+
+def test_all_problems_are_told_at_once(values):
+    broken = copy.deepcopy(values)
+    broken["train"]["epochs"], broken["mix"]["seed"] = -1, -1
+    with pytest.raises(SettingsError, match=r"(?s)mix\.seed.*train\.epochs"):
+        parse_settings(broken)
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(SettingsError, match="none.yaml: no such settings file"):
+        load_settings(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(SettingsError, match="broken.yaml: not valid YAML"):
+        load_settings(tmp_path / "broken.yaml")
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings(PARAMS).train.epochs = 1
