@@ -1,0 +1,246 @@
+"""From the manifest to batches.
+
+Nothing is drawn from a global random state: what an item holds depends on (seed, epoch, index)
+alone, so the number of workers and of processes changes no result.
+
+Shapes: B clips, T frames (one a second), H W pixels, A = 128 numbers of VGGish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pandas
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from qdformer.data.layout import IGNORE, DataError, frame_path, label_path
+
+FEATURE_WIDTH = 128
+_SIZE_STEP = 32  # batches are padded to a multiple of it, the coarsest stride of the model
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip: images uint8 [T, 3, H, W], audio float32 [T, A], labels uint8 [T, H, W] (255 where
+    there is no ground truth), and how many of its frames, from the first, are labelled."""
+
+    uid: str
+    images_TCHW: torch.Tensor
+    audio_TA: torch.Tensor
+    labels_THW: torch.Tensor
+    labelled: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips padded to the longest and largest of them.
+
+    images_BTCHW uint8; audio_BTA float32; labels_BTHW int64, 0 background, 1..C classes, 255 not
+    labelled (padding too); valid_BT bool, the frame exists; labelled_BT bool, it has ground truth.
+    """
+
+    images_BTCHW: torch.Tensor
+    audio_BTA: torch.Tensor
+    labels_BTHW: torch.Tensor
+    valid_BT: torch.Tensor
+    labelled_BT: torch.Tensor
+    uids: list[str]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        names = [field.name for field in fields(self) if field.name != "uids"]
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+class AVSDataset(Dataset):
+    """The clips of a manifest with their audio features.
+
+    `features` maps a clip's uid to float32 [T, A]. Pictures are scaled so that the longer side is
+    `image_size`; `flip` is the share of clips mirrored left to right, picture and labels.
+    """
+
+    def __init__(
+        self,
+        manifest: pandas.DataFrame,
+        features: Mapping[str, np.ndarray],
+        image_size: int,
+        flip: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.clips = list(manifest.itertuples(index=False))
+        self.features = features
+        self.image_size = image_size
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The clip at `index`, or at (epoch, index); without an epoch it is that of epoch 0."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        clip = self.clips[index]
+        mirrored = np.random.default_rng([self.seed, epoch, index]).random() < self.flip
+
+        images = np.stack([self._read_image(clip, second) for second in range(clip.frames)])
+        labels = np.full(images.shape[:3], IGNORE, np.uint8)
+        for second in range(clip.labelled):
+            labels[second] = _resize(Image.open(label_path(clip.folder, second)), self.image_size, labels=True)
+        if mirrored:
+            images, labels = images[:, :, ::-1], labels[:, :, ::-1]
+        return Sample(
+            uid=clip.uid,
+            images_TCHW=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
+            audio_TA=self._read_features(clip),
+            labels_THW=torch.from_numpy(np.ascontiguousarray(labels)),
+            labelled=clip.labelled,
+        )
+
+    def _read_image(self, clip, second: int) -> np.ndarray:
+        image = Image.open(frame_path(clip.folder, second)).convert("RGB")
+        return _resize(image, self.image_size, labels=False)
+
+    def _read_features(self, clip) -> torch.Tensor:
+        try:
+            features = np.asarray(self.features[clip.uid], np.float32)
+        except KeyError:
+            raise DataError(f"clip {clip.uid}: no audio features; expected them from the stage features") from None
+        if features.shape != (clip.frames, FEATURE_WIDTH):
+            expected = [clip.frames, FEATURE_WIDTH]
+            raise DataError(f"clip {clip.uid}: audio features are {list(features.shape)}; expected {expected}")
+        return torch.from_numpy(features.copy())
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack clips; shorter or smaller ones are padded with zeros at the end, right and bottom."""
+    count, frames = len(samples), max(len(sample.audio_TA) for sample in samples)
+    height, width = (_round_up(max(sample.labels_THW.shape[axis] for sample in samples), _SIZE_STEP) for axis in (1, 2))
+    images = torch.zeros((count, frames, 3, height, width), dtype=torch.uint8)
+    audio = torch.zeros((count, frames, FEATURE_WIDTH))
+    labels = torch.full((count, frames, height, width), IGNORE, dtype=torch.int64)
+    lengths = torch.tensor([[len(sample.audio_TA)] for sample in samples])
+    labelled = torch.tensor([[sample.labelled] for sample in samples])
+    for item, sample in enumerate(samples):
+        time, high, wide = sample.labels_THW.shape
+        images[item, :time, :, :high, :wide] = sample.images_TCHW
+        audio[item, :time] = sample.audio_TA
+        labels[item, :time, :high, :wide] = sample.labels_THW
+    steps = torch.arange(frames)
+    return Batch(images, audio, labels, steps < lengths, steps < labelled, [sample.uid for sample in samples])
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index), so that workers kept from one epoch to the next know the epoch.
+
+    With `shuffle` the order is drawn from (seed, epoch). Of several processes each takes every
+    `world_size`-th clip; when shuffling, the first clips fill up so that all take equally many.
+    """
+
+    def __init__(self, length: int, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.length = length
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Call before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for index in self._order()[self.rank :: self.world_size].tolist():
+            yield self.epoch, index
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self._order()), self.world_size))
+
+    def _order(self) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.length)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return np.resize(order, _round_up(self.length, self.world_size))
+
+
+def build_loader(
+    dataset: AVSDataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Batches of the dataset; `workers` processes prepare them (0: the caller does).
+
+    Call `loader.sampler.set_epoch(epoch)` before each training epoch. The batches are the same for any `workers`.
+    """
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=EpochSampler(len(dataset), shuffle, dataset.seed, rank, world_size),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(dataset.seed),  # else the loader draws from torch's global state
+    )
+
+
+class Shuffled(Mapping):
+    """Control: every clip hears another clip's features, none its own.
+
+    The pairs are a random ring through `uids`, so each clip's sound is used once, whole. The two
+    clips of a pair share nothing but what chance gives them, the same class at times.
+    """
+
+    def __init__(self, features: Mapping[str, np.ndarray], uids: Sequence[str], seed: int) -> None:
+        if len(uids) < 2:
+            raise DataError(f"{len(uids)} clip to shuffle audio between; expected at least 2")
+        ring = [uids[index] for index in np.random.default_rng(seed).permutation(len(uids))]
+        self.features = features
+        self.source = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+
+    def __getitem__(self, uid: str) -> np.ndarray:
+        return self.features[self.source[uid]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+class Constant(Mapping):
+    """Control: every clip of `uids` hears the same `features_TA` [T, A], those of silence for instance."""
+
+    def __init__(self, features_TA: np.ndarray, uids: Sequence[str]) -> None:
+        self.features_TA = features_TA
+        self.uids = frozenset(uids)
+
+    def __getitem__(self, uid: str) -> np.ndarray:
+        if uid not in self.uids:
+            raise KeyError(uid)
+        return self.features_TA
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.uids)
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+
+def _resize(image: Image.Image, longest: int, labels: bool) -> np.ndarray:
+    """The picture with its longer side scaled to `longest`: bilinear, or nearest for label maps."""
+    scale = longest / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    resample = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
+    return np.asarray(image if image.size == size else image.resize(size, resample))
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step

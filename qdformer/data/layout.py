@@ -1,0 +1,246 @@
+"""Writing a data set in the AVSBench-Semantic layout, and a folder of single sounds beside it.
+
+    {root}/metadata.csv                       one row per clip (written last: its presence says the set is whole)
+    {root}/label2idx.json, classes.csv        class names, their ids in the label maps, seen or unseen
+    {root}/{subset}/{uid}/frames/{i}.jpg      one frame a second, i = 0 .. T-1
+    {root}/{subset}/{uid}/labels_semantic/{i}.png   class id per pixel; only what is visible and sounds in that second
+    {root}/{subset}/{uid}/audio.wav           mono, 16 bit, T seconds
+
+Equal arguments give equal bytes. Every array that is not what its parameter says is a `DataError`.
+Shapes: T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from qdformer.errors import InputError
+
+SAMPLE_RATE = 16000
+BACKGROUND = "background"
+OFF_SCREEN = "off-the-screen"  # in a_obj: something sounds that is not in the picture
+IGNORE = 255  # in label maps: not labelled
+SPLITS = ("train", "val", "test")
+METADATA_COLUMNS = ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")
+EXTRA_COLUMNS = ("frames", "unseen")
+SOUND_COLUMNS = ("path", "role", "split", "label")
+JPEG_QUALITY = 95
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_CLASS_NAME = re.compile(r"[a-z0-9-]+")  # no '_': it joins the names in a_obj
+
+
+class DataError(InputError):
+    """The data set is not usable; the message names the clip, the file, the problem and what was expected."""
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """An object class. `unseen`: the test split shows pictures or recordings of it that training never holds."""
+
+    name: str
+    unseen: bool
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a clip id or subset can be a folder's name: letters, digits, '_', '-' and inner dots, no '..'."""
+    return bool(_NAME.fullmatch(name)) and ".." not in name
+
+
+def clip_folder(root: Path, subset: str, uid: str) -> Path:
+    """Where a clip lies."""
+    return Path(root) / subset / uid
+
+
+def frame_path(folder: Path, index: int) -> Path:
+    """The picture of second `index` of the clip in `folder`."""
+    return folder / "frames" / f"{index}.jpg"
+
+
+def label_path(folder: Path, index: int) -> Path:
+    """The label map of second `index` of the clip in `folder`."""
+    return folder / "labels_semantic" / f"{index}.png"
+
+
+def audio_path(folder: Path) -> Path:
+    """The sound of the clip in `folder`."""
+    return folder / "audio.wav"
+
+
+def metadata_row(
+    uid: str,
+    *,
+    subset: str,
+    split: str,
+    classes: Iterable[str],
+    frames: int,
+    off_screen: bool = False,
+    unseen: bool = False,
+) -> dict[str, str | int]:
+    """One row of `metadata.csv`.
+
+    `classes` are those that sound while visible; `off_screen` says that something sounds out of the
+    picture; `unseen` marks a clip all of whose classes are of the unseen kind. `a_obj` is
+    'background' where nothing sounds at all.
+    """
+    names = sorted(set(classes)) + ([OFF_SCREEN] if off_screen else [])
+    return {
+        "vid": uid,
+        "uid": uid,
+        "s_min": 0,
+        "s_sec": 0,
+        "a_obj": "_".join(names) or BACKGROUND,
+        "split": split,
+        "label": subset,
+        "frames": frames,
+        "unseen": int(unseen),
+    }
+
+
+def write_clip(
+    root: Path,
+    subset: str,
+    uid: str,
+    frames_THWC: np.ndarray,
+    labels_THW: np.ndarray,
+    audio: np.ndarray,
+    sample_rate: int = SAMPLE_RATE,
+) -> Path:
+    """Write one clip and return its folder; an interrupted call leaves no half-written clip behind.
+
+    `frames_THWC` uint8 RGB; `labels_THW` uint8 class ids (0 background, 255 ignore); `audio` float
+    [T * sample_rate] within -1..1, stored as 16 bit. A clip of the same name is replaced.
+    """
+    for name in (subset, uid):
+        if not is_safe_name(name):
+            raise DataError(f"clip {uid!r}: {name!r} cannot be a folder's name (letters, digits, '_', '-', inner '.')")
+    count, height, width = _check_pictures(uid, frames_THWC, labels_THW)
+    pcm = _to_pcm(f"clip {uid}: audio", audio)
+    if len(pcm) != count * sample_rate:
+        raise DataError(f"clip {uid}: audio has {len(pcm)} samples; expected {count} s x {sample_rate} Hz")
+
+    folder = clip_folder(root, subset, uid)
+    partial = folder.parent / f".{uid}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for index in range(count):
+        frame, label = frame_path(partial, index), label_path(partial, index)
+        if index == 0:
+            frame.parent.mkdir(parents=True)
+            label.parent.mkdir()
+        Image.fromarray(frames_THWC[index]).save(frame, quality=JPEG_QUALITY)
+        label_image = Image.fromarray(labels_THW[index])
+        label_image.putpalette(_PALETTE)  # shows the classes in colours; the pixel values stay class ids
+        label_image.save(label)
+    audio_path(partial).write_bytes(_encode(pcm, sample_rate, "WAV"))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return folder
+
+
+def write_metadata(root: Path, rows: Sequence[Mapping[str, str | int]], classes: Sequence[ClassInfo]) -> None:
+    """Write the class lists, then `metadata.csv`. Call it last, when every clip is written.
+
+    `rows` as `metadata_row` makes them; `classes` in the order of their ids 1..C.
+    """
+    names = [info.name for info in classes]
+    for name in names:
+        if not _CLASS_NAME.fullmatch(name) or name in (BACKGROUND, OFF_SCREEN) or names.count(name) > 1:
+            raise DataError(f"class {name!r}: expected a new name of lower-case letters, digits and '-'")
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    indices = {name: index for index, name in enumerate([BACKGROUND, *names])}
+    _replace_text(root / "label2idx.json", json.dumps(indices, indent=2) + "\n")
+    class_rows = [
+        {"id": index, "name": info.name, "unseen": int(info.unseen)} for index, info in enumerate(classes, start=1)
+    ]
+    _replace_table(root / "classes.csv", ("id", "name", "unseen"), class_rows)
+    _replace_table(root / "metadata.csv", METADATA_COLUMNS + EXTRA_COLUMNS, rows)
+
+
+def sound_row(path: str, *, role: str, split: str, label: str = "") -> dict[str, str]:
+    """One row of `sounds.csv`: `path` relative to it, role 'source' (with its class) or 'noise' (without)."""
+    return {"path": path, "role": role, "split": split, "label": label}
+
+
+def write_sound(root: Path, path: str, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Write one mono sound, float [samples] within -1..1, as 16-bit `{root}/{path}` (.flac or .wav)."""
+    target = Path(root) / path
+    pcm = _to_pcm(f"sound {path}", audio)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_bytes(_encode(pcm, sample_rate, target.suffix.removeprefix(".").upper()))
+    os.replace(partial, target)
+
+
+def write_sound_table(root: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write `sounds.csv`. Call it last, when every sound is written. `rows` as `sound_row` makes them."""
+    _replace_table(Path(root) / "sounds.csv", SOUND_COLUMNS, rows)
+
+
+def _check_pictures(uid: str, frames_THWC: np.ndarray, labels_THW: np.ndarray) -> tuple[int, int, int]:
+    if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3:
+        raise DataError(f"clip {uid}: frames are {_describe(frames_THWC)}; expected uint8 [T, H, W, 3]")
+    if labels_THW.dtype != np.uint8 or labels_THW.shape != frames_THWC.shape[:3]:
+        expected = list(frames_THWC.shape[:3])
+        raise DataError(f"clip {uid}: labels are {_describe(labels_THW)}; expected uint8 {expected} like the frames")
+    return frames_THWC.shape[:3]
+
+
+def _to_pcm(what: str, audio: np.ndarray) -> np.ndarray:
+    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+        raise DataError(f"{what} is {_describe(audio)}; expected float [samples]")
+    peak = np.abs(audio).max(initial=0.0)  # NaN if any sample is
+    if not peak <= 1.0:
+        raise DataError(f"{what} reaches {peak}; expected finite samples within -1..1")
+    return np.round(audio * 32767.0).astype(np.int16)
+
+
+def _encode(pcm: np.ndarray, sample_rate: int, kind: str) -> bytes:
+    """A whole sound file; in memory, for soundfile waits for the disk at the end of every file it writes."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm, sample_rate, subtype="PCM_16", format=kind)
+    return buffer.getvalue()
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _replace_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str | int]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace_text(path, text.getvalue())
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _make_palette() -> list[int]:
+    """256 RGB colours: black background, white for `IGNORE`, hues a golden ratio apart between."""
+    index = np.arange(256)
+    hue = (index * 0.618034) % 1.0
+    rgb = 0.5 + 0.5 * np.cos(2 * np.pi * (hue[:, None] + np.array([0.0, 2 / 3, 1 / 3])))
+    palette = (55 + 200 * rgb).astype(np.uint8)
+    palette[0], palette[IGNORE] = 0, 255
+    return palette.ravel().tolist()
+
+
+_PALETTE = _make_palette()

@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_dataset import FRAMES, write_small
+
+from qdformer.data.dataset import AVSDataset, Constant, EpochSampler, Shuffled, build_loader, collate
+from qdformer.data.layout import DataError
+from qdformer.data.manifest import read_manifest
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return read_manifest(write_small(tmp_path_factory.mktemp("data") / "dataset"))
+
+
+def features(value=0.0):
+    return {uid: np.full((FRAMES, 128), value, np.float32) for uid in ("a", "b", "c", "quiet")}
+
+
+def test_a_sample(manifest):
+    sample = AVSDataset(manifest, features(2.0), image_size=48)[0]
+    assert sample.uid == "a" and sample.labelled == 3
+    assert sample.images_TCHW.shape == (3, 3, 32, 48) and sample.images_TCHW.dtype == torch.uint8
+    assert sample.audio_TA.shape == (3, 128) and sample.audio_TA.dtype == torch.float32
+    picture = np.asarray(Image.open(manifest["folder"][0] / "frames" / "1.jpg"))
+    np.testing.assert_array_equal(sample.images_TCHW[1].permute(1, 2, 0), picture)
+    assert (sample.labels_THW[0, 8:16, 4:12] == 1).all() and (sample.labels_THW[0, 8:16, 30:40] == 2).all()
+    assert (sample.labels_THW == 0).sum() == 3 * (32 * 48 - 64 - 80)
+
+
+def test_the_longer_side_is_scaled_and_labels_stay_class_ids(manifest):
+    sample = AVSDataset(manifest, features(), image_size=96)[0]
+    assert sample.images_TCHW.shape == (3, 3, 64, 96) and sample.labels_THW.shape == (3, 64, 96)
+    assert sample.labels_THW.unique().tolist() == [0, 1, 2]
+    assert (sample.labels_THW[0, 16:32, 8:24] == 1).all()
+
+
+def test_flip_mirrors_picture_and_labels(manifest):
+    plain = AVSDataset(manifest, features(), image_size=48, flip=0.0)[0]
+    mirrored = AVSDataset(manifest, features(), image_size=48, flip=1.0)[0]
+    assert torch.equal(mirrored.images_TCHW, plain.images_TCHW.flip(-1))
+    assert torch.equal(mirrored.labels_THW, plain.labels_THW.flip(-1))
+    assert not torch.equal(mirrored.labels_THW, plain.labels_THW)
+
+
+def test_flip_is_drawn_anew_every_epoch(manifest):
+    dataset = AVSDataset(manifest, features(), image_size=48, flip=0.5, seed=3)
+    drawn = [dataset[epoch, 0].labels_THW for epoch in range(30)]
+    assert len({tuple(labels[0, 10].tolist()) for labels in drawn}) == 2
+    again = [dataset[epoch, 0].labels_THW for epoch in range(30)]
+    assert all(torch.equal(one, two) for one, two in zip(drawn, again, strict=True))
+
+
+def test_collate_pads_and_marks(manifest):
+    manifest = manifest.copy()
+    manifest.loc[1, ["frames", "labelled"]] = 2, 1  # as AVSBench's clips with one ground truth
+    short = features(1.0)
+    short["b"] = short["b"][:2]
+    dataset = AVSDataset(manifest, short, image_size=48)
+    batch = collate([dataset[0], dataset[1]])
+    assert batch.uids == ["a", "b"]
+    assert batch.images_BTCHW.shape == (2, 3, 3, 32, 64) and batch.images_BTCHW.dtype == torch.uint8
+    assert batch.labels_BTHW.shape == (2, 3, 32, 64) and batch.labels_BTHW.dtype == torch.int64
+    assert batch.valid_BT.tolist() == [[True, True, True], [True, True, False]]
+    assert batch.labelled_BT.tolist() == [[True, True, True], [True, False, False]]
+    assert (batch.labels_BTHW[:, :, :, 48:] == 255).all() and (batch.labels_BTHW[1, 1:] == 255).all()
+    assert (batch.labels_BTHW[1, 0, :, :48] != 255).all()
+    assert (batch.images_BTCHW[:, :, :, :, 48:] == 0).all() and (batch.audio_BTA[1, 2] == 0).all()
+    assert batch.to("cpu").uids == batch.uids and batch.to("meta").labels_BTHW.device.type == "meta"
+
+
+def test_missing_or_misshapen_features_name_the_clip(manifest):
+    partial = features()
+    del partial["b"]
+    partial["c"] = np.zeros((2, 128), np.float32)
+    dataset = AVSDataset(manifest, partial, image_size=48)
+    with pytest.raises(DataError, match="clip b: no audio features"):
+        dataset[1]
+    with pytest.raises(DataError, match=r"clip c: audio features are \[2, 128\]; expected \[3, 128\]"):
+        dataset[2]
+
+
+def test_batches_do_not_depend_on_workers_nor_on_torch_state(manifest):
+    def epochs(workers, state):
+        torch.manual_seed(state)
+        dataset = AVSDataset(manifest, features(), image_size=48, flip=0.5, seed=1)
+        loader = build_loader(dataset, 2, shuffle=True, workers=workers)
+        batches = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            batches += list(loader)
+        assert torch.initial_seed() == state
+        return batches
+
+    alone, helped = epochs(0, 5), epochs(2, 6)
+    assert [batch.uids for batch in alone] == [batch.uids for batch in helped]
+    for one, two in zip(alone, helped, strict=True):
+        assert torch.equal(one.images_BTCHW, two.images_BTCHW) and torch.equal(one.labels_BTHW, two.labels_BTHW)
+
+
+def test_processes_share_the_clips_evenly():
+    shares = [EpochSampler(7, shuffle=True, seed=0, rank=rank, world_size=3) for rank in range(3)]
+    for sampler in shares:
+        sampler.set_epoch(4)
+    drawn = [list(sampler) for sampler in shares]
+    assert [len(share) for share in drawn] == [len(sampler) for sampler in shares] == [3, 3, 3]
+    assert {index for share in drawn for _, index in share} == set(range(7))
+    assert {epoch for share in drawn for epoch, _ in share} == {4}
+    in_order = [list(EpochSampler(7, shuffle=False, seed=0, rank=rank, world_size=3)) for rank in range(3)]
+    assert sorted(index for share in in_order for _, index in share) == list(range(7))
+
+
+def test_order_changes_with_the_epoch():
+    sampler = EpochSampler(50, shuffle=True, seed=0)
+    first = list(sampler)
+    assert first == list(sampler)
+    sampler.set_epoch(1)
+    assert [index for _, index in first] != [index for _, index in sampler]
+
+
+def test_shuffled_gives_every_clip_anothers_sound_once():
+    uids = [f"clip{index}" for index in range(30)]
+    store = {uid: np.full((5, 128), index) for index, uid in enumerate(uids)}
+    shuffled = Shuffled(store, uids, seed=2)
+    heard = [shuffled[uid][0, 0] for uid in uids]
+    assert all(other != own for own, other in enumerate(heard)) and sorted(heard) == list(range(30))
+    assert Shuffled(store, uids, seed=2).source == shuffled.source != Shuffled(store, uids, seed=3).source
+    assert set(shuffled) == set(uids) and len(shuffled) == 30
+    with pytest.raises(DataError, match="at least 2"):
+        Shuffled(store, uids[:1], seed=0)
+
+
+def test_constant_gives_every_clip_the_same():
+    silence = Constant(np.zeros((5, 128)), ["a", "b"])
+    assert silence["a"] is silence["b"] and set(silence) == {"a", "b"} and len(silence) == 2
+    assert "c" not in silence
