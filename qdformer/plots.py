@@ -1,0 +1,356 @@
+"""Figures of data, training and results, drawn without a display.
+
+Every function returns a matplotlib `Figure`; `save` writes it. matplotlib is imported when the first
+figure is drawn. A class has the same colour in every figure.
+
+Shapes: T frames, H W pixels, C object classes.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from qdformer.data.manifest import Classes
+    from qdformer.evaluation import Picture
+
+INK, FAINT, ACCENT, SECOND = "#22262e", "#8b919c", "#2f6fb0", "#d9822b"
+TITLES = {
+    "miou_dataset": "mIoU, dataset-level",
+    "miou_per_frame": "mIoU, per frame (AVSS)",
+    "avsbench_j": "J (AVSBench)",
+    "avsbench_f": "F (AVSBench)",
+    "davis_j": "J (DAVIS)",
+    "davis_f": "F (DAVIS)",
+    "davis_jf": "J&F (DAVIS)",
+}
+_IGNORE = 255
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": "#c5c9d1",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9ebef",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+}
+
+
+def class_colours(classes: int) -> np.ndarray:
+    """Colours of class ids 0..`classes`: float [classes + 1, 3] in 0..1, the background's black.
+
+    Each is the strong colour that is furthest from all before it to the eye (in the OKLab space), so that a
+    class's colour does not depend on how many there are.
+    """
+    shades = [(strength, value) for strength in (0.4, 0.65, 0.9) for value in (0.6, 0.78, 0.95)]
+    candidates = np.array([colorsys.hsv_to_rgb(hue / 72, *shade) for hue in range(72) for shade in shades])
+    lightness = _oklab(candidates)[:, 0]
+    candidates = candidates[(lightness > 0.42) & (lightness < 0.86)]  # neither lost on a frame nor on white paper
+    places = _oklab(candidates)
+    chosen = [int(np.argmin(np.abs(candidates - (0.13, 0.47, 0.82)).sum(axis=1)))]
+    distance = np.full(len(candidates), np.inf)
+    while len(chosen) < classes:
+        distance = np.minimum(distance, np.linalg.norm(places - places[chosen[-1]], axis=1))
+        chosen.append(int(np.argmax(distance)))
+    return np.concatenate([np.zeros((1, 3)), candidates[chosen[:classes]]])
+
+
+def _oklab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB [..., 3] in 0..1 to OKLab (Ottosson, 2020), where distances are about what the eye sees."""
+    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    to_cones = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    to_lab = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    return np.cbrt(linear @ to_cones.T) @ to_lab.T
+
+
+def picture_grid(pictures: Sequence[Picture], classes: Classes, *, heard_from: float = 0.3, columns: int = 2) -> Figure:
+    """One block per clip: its frames, the truth and the prediction over them, and what was heard.
+
+    A block has a legend of the classes in its truth or prediction. Under each frame stand the classes heard
+    with a probability of at least `heard_from`, the three likeliest at most. A frame without ground truth is
+    shown faded in the truth's row. Raises `ValueError` if there is no picture.
+    """
+    if not pictures:
+        raise ValueError("a picture grid needs at least one clip")
+    colours = class_colours(len(classes.names))
+    longest = max(len(picture.images_THWC) for picture in pictures)
+    columns = min(columns, len(pictures)) if longest <= 5 else 1
+    rows = math.ceil(len(pictures) / columns)
+    cell_width = 1.3  # inches, for a frame as wide as the widest
+    ratio = max(height / width for height, width in (picture.truth_THW.shape[1:] for picture in pictures))
+    head, foot, label, gap = 0.42, 0.56, 0.75, 0.04
+    block_width = label + longest * (cell_width + gap) + 0.2
+    block_height = head + 3 * (cell_width * ratio + gap) + foot
+    with _figure(columns * block_width, rows * block_height) as figure:
+        for index, picture in enumerate(pictures):
+            row, column = divmod(index, columns)
+            axes = figure.add_axes((column / columns, 1 - (row + 1) / rows, 1 / columns, 1 / rows))
+            axes.set(xlim=(0, block_width), ylim=(block_height, 0))
+            axes.axis("off")
+            _draw_block(axes, picture, classes, colours, heard_from, (head, label, gap, cell_width, cell_width * ratio))
+    return figure
+
+
+def robustness_curve(
+    summaries: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    keys: Sequence[str] = ("miou_dataset", "davis_jf"),
+) -> Figure:
+    """Scores over the signal-to-noise ratio, with the controls as levels; one panel per key.
+
+    `summaries` maps each condition (`clean`, `snr10`, `snr-5`, ..., and controls under any other name) to its
+    scores, `intervals` to the `low` and `high` of each score, drawn as bars.
+    """
+    noisy = sorted((int(match[1]), name) for name in summaries if (match := re.fullmatch(r"snr(-?\d+)", name)))
+    curve = [name for _, name in noisy] + ["clean"] * ("clean" in summaries)
+    labels = [str(snr).replace("-", "−") for snr, _ in noisy] + ["clean"] * ("clean" in summaries)
+    controls = [name for name in summaries if name not in curve]
+    positions = [snr for snr, _ in noisy]
+    if "clean" in summaries:  # infinitely far to the right; drawn one broken step away
+        positions.append(max(positions, default=0) + 8)
+    with _figure(4.6 * len(keys), 3.4) as figure:
+        for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+            scores = np.array([summaries[name][key] for name in curve])
+            ends = [intervals[name][key] for name in curve] if intervals else []
+            if ends:
+                low, high = ([end[side] for end in ends] for side in ("low", "high"))
+                axes.fill_between(positions, low, high, color=ACCENT, alpha=0.15, linewidth=0)
+            axes.plot(positions, scores, color=ACCENT, linestyle=":", linewidth=1.6)
+            axes.plot(positions[: len(noisy)], scores[: len(noisy)], color=ACCENT, linewidth=2)
+            axes.plot(positions, scores, color=ACCENT, marker="o", markersize=5, linestyle="")
+            tops = [end["high"] for end in ends] or scores
+            for position, score, top in zip(positions, scores, tops, strict=True):
+                axes.annotate(
+                    f"{score:.3f}", (position, top), (0, 4), textcoords="offset points", ha="center", fontsize=8
+                )
+            levels = {name: summaries[name][key] for name in controls}
+            highest = max([*tops, *levels.values()], default=1) * 1.15 or 1
+            axes.set(ylim=(0, highest), xlabel="signal-to-noise ratio, dB")
+            axes.margins(x=0.08)
+            axes.set_xticks(positions, labels)
+            axes.set_title(TITLES.get(key, key))
+            axes.grid(axis="x", visible=False)
+            heights = _spread(list(levels.values()), highest * 0.06)
+            for (name, level), height in zip(levels.items(), heights, strict=True):
+                axes.axhline(level, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
+                axes.annotate(
+                    f"{name} {level:.3f}",
+                    (1, height / highest),
+                    (4, 0),
+                    xycoords="axes fraction",
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8,
+                    color="#5c626d",
+                )
+        figure.tight_layout(w_pad=2)
+    return figure
+
+
+def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Losses, codebook, gradient norm and learning rate over the epochs of `qdformer.training`'s history.
+
+    Every figure that is none of the others is a loss; a panel without figures is left out. Raises `ValueError` for
+    an empty history.
+    """
+    if not history:
+        raise ValueError("training curves need at least one epoch")
+    table = pandas.DataFrame(list(history)).set_index("epoch")
+    panels = {
+        "codebook perplexity": ["codebook_perplexity"],
+        "share of codes in use": ["codebook_usage"],
+        "gradient norm": ["gradient_norm"],
+        "learning rate": ["learning_rate"],
+    }
+    apart = {"total", "seconds", *(name for names in panels.values() for name in names)}
+    parts = [name for name in table.columns if name not in apart]
+    panels = {"total loss": ["total"], "losses": parts} | panels
+    panels = {
+        title: present for title, names in panels.items() if (present := [name for name in names if name in table])
+    }
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with _figure(3.9 * columns, 2.7 * rows) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (title, names) in zip(grid, panels.items(), strict=False):
+            colours = class_colours(len(names))[1:] * 0.85 if len(names) > 1 else [ACCENT]
+            for name, colour in zip(names, colours, strict=True):
+                axes.plot(table.index, table[name], color=colour, marker="o", markersize=3, linewidth=1.6, label=name)
+            axes.set_title(title)
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+            axes.set_xlim(table.index[0] - 0.3, table.index[-1] + 0.3)
+            if title == "learning rate":
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0)
+            if len(names) > 1:
+                axes.legend(fontsize=7.5, ncols=2 if len(names) > 4 else 1, handlelength=1.2, columnspacing=1)
+        for axes in grid[len(panels) :]:
+            axes.axis("off")
+        figure.tight_layout(w_pad=2, h_pad=1.5)
+    return figure
+
+
+def class_bars(per_class: pandas.DataFrame, key: str = "iou") -> Figure:
+    """IoU of every class, highest first, seen and unseen classes told apart, each kind's mean as a line.
+
+    `per_class` is `Evaluation.per_class`; classes that never occur are named beneath, without a bar.
+    """
+    objects = per_class[per_class["id"] > 0]
+    shown = objects.dropna(subset=key).sort_values(key, kind="stable")
+    absent = objects.loc[objects[key].isna(), "name"].tolist()
+    with _figure(6.4, 1.5 + 0.22 * max(len(shown), 3)) as figure:
+        axes = figure.subplots()
+        for kind, colour, name in ((False, ACCENT, "seen"), (True, SECOND, "unseen")):
+            chosen = (shown["unseen"] == kind).to_numpy()
+            if not chosen.any():
+                continue
+            scores = shown[key].to_numpy()[chosen]
+            mean = scores.mean()
+            axes.barh(np.flatnonzero(chosen), scores, height=0.68, color=colour, label=f"{name}, mean {mean:.3f}")
+            axes.axvline(mean, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+        for position, score in enumerate(shown[key]):
+            text = axes.annotate(f"{score:.2f}", (score, position), (3, 0), textcoords="offset points", va="center")
+            text.set(fontsize=7, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
+        axes.set_yticks(range(len(shown)), shown["name"], fontsize=8)
+        axes.set(xlim=(0, 1), ylim=(-0.6, len(shown) - 0.4), xlabel="IoU" if key == "iou" else key)
+        axes.grid(axis="y", visible=False)
+        if len(shown):
+            axes.legend(loc="lower right", fontsize=8)
+        axes.set_title("IoU by class, dataset-level" if key == "iou" else f"{key} by class")
+        if absent:
+            axes.set_xlabel(f"{axes.get_xlabel()}\nnever labelled nor predicted: {', '.join(absent)}")
+        figure.tight_layout()
+    return figure
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
+    """Write a figure as a picture (kind by the ending), in a folder made if need be; equal figures, equal bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}} if path.suffix == ".png" else {}
+    figure.savefig(path, dpi=dpi, facecolor="white", **options)
+    return path
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    # No pyplot: it would keep every figure alive and look for a display.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(width, height))
+
+
+def _draw_block(
+    axes: Axes,
+    picture: Picture,
+    classes: Classes,
+    colours: np.ndarray,
+    heard_from: float,
+    layout: tuple[float, float, float, float, float],
+) -> None:
+    """One clip; all lengths in inches, y downwards."""
+    head, left, gap, width, height = layout
+    present = sorted((set(np.unique(picture.truth_THW)) | set(np.unique(picture.prediction_THW))) - {0, _IGNORE})
+    axes.text(left, 0.15, picture.uid, fontsize=8, fontweight="bold", va="center")
+    legend = [(classes.names[class_id - 1], colours[class_id]) for class_id in present]
+    _chips(axes, left, 0.31, legend or [("nothing labelled, nothing predicted", (0.8, 0.8, 0.8))])
+    for row, name in enumerate(("frame", "truth", "prediction")):
+        top = head + row * (height + gap)
+        axes.text(left - 0.08, top + height / 2, name, fontsize=7.5, color="#5c626d", ha="right", va="center")
+        for frame, image_HWC in enumerate(picture.images_THWC):
+            labels_HW = (np.zeros_like(picture.truth_THW), picture.truth_THW, picture.prediction_THW)[row][frame]
+            tile = image_HWC if row == 0 else overlay(image_HWC, labels_HW, colours)
+            start = left + frame * (width + gap)
+            axes.imshow(tile, extent=(start, start + width, top + height, top), interpolation="bilinear", aspect="auto")
+    bottom = head + 3 * (height + gap)
+    for frame, heard_C in enumerate(picture.heard_TC):
+        start = left + frame * (width + gap)
+        likeliest = [index for index in np.argsort(-heard_C, kind="stable")[:3] if heard_C[index] >= heard_from]
+        for line, index in enumerate(likeliest):
+            text = f"{classes.names[index]} {heard_C[index]:.2f}"
+            _chips(axes, start, bottom + 0.07 + 0.14 * line, [(text, colours[index + 1])])
+        if not likeliest:
+            axes.text(start, bottom + 0.07, "nothing heard", fontsize=6.5, color=FAINT, va="center")
+    axes.set(xlim=axes.get_xlim())  # imshow moved the limits' margins
+    axes.set_autoscale_on(False)
+
+
+def overlay(image_HWC: np.ndarray, labels_HW: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The frame greyed, with every labelled object tinted and outlined in its class's colour: uint8 [H, W, 3].
+
+    `image_HWC` is uint8; label 255 (no ground truth) is faded to white.
+    """
+    grey_HW1 = image_HWC.mean(axis=-1, keepdims=True) / 255
+    labelled_HW = labels_HW != _IGNORE
+    object_HW = (labels_HW > 0) & labelled_HW
+    tint_HWC = colours[np.where(labelled_HW, labels_HW, 0)]
+    inner_HW = object_HW.copy()
+    for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        inner_HW &= np.roll(labels_HW, step, axis) == labels_HW
+    result = np.where(object_HW[..., None], (0.45 + 0.55 * grey_HW1) * tint_HWC + 0.08, 0.1 + 0.55 * grey_HW1)
+    result = np.where((object_HW & ~inner_HW)[..., None], 0.45 + 0.55 * tint_HWC, result)
+    result = np.where(labelled_HW[..., None], result, 0.8 + 0.15 * grey_HW1)
+    return (result.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _chips(axes: Axes, x: float, y: float, items: Sequence[tuple[str, Sequence[float]]], size: float = 6.5) -> None:
+    """Coloured squares with their texts, one after another from `x`, in inches."""
+    from matplotlib.patches import Rectangle
+
+    side = 0.085
+    for text, colour in items:
+        axes.add_patch(Rectangle((x, y - side / 2), side, side, facecolor=colour, linewidth=0))
+        axes.text(x + side + 0.04, y, text, fontsize=size, va="center")
+        x += side + 0.14 + len(text) * size * 0.0088
+
+
+def _spread(levels: list[float], least: float) -> list[float]:
+    """Heights near `levels` that are `least` apart at least, so that their texts do not touch."""
+    order = sorted(range(len(levels)), key=levels.__getitem__)
+    heights = list(levels)
+    for lower, upper in zip(order, order[1:], strict=False):
+        heights[upper] = max(heights[upper], heights[lower] + least)
+    return heights
