@@ -1,0 +1,1 @@
+"""Wiring: DVC stages and Prefect flows around the library `qdformer`."""

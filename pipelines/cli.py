@@ -1,0 +1,34 @@
+"""What every stage's command line shares: settings in, one clear line and a non-zero code on failure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from qdformer.errors import InputError
+from qdformer.settings import Settings, SettingsError, load_settings
+
+FAILED, BAD_SETTINGS, INTERRUPTED = 1, 2, 130
+
+
+def stage_main(run: Callable[[Settings], None]) -> NoReturn:
+    """Run one stage on `params.yaml` of the working directory and exit.
+
+    The code is 2 for unusable settings, 1 for unusable input (one line says which), 130 for Ctrl-C.
+    A fault of the program itself keeps its traceback.
+    """
+    try:
+        run(load_settings())
+    except SettingsError as error:
+        _fail(BAD_SETTINGS, f"error: {error}")
+    except (InputError, OSError) as error:
+        _fail(FAILED, f"error: {error}")
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, "interrupted: the same command goes on from here")
+    sys.exit(0)
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,73 @@
+"""Flow `retrain`: if anything changed, reproduce, register the checkpoint, and keep the better one as champion."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from pipelines.flows.pipeline import bring_up_to_date
+from pipelines.flows.reproduce import CHECKPOINT, record, show
+from pipelines.flows.terminal import run_flow
+from pipelines.workspace import (
+    dvc_command,
+    locked,
+    one_at_a_time,
+    open_workspace,
+    preset_settings,
+    tracking_environment,
+)
+from qdformer.settings import Settings
+
+
+@flow(name="retrain", flow_run_name="retrain {data}")
+def retrain(data: str = "") -> str:
+    """Do what is needed for the newest settings, data and code to be trained and judged; return the verdict.
+
+    The alias `champion` moves only to a checkpoint whose test mIoU is better. Cut short anywhere,
+    the next call goes on.
+    """
+    settings, workspace = preset_settings(data), open_workspace(data)
+    with one_at_a_time(workspace) as lock:
+        if verdict := standing_verdict(settings, workspace):
+            print(f"Nothing changed: {verdict}")
+            return verdict
+        seconds = bring_up_to_date(workspace, lock)
+        run_id = record(settings, workspace)
+        verdict = judge(settings, workspace, run_id)
+    show(settings, workspace, run_id, seconds)
+    print(f"Registered: {verdict}")
+    return verdict
+
+
+@task(cache_policy=NO_CACHE)
+def standing_verdict(settings: Settings, workspace: Path) -> str | None:
+    """The verdict on the workspace's checkpoint, or None if something is stale or it has not been judged."""
+    if subprocess.run([dvc_command(), "status", "--quiet"], cwd=workspace).returncode:
+        return None
+    os.environ.update(tracking_environment())
+    from qdformer import tracking
+
+    model = tracking.experiment_name(settings)
+    version = tracking.find_version(model, tracking.file_sha256(workspace / CHECKPOINT))
+    if version is None or "judged" not in version.tags:
+        return None
+    return f"{model} version {version.version}, {version.tags['judged']}"
+
+
+@task(cache_policy=NO_CACHE)
+def judge(settings: Settings, workspace: Path, run_id: str) -> str:
+    """Register the workspace's checkpoint as a version that points into DVC, and let it stand against the champion."""
+    from qdformer import tracking
+
+    model = tracking.experiment_name(settings)
+    source = f"dvc://{locked(workspace)[CHECKPOINT.parent.as_posix()]}/{CHECKPOINT.name}"
+    version = tracking.register(model, run_id, tracking.file_sha256(workspace / CHECKPOINT), source)
+    return f"{model} version {version.version}, {tracking.promote(model, version)}"
+
+
+if __name__ == "__main__":
+    run_flow(retrain, __doc__)

@@ -1,0 +1,136 @@
+"""A Prefect API on the loopback interface: one that is configured, the schedule's, or one for the length of a command.
+
+Prefect can start a temporary server by itself, but in the caller's process group: Ctrl-C then ends
+the server first, and the flow tries for minutes to report to it. This one has a group of its own,
+stops when asked to, and ends with the process that started it, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+from pipelines.workspace import PROJECT
+
+HOST = "127.0.0.1"
+
+
+class ServerError(RuntimeError):
+    """Prefect's server did not start."""
+
+
+@contextlib.contextmanager
+def api() -> Iterator[None]:
+    """For the block, let flows report to the API that is configured, else to the schedule's, else to one of our own."""
+    if PREFECT_API_URL.value():
+        yield
+    elif url := _schedule_url():
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+    else:
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port = probe.getsockname()[1]
+        with _server(port, "temporary"):
+            yield
+
+
+@contextlib.contextmanager
+def schedule_server() -> Iterator[str]:
+    """A server with dashboard and scheduler for the block; yield the dashboard's address.
+
+    Raises `ServerError` if the port (`PREFECT_SERVER_API_PORT`) is taken.
+    """
+    port = get_current_settings().server.api.port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ServerError(f"port {port} is taken; choose another: PREFECT_SERVER_API_PORT=...") from None
+    with _server(port, "scheduling") as url:
+        note = _note()
+        note.write_text(url, encoding="ascii")
+        try:
+            yield f"http://{HOST}:{port}"
+        finally:
+            note.unlink(missing_ok=True)
+
+
+def _note() -> Path:
+    return get_current_settings().home / "schedule.url"
+
+
+def _schedule_url() -> str | None:
+    try:
+        url = _note().read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    return url if _healthy(url) else None
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def _server(port: int, kind: str) -> Iterator[str]:
+    url = f"http://{HOST}:{port}/api"
+    command = [sys.executable, "-m", "pipelines.flows.server", str(port), kind]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd=PROJECT
+    )
+    try:
+        deadline = time.monotonic() + get_current_settings().server.ephemeral.startup_timeout_seconds
+        while not _healthy(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError(f"Prefect's server did not start on port {port} (exit code {process.poll()})")
+            time.sleep(0.1)
+        with temporary_settings({PREFECT_API_URL: url}):
+            try:
+                yield url
+            finally:  # what is still queued must go before the server does
+                APILogWorker.drain_all(timeout=5)
+                EventsWorker.drain_all(timeout=5)
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _serve(port: int, temporary: bool) -> None:
+    def end_with_parent() -> None:
+        sys.stdin.buffer.read()  # returns when the parent closes it, or is gone
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=temporary, final=True)
+    uvicorn.run(app, host=HOST, port=port, log_level="error", timeout_graceful_shutdown=3)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), sys.argv[2] == "temporary")

@@ -1,0 +1,148 @@
+"""Flow `sweep`: train and evaluate every row of `sweep.rows` on one Ray session, and compare them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from pipelines.flows.pipeline import bring_up_to_date
+from pipelines.flows.terminal import markdown_table, print_table, run_flow
+from pipelines.workspace import one_at_a_time, open_workspace, preset_settings, provenance, tracking_environment
+from qdformer.settings import Settings, parse_settings
+
+CONDITION = "clean"
+COMPARED = ("davis_jf", "miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f")
+
+
+@flow(name="sweep", flow_run_name="sweep {data}")
+def sweep(data: str = "") -> None:
+    """Compare the rows on the preset's data; rows that are finished and still valid are not run again."""
+    settings, workspace = preset_settings(data), open_workspace(data)
+    rows = {name: row_settings(settings, name) for name in settings.sweep.rows}
+    with one_at_a_time(workspace) as lock:
+        bring_up_to_date(workspace, lock, ("features",))
+        os.environ.update(tracking_environment())
+        from qdformer import tracking  # takes seconds to import
+
+        tags = provenance(workspace)
+        with tracking.parent_run(settings, tags, "sweep") as parent:
+            with _session_if(not all(is_finished(name, row, workspace) for name, row in rows.items())):
+                for name, row in rows.items():
+                    run_row.with_options(task_run_name=name)(name, row, workspace, parent)
+            table = workspace / "sweeps" / "comparison.csv"
+            lines = compare(workspace, rows, table)
+            tracking.log_files(parent, table)
+            tracking.log_files(parent, table.with_suffix(".md"))
+    title = f"Sweep on {settings.download.dataset}: {CONDITION}, ± half of the 95 % interval, change to the row above"
+    print_table(title, ["row", *COMPARED], lines)
+    where = f"{tracking.tracking_uri()} · experiment {tracking.experiment_name(settings)} · run {parent}"
+    print(f"\nTable: {table}\nMLflow record: {where}\nopen it with:  make ui")
+    text = table.with_suffix(".md").read_text(encoding="utf-8")
+    create_markdown_artifact(f"## {title}\n\n{text}\n\nMLflow: {where}", key=f"sweep-{settings.download.dataset}")
+
+
+def row_settings(settings: Settings, name: str) -> Settings:
+    """The settings of one row: the model's parts switched, trained for `sweep.epochs`."""
+    values = settings.model_dump()
+    values["train"]["model"].update(settings.sweep.rows[name])
+    values["train"]["epochs"] = settings.sweep.epochs
+    return parse_settings(values, f"sweep.rows.{name}")
+
+
+@task(name="row", cache_policy=NO_CACHE)
+def run_row(name: str, settings: Settings, workspace: Path, parent: str) -> None:
+    """Train and evaluate one row, as far as that has not been done, and see to its record under `parent`."""
+    from qdformer import tracking
+
+    out, tags = workspace / "sweeps" / name, provenance(workspace)
+    checkpoint, reports = out / "model.safetensors", out / "reports"
+    if is_finished(name, settings, workspace):
+        print(f"Row {name}: finished before", flush=True)
+    else:
+        from pipelines.stages.evaluate import evaluate_checkpoint
+        from pipelines.stages.train import train
+
+        print(f"Row {name}", flush=True)
+        identity = _identity(settings, workspace)
+        with tracking.training_run(settings, tags, name, parent) as run_id:
+            if _kept_identity(out) != identity:
+                shutil.rmtree(out, ignore_errors=True)
+                out.mkdir(parents=True)
+                (out / "identity").write_text(identity, encoding="ascii")
+            if not (out / "history.csv").is_file():  # written last
+                train(settings, workspace, out, run_id)
+            tracking.tag(run_id, checkpoint_sha256=tracking.file_sha256(checkpoint))
+            partial = out / "reports.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            evaluate_checkpoint(settings, workspace, checkpoint, partial, [CONDITION])
+            os.replace(partial, reports)
+    tracking.log_evaluation(reports, settings, tags, checkpoint, name=name, parent=parent)
+
+
+def is_finished(name: str, settings: Settings, workspace: Path) -> bool:
+    """Whether the row was trained and evaluated with these settings on this data by this code."""
+    out = workspace / "sweeps" / name
+    return (out / "reports").is_dir() and _kept_identity(out) == _identity(settings, workspace)
+
+
+def compare(workspace: Path, rows: Iterable[str], table: Path) -> list[list[str]]:
+    """Write the comparison to `table` (CSV) and beside it (Markdown); return its lines as text."""
+    lines, records, above = [], [], {}
+    for row in rows:
+        intervals = json.loads((workspace / "sweeps" / row / "reports" / "intervals.json").read_text(encoding="utf-8"))
+        line, record = [row], {"row": row}
+        for key in COMPARED:
+            value, low, high = (intervals[CONDITION][key][part] for part in ("value", "low", "high"))
+            change = value - above[key] if key in above else None
+            record |= {key: value, f"{key}_low": low, f"{key}_high": high, f"{key}_change": change}
+            line.append(f"{value:.3f} ± {(high - low) / 2:.3f}" + ("" if change is None else f" ({change:+.3f})"))
+        lines.append(line)
+        records.append(record)
+        above = record
+    with open(table, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, records[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    table.with_suffix(".md").write_text(markdown_table(["row", *COMPARED], lines) + "\n", encoding="utf-8")
+    return lines
+
+
+def _identity(settings: Settings, workspace: Path) -> str:
+    tags = provenance(workspace)
+    parts = [
+        settings.train.model_dump_json(),
+        settings.evaluate.model_dump_json(),
+        tags["data_digest"],
+        tags["code_digest"],
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _kept_identity(out: Path) -> str | None:
+    path = out / "identity"
+    return path.read_text(encoding="ascii") if path.is_file() else None
+
+
+@contextlib.contextmanager
+def _session_if(needed: bool) -> Iterator[None]:
+    if not needed:
+        yield
+        return
+    from qdformer.training.launch import session  # Ray and torch take seconds to import
+
+    with session():
+        yield
+
+
+if __name__ == "__main__":
+    run_flow(sweep, __doc__)

@@ -1,0 +1,42 @@
+"""Stage `download`: the network or nothing -> data/dataset, data/sounds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pipelines.cli import stage_main
+from qdformer.data.checks import check_dataset, check_sounds
+from qdformer.data.toy import compose_toy
+from qdformer.settings import Download, Settings
+
+
+def download(settings: Download, data: Path, cache: Path) -> None:
+    """Write `data/dataset` and `data/sounds`, both whole and checked, or neither.
+
+    What was fetched is kept in `cache`, for DVC empties the outs before a rerun.
+    """
+    partial = data / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    dataset, sounds = partial / "dataset", partial / "sounds"
+    if settings.dataset == "toy":
+        compose_toy(dataset, sounds, settings)
+    else:
+        from qdformer.data.stamps import compose_stamps
+
+        compose_stamps(dataset, sounds, settings, cache, progress=True)
+    check_dataset(dataset)
+    check_sounds(sounds)
+    for whole in (dataset, sounds):
+        shutil.rmtree(data / whole.name, ignore_errors=True)
+        os.replace(whole, data / whole.name)
+    partial.rmdir()
+
+
+def main(settings: Settings) -> None:
+    download(settings.download, Path("data"), Path(".cache/stamps"))
+
+
+if __name__ == "__main__":
+    stage_main(main)

@@ -1,0 +1,121 @@
+"""Stage `evaluate`: one checkpoint under every audio condition and control -> reports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas
+import torch
+from tqdm import tqdm
+
+from pipelines.cli import stage_main
+from pipelines.workspace import provenance
+from qdformer import plots, tracking
+from qdformer.audio.features import FeatureStore, embed_silence
+from qdformer.audio.vggish import load_vggish
+from qdformer.data.dataset import AVSDataset, Batch, Constant, Shuffled, build_loader
+from qdformer.data.manifest import read_manifest
+from qdformer.evaluation import Evaluation, evaluate
+from qdformer.model import Prediction
+from qdformer.settings import Settings
+from qdformer.training.checkpoint import load_model
+
+
+def evaluate_checkpoint(
+    settings: Settings, workspace: Path, checkpoint: Path, out: Path, names: Iterable[str] | None = None
+) -> dict[str, Evaluation]:
+    """Measure `checkpoint` under the conditions and controls `names` (all by default) and write the reports to `out`.
+
+    The controls use the clean sound: `shuffled` gives each clip another's, `silence` none, and
+    `untrained` keeps the sound and takes the model as it was before training.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    manifest = read_manifest(workspace / "data" / "dataset")
+    clips = manifest[manifest["split"] == settings.evaluate.split]
+    uids = clips["uid"].tolist()
+    generator = np.random.default_rng(settings.evaluate.seed)
+    shown = set(generator.choice(uids, min(settings.evaluate.pictures, len(uids)), replace=False))
+    models = {"trained": load_model(checkpoint)}
+    names = list(names or (*settings.mix.conditions, *settings.evaluate.controls))
+    if "untrained" in names:
+        models["untrained"] = load_model(checkpoint, trained=False)
+
+    def features(name: str) -> Mapping[str, np.ndarray]:
+        condition = name if name in settings.mix.conditions else "clean"
+        store = FeatureStore(workspace / "data" / "features" / f"{condition}.h5")
+        if name == "shuffled":
+            return Shuffled(store, uids, settings.evaluate.seed)
+        if name == "silence":
+            vggish = load_vggish(workspace / "models" / "vggish" / "vggish.safetensors")
+            return Constant(embed_silence(settings.download.frames, vggish), uids)
+        return store
+
+    results = {}
+    with tqdm(total=len(names) * len(uids), unit="clip", disable=not sys.stderr.isatty()) as bar:
+        for name in names:
+            bar.set_description(name)
+            model, classes = models["untrained" if name == "untrained" else "trained"]
+            model.to(device)
+
+            def predict(batch: Batch, model=model) -> Prediction:
+                return model.predict(
+                    batch.images_BTCHW.to(device), batch.audio_BTA.to(device), batch.valid_BT.to(device)
+                )
+
+            data = AVSDataset(clips, features(name), settings.train.image_size)
+            results[name] = evaluate(
+                predict,
+                build_loader(data, settings.evaluate.batch_size),
+                classes,
+                bar.update,
+                manifest=clips,
+                picture_uids=shown if name == "clean" else (),
+                video_batch=settings.evaluate.batch_size,
+                bootstrap=settings.evaluate.bootstrap,
+                seed=settings.evaluate.seed,
+            )
+    write_reports(results, classes, out)
+    history = pandas.read_csv(checkpoint.with_name("history.csv")).to_dict("records")
+    plots.save(plots.training_curves(history), out / "figures" / "training.png")
+    return results
+
+
+def write_reports(results: Mapping[str, Evaluation], classes, out: Path) -> None:
+    """Metrics as JSON (for DVC), tables as CSV, figures as PNG."""
+    (out / "metrics").mkdir(parents=True, exist_ok=True)
+    for name, result in results.items():
+        (out / "metrics" / f"{name}.json").write_text(json.dumps(result.summary, indent=2) + "\n", encoding="utf-8")
+    intervals = {name: result.intervals for name, result in results.items()}
+    (out / "intervals.json").write_text(json.dumps(intervals, indent=2) + "\n", encoding="utf-8")
+    _table(results, "per_clip").to_csv(out / "clips.csv", index=False)
+    _table(results, "per_class").to_csv(out / "classes.csv", index=False)
+    summaries = {name: result.summary for name, result in results.items()}
+    pandas.DataFrame(_robustness(summaries)).to_csv(out / "robustness.csv", index=False)
+    plots.save(plots.robustness_curve(summaries, intervals), out / "figures" / "robustness.png")
+    if clean := results.get("clean"):
+        plots.save(plots.picture_grid(clean.pictures, classes), out / "figures" / "pictures.png")
+        plots.save(plots.class_bars(clean.per_class), out / "figures" / "classes.png")
+
+
+def _table(results: Mapping[str, Evaluation], field: str) -> pandas.DataFrame:
+    return pandas.concat([getattr(result, field).assign(condition=name) for name, result in results.items()])
+
+
+def _robustness(summaries: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, float]]:
+    for name, summary in summaries.items():
+        if name.startswith("snr"):
+            yield {"snr": int(name.removeprefix("snr")), **summary}
+
+
+def main(settings: Settings) -> None:
+    workspace, checkpoint, out = Path.cwd(), Path("models/qdformer/model.safetensors"), Path("reports")
+    evaluate_checkpoint(settings, workspace, checkpoint, out)
+    tracking.log_evaluation(out, settings, provenance(workspace), checkpoint)
+
+
+if __name__ == "__main__":
+    stage_main(main)

@@ -1,0 +1,41 @@
+"""Stage `pretrain`: data/sounds, or weights that the user has -> models/vggish."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from pipelines.cli import stage_main
+from qdformer.audio.official import fetch_weights
+from qdformer.audio.pretrain import pretrain_vggish
+from qdformer.audio.vggish import load_vggish, save_vggish
+from qdformer.settings import Pretrain, Settings
+
+
+def pretrain(settings: Pretrain, sounds: Path, out: Path, cache: Path) -> None:
+    """Write `out/vggish.safetensors`, and `out/record.json` which says what these weights are."""
+    started = time.monotonic()
+    if settings.weights == "official":
+        source = fetch_weights(settings.official_source, settings.official_sha256, cache)
+        vggish = load_vggish(source, settings.official_sha256)
+        record = {
+            "weights": "official",
+            "how": "VGGish as published, taken from a file that the user named",
+            "source": settings.official_source,
+            "source_sha256": settings.official_sha256,
+        }
+    else:
+        vggish, record = pretrain_vggish(sounds, settings, cache)
+    record["sha256"] = save_vggish(vggish, out / "vggish.safetensors")
+    # no times in it: the same weights must give the same record, whose checksum DVC compares
+    (out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"{record['how']}: {time.monotonic() - started:.0f} s")
+
+
+def main(settings: Settings) -> None:
+    pretrain(settings.pretrain, Path("data/sounds"), Path("models/vggish"), Path(".cache/weights"))
+
+
+if __name__ == "__main__":
+    stage_main(main)

@@ -1,0 +1,46 @@
+"""Stage `train`: data/dataset, data/features/clean.h5 -> models/qdformer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas
+
+from pipelines.cli import stage_main
+from pipelines.workspace import provenance
+from qdformer import tracking
+from qdformer.settings import Settings
+from qdformer.training.checkpoint import file_digest
+from qdformer.training.launch import Job, launch
+
+
+def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) -> None:
+    """Train on the workspace's data; write `out/model.safetensors` and `out/history.csv`.
+
+    `run_id` is the MLflow run that takes the figures of every epoch. What is needed to go on after
+    a crash is kept in `.cache/ray` until the run is finished, for DVC empties `out` before a rerun.
+    """
+    workspace = workspace.resolve()
+    storage = workspace / ".cache" / "ray"
+    storage.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        recipe=settings.train,
+        dataset=workspace / "data" / "dataset",
+        features=workspace / "data" / "features" / "clean.h5",
+        storage=storage,
+        run_id=run_id,
+        tracking_uri=tracking.tracking_uri(),
+    )
+    history = launch(job, out)
+    pandas.DataFrame(history).to_csv(out / "history.csv", index=False)
+
+
+def main(settings: Settings) -> None:
+    workspace, out = Path.cwd(), Path("models/qdformer")
+    with tracking.training_run(settings, provenance(workspace)) as run_id:
+        train(settings, workspace, out, run_id)
+        tracking.tag(run_id, checkpoint_sha256=file_digest(out / "model.safetensors"))
+
+
+if __name__ == "__main__":
+    stage_main(main)

@@ -1,0 +1,194 @@
+"""Where a preset runs, one run at a time, and what its results came from.
+
+The default settings run in the project's root. Every other preset is a file `presets/NAME.yaml`
+that names only what differs from `params.yaml`, and runs in a DVC workspace of its own,
+`workspaces/NAME/`: the same `dvc.yaml` and code by symbolic link, other settings, other results,
+one cache. Running one preset never touches what another has made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qdformer.errors import InputError
+from qdformer.settings import Settings, SettingsError, parse_settings
+
+PROJECT = Path(__file__).resolve().parents[1]
+LINKED = ("dvc.yaml", ".dvcignore", "pipelines", "qdformer")
+DVC_CONFIG = """[core]
+    no_scm = true
+    analytics = false
+    check_update = false
+[cache]
+    dir = ../../../.dvc/cache
+    type = "reflink,hardlink,copy"
+"""
+
+
+class BusyError(InputError):
+    """Another run is at work in the workspace; the message names its process."""
+
+
+def preset_values(name: str = "", project: Path = PROJECT) -> dict[str, Any]:
+    """The nested values of a preset, validated: `params.yaml`, with the preset's own laid over it.
+
+    An empty name, or the name of the data set in `params.yaml`, is the default. Raises
+    `SettingsError` if there is no such preset (naming those there are) or its values are not usable.
+    """
+    path = project / "params.yaml"
+    values = _read_yaml(path)
+    sources = [path.name]
+    if not _is_default(name, values):
+        presets = {file.stem: file for file in (project / "pipelines" / "presets").glob("*.yaml")}
+        if name not in presets:
+            known = sorted({_default_name(values), *presets} - {""})
+            raise SettingsError(f"no preset {name!r}; there are: {', '.join(known)}")
+        values = _merge(values, _read_yaml(presets[name]))
+        sources.append(str(presets[name].relative_to(project)))
+    parse_settings(values, " with ".join(sources))
+    return values
+
+
+def preset_settings(name: str = "", project: Path = PROJECT) -> Settings:
+    """The settings of a preset; raise `SettingsError` as `preset_values` does. Writes nothing."""
+    return parse_settings(preset_values(name, project), name or "params.yaml")
+
+
+def open_workspace(name: str = "", project: Path = PROJECT) -> Path:
+    """Make the preset's workspace ready and return its folder, absolute.
+
+    Nothing is written if the settings are not usable; `params.yaml` is rewritten only when its
+    values changed, so that opening a workspace makes nothing stale.
+    """
+    values = preset_values(name, project)
+    if _is_default(name, _read_yaml(project / "params.yaml")):
+        return project
+    workspace = project / "workspaces" / name
+    workspace.mkdir(parents=True, exist_ok=True)
+    for linked in LINKED:
+        link, target = workspace / linked, Path("..", "..", linked)
+        if not link.is_symlink() and (project / linked).exists():
+            link.symlink_to(target)
+    config = workspace / ".dvc" / "config"
+    if not config.is_file():
+        subprocess.run([dvc_command(), "init", "--no-scm", "--quiet", "--force"], cwd=workspace, check=True)
+        _write(config, DVC_CONFIG)
+    params = workspace / "params.yaml"
+    if not params.is_file() or _read_yaml(params) != values:
+        header = f"# Written from ../../params.yaml and pipelines/presets/{name}.yaml: change those.\n"
+        _write(params, header + yaml.safe_dump(values, sort_keys=False))
+    return workspace
+
+
+@contextlib.contextmanager
+def one_at_a_time(workspace: Path) -> Iterator[int]:
+    """Hold the workspace for the block; yield the lock's file descriptor.
+
+    The lock goes with the processes that hold the descriptor, however they end: hand it to a child
+    that must not outlive it unnoticed. Raises `BusyError` if another run holds it.
+    """
+    path = workspace / ".dvc" / "tmp" / "run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "process unknown"
+            raise BusyError(f"{workspace}: another run is at work here ({holder}, or what it left running)") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}\n")
+        file.flush()
+        yield file.fileno()
+
+
+def dvc_command() -> str:
+    """The `dvc` beside this Python, wherever PATH points."""
+    return str(Path(sys.executable).with_name("dvc"))
+
+
+def tracking_environment(project: Path = PROJECT) -> dict[str, str]:
+    """`MLFLOW_TRACKING_URI` as it is set, or the project's own store: all presets keep one record."""
+    return {"MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}"}
+
+
+def provenance(workspace: Path) -> dict[str, str]:
+    """What the workspace's results come from: the Git commit, and digests of the data and of the code."""
+    lock = locked(workspace)
+    tags = {
+        "preset": workspace.name if workspace.parent.name == "workspaces" else "default",
+        "data_digest": _digest(path + md5 for path, md5 in sorted(lock.items()) if path.startswith("data/")),
+        "code_digest": _code_digest(),
+    }
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        tags["mlflow.source.git.commit"] = _git("rev-parse", "HEAD")
+        tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    return tags
+
+
+def locked(workspace: Path) -> dict[str, str]:
+    """The MD5 that DVC has locked for every out, by its path in the workspace."""
+    path = workspace / "dvc.lock"
+    stages = _read_yaml(path).get("stages", {}) if path.is_file() else {}
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ()) if "md5" in out}
+
+
+def _is_default(name: str, values: dict[str, Any]) -> bool:
+    return name in ("", _default_name(values))
+
+
+def _default_name(values: dict[str, Any]) -> str:
+    download = values.get("download")
+    return str(download.get("dataset", "")) if isinstance(download, dict) else ""
+
+
+def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
+        inner = base.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such settings file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: must hold a mapping of sections")
+    return values
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(PROJECT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@functools.cache
+def _code_digest() -> str:
+    files = sorted((PROJECT / "qdformer").rglob("*.py"))
+    return _digest(f"{file.relative_to(PROJECT)} {file.read_text(encoding='utf-8')}" for file in files)
+
+
+def _digest(parts: Iterator[str]) -> str:
+    return hashlib.md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()[:16]

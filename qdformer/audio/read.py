@@ -1,0 +1,114 @@
+"""Read a sound, or the sound track of a video, as float32 samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from qdformer.errors import InputError
+
+SAMPLE_RATE = 16_000
+"""Rate in Hz that VGGish, and so the whole project, works at."""
+
+# resampy's "kaiser_best" filter, which the public VGGish port resamples with.
+_KAISER_BEST = {
+    "resampling_method": "sinc_interp_kaiser",
+    "lowpass_filter_width": 64,
+    "rolloff": 0.9475937167399596,
+    "beta": 14.769656459379492,
+}
+_CONTAINERS = {".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".aac", ".3gp", ".ts"}
+_UNKNOWN_LENGTH = 0xFFFFFFFF  # written by programs that stream a wav and cannot go back to its header
+
+
+class AudioError(InputError):
+    """A sound cannot be used; the message names the file and what is wrong with it."""
+
+
+def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bool = True) -> np.ndarray:
+    """Read an audio file or a video's first sound track.
+
+    wav, flac, ogg and mp3 are read with soundfile, video containers with PyAV.
+
+    Args:
+        path: the file.
+        sample_rate: rate in Hz to resample to; None keeps the file's own.
+        mono: average the channels.
+
+    Returns:
+        float32 samples, nominally in -1..1: [samples], or [samples, channels] where `mono` is false.
+
+    Raises:
+        AudioError: the file is missing, empty, cut short, not audio, or holds NaN or infinite samples.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: the file is empty (0 bytes)")
+    samples, rate = _decode_container(path) if path.suffix.lower() in _CONTAINERS else _decode_sound(path)
+    if not len(samples):
+        raise AudioError(f"{path}: holds no samples")
+    if not np.isfinite(samples).all():
+        bad = int((~np.isfinite(samples)).any(axis=1).argmax())
+        raise AudioError(f"{path}: sample {bad} is NaN or infinite")
+    if mono:
+        samples = samples.mean(axis=1)
+    if sample_rate is not None and rate != sample_rate:
+        samples = resample(samples, rate, sample_rate)
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Resample [samples] or [samples, channels] with a windowed sinc; float32."""
+    import torch  # here, so that stages which read 16 kHz files start without it
+    from torchaudio.functional import resample as torchaudio_resample
+
+    waveform = torch.from_numpy(np.ascontiguousarray(samples.T, dtype=np.float32))
+    return torchaudio_resample(waveform, rate, new_rate, **_KAISER_BEST).numpy().T
+
+
+def _decode_sound(path: Path) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    _check_wav_length(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            expected, rate = file.frames, file.samplerate
+            samples = file.read(dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{path}: cannot be read as audio: {error}") from None
+    if len(samples) < expected:
+        raise AudioError(f"{path}: cut short: {len(samples)} of {expected} samples can be read")
+    return samples, rate
+
+
+def _check_wav_length(path: Path) -> None:
+    """soundfile silently reads what is left of a truncated wav, so its header is compared with the file."""
+    with path.open("rb") as file:
+        header = file.read(12)
+    if header[:4] != b"RIFF" or header[8:12] != b"WAVE":
+        return
+    expected = int.from_bytes(header[4:8], "little")
+    size = path.stat().st_size
+    if expected != _UNKNOWN_LENGTH and size < expected + 8:
+        raise AudioError(f"{path}: cut short: {size} of {expected + 8} bytes")
+
+
+def _decode_container(path: Path) -> tuple[np.ndarray, int]:
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise AudioError(f"{path}: has no sound track")
+            stream = container.streams.audio[0]
+            to_float = av.AudioResampler(format="fltp")  # same layout and rate, planar float32
+            frames = [part.to_ndarray() for frame in container.decode(stream) for part in to_float.resample(frame)]
+            rate = stream.rate
+    except av.FFmpegError as error:
+        raise AudioError(f"{path}: cannot be read as audio: {error}") from None
+    if not frames:
+        raise AudioError(f"{path}: holds no samples")
+    return np.concatenate(frames, axis=1).T, rate

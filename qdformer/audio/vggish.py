@@ -1,0 +1,191 @@
+"""VGGish (Hershey et al., ICASSP 2017): log-mel front end and network.
+
+Both give what the public PyTorch port gives with its PCA step left out, as audio-visual
+segmentation methods use it: 16 kHz mono, 0.96 s patches, 128 non-negative numbers a patch.
+
+Shapes: P patches, F = 96 frames of 10 ms, M = 64 mel bands.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdformer.audio.read import SAMPLE_RATE, resample
+from qdformer.errors import InputError
+
+WINDOW, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms
+BANDS, LOW_HZ, HIGH_HZ = 64, 125.0, 7500.0
+LOG_OFFSET = 0.01
+PATCH_FRAMES = 96
+PATCH_SAMPLES = WINDOW + (PATCH_FRAMES - 1) * HOP
+PATCH_SECONDS = PATCH_FRAMES * HOP / SAMPLE_RATE
+EMBEDDING = 128
+
+
+class WeightsError(InputError):
+    """A weights file cannot be used; the message names the file, and the key and shape where they matter."""
+
+
+@functools.cache
+def mel_weights() -> Tensor:
+    """HTK mel filters [FFT // 2 + 1, BANDS] float64, triangular on the mel scale, the DC bin left out.
+
+    `torchaudio.functional.melscale_fbanks` draws its triangles over Hz instead, which is not what
+    VGGish was trained with.
+    """
+
+    def to_mel(hertz):
+        return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
+
+    bins = to_mel(np.linspace(0.0, SAMPLE_RATE / 2, FFT // 2 + 1))[:, None]
+    edges = np.linspace(to_mel(LOW_HZ), to_mel(HIGH_HZ), BANDS + 2)
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    weights = np.maximum(0.0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))
+    weights[0] = 0.0
+    return torch.from_numpy(weights)
+
+
+def mel_spectrogram(waveforms: Tensor) -> Tensor:
+    """Mel magnitudes [..., frames, BANDS] of 16 kHz waveforms [..., samples]; no padding at the ends.
+
+    Computed in the precision of `waveforms`. In float32 the leakage between bins of a loud pure tone
+    is off by up to 5e-4 in the logarithm.
+    """
+    frames = waveforms.unfold(-1, WINDOW, HOP) * torch.hann_window(WINDOW, periodic=True, dtype=waveforms.dtype)
+    return torch.fft.rfft(frames, n=FFT).abs() @ mel_weights().to(waveforms.dtype)
+
+
+def log_mel_patches(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
+    """Cut a waveform into VGGish's input patches.
+
+    Args:
+        waveform: [samples] or [samples, channels] in -1..1; channels are averaged.
+        sample_rate: its rate in Hz; other than 16 kHz is resampled.
+
+    Returns:
+        [P, 1, 96, 64] float32: log(mel + 0.01) of whole, non-overlapping 0.96 s patches. What is
+        left at the end is dropped, and a waveform shorter than one patch (15600 samples) gives P = 0.
+    """
+    samples = np.asarray(waveform, dtype=np.float32)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    if samples.ndim != 1:
+        raise ValueError(f"waveform must be [samples] or [samples, channels], not {list(samples.shape)}")
+    if sample_rate != SAMPLE_RATE:
+        samples = resample(samples, sample_rate, SAMPLE_RATE)
+    if len(samples) < PATCH_SAMPLES:
+        return torch.zeros(0, 1, PATCH_FRAMES, BANDS)
+    log_mel_FM = torch.log(mel_spectrogram(torch.from_numpy(samples.astype(np.float64))) + LOG_OFFSET).float()
+    patches = len(log_mel_FM) // PATCH_FRAMES
+    return log_mel_FM[: patches * PATCH_FRAMES].reshape(patches, 1, PATCH_FRAMES, BANDS)
+
+
+class VGGish(nn.Module):
+    """The network: [P, 1, 96, 64] log-mel patches to [P, 128] embeddings, after the last ReLU, no PCA.
+
+    Names and shapes of its state dict are the public port's (`features.0.weight` to
+    `embeddings.4.bias`). Works in channels-last memory, which is also the order that the first
+    fully connected layer expects its inputs in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 1
+        for width in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool"):
+            if width == "pool":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+        self.features = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.embeddings = nn.Sequential(
+            nn.Linear(512 * 6 * 4, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, EMBEDDING),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, patches_P1FM: Tensor) -> Tensor:
+        maps = self.features(patches_P1FM.contiguous(memory_format=torch.channels_last))
+        return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))
+
+
+def load_vggish(path: str | Path, sha256: str | None = None) -> VGGish:
+    """Load weights from safetensors, or from a PyTorch file without running any code in it.
+
+    Args:
+        path: `.safetensors`, or what `torch.save` wrote of a state dict.
+        sha256: hex digest that the file must have.
+
+    Returns:
+        The network in evaluation mode, its parameters frozen.
+
+    Raises:
+        WeightsError: the file is missing or damaged, has another digest, or a key or shape is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    if sha256 is not None and (found := file_sha256(path)) != sha256:
+        raise WeightsError(f"{path}: SHA-256 is {found}, expected {sha256}")
+    state = _read_state(path)
+    with torch.device("meta"):  # no time spent on initial values that the file replaces
+        model = VGGish()
+    _check_state(path, state, model.state_dict())
+    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    model.features.to(memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False)
+
+
+def save_vggish(vggish: VGGish, path: str | Path) -> str:
+    """Write the weights as safetensors, whole or not at all; returns the file's SHA-256."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(save({key: value.contiguous() for key, value in vggish.state_dict().items()}))
+    os.replace(partial, path)
+    return file_sha256(path)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has many kinds of its own
+        raise WeightsError(f"{path}: not a readable weights file: {error}") from None
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: expected a state dict, found {type(state).__name__}")
+    return state
+
+
+def _check_state(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for key, value in expected.items():
+        shape = list(value.shape)
+        if key not in state:
+            raise WeightsError(f"{path}: key {key} is missing, expected shape {shape}")
+        found = list(state[key].shape) if isinstance(state[key], Tensor) else type(state[key]).__name__
+        if found != shape:
+            raise WeightsError(f"{path}: key {key} has shape {found}, expected {shape}")
+    if unknown := sorted(set(state) - set(expected)):
+        raise WeightsError(f"{path}: key {unknown[0]} is not one of VGGish's")

@@ -1,0 +1,240 @@
+"""QDFormer (Li et al., CVPR 2024): segments what sounds, by decomposing the sound into its sources.
+
+Shapes: B clips, T frames (one a second), N tokens or queries, S visual tokens of a frame, A audio features (128),
+D width, C object classes, H W pixels (mask logits: a quarter, rounded up).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qdformer.model.backbone import EfficientNetLite0
+from qdformer.model.decomposition import SemanticDecoder
+from qdformer.model.fpn import MaskFeatures
+from qdformer.model.fusion import Fusion
+from qdformer.model.mask_decoder import MaskDecoder
+from qdformer.model.pixel_encoder import PixelEncoder
+from qdformer.model.quantizer import Quantizer, QuantizerStats
+from qdformer.model.recombination import Recombination
+from qdformer.model.transformer import as_map
+from qdformer.settings import Model
+
+AUDIO_SIZE = 128
+"""VGGish features of one second."""
+MASK_STRIDE = 4
+FOREGROUND = 0.5
+"""A pixel belongs to a sounding object where some query says so with more than this probability."""
+
+
+@dataclass
+class LayerOutput:
+    """What the queries of every frame say."""
+
+    class_logits_BTNC: torch.Tensor
+    """C + 1 wide, "no object" (silent in this second) last."""
+    boxes_BTN4: torch.Tensor
+    """Centre x, y, width, height as shares of the frame."""
+    mask_logits_BTNHW: torch.Tensor
+    """At stride 4."""
+
+
+@dataclass
+class QDFormerOutput(LayerOutput):
+    """The last decoder layer's answer, the earlier layers' (in training), and the quantizer's figures."""
+
+    auxiliary: list[LayerOutput] = field(default_factory=list)
+    quantization: QuantizerStats | None = None
+
+
+@dataclass
+class Prediction:
+    """What sounds where, at the size of the images."""
+
+    semantic_BTHW: torch.Tensor
+    """Class of each pixel, int64: 0 background, 1..C."""
+    foreground_BTHW: torch.Tensor
+    """Probability that the pixel belongs to something that sounds: the highest among the queries."""
+    heard_BTC: torch.Tensor
+    """Probability that the class sounds and is seen in this second: the highest among the queries."""
+    output: QDFormerOutput
+
+
+class QDFormer(nn.Module):
+    """The model with the parts that Table 2 of the paper adds one by one. The queries of frame t, token i, are
+
+    - `decompose` off ("baseline"): p_i + F_av,t, a prototype and the frame's own fused audio;
+    - `decompose`: g_i + F_av,t, with the clip's single-source token (Eq. 4) in the prototype's place;
+    - `quantize`: VQ(g_i) + F_av,t (Eq. 2);
+    - `recombine`: the same, on visual features recombined by filters from VQ(g_i) (Eq. 5);
+    - `calibrate`: VQ(l_ti), the frame's own single-source token (Eq. 6) in terms of the clip's codebook.
+
+    Without `quantize`, VQ is left out wherever it stands.
+    """
+
+    def __init__(self, settings: Model, num_classes: int) -> None:
+        super().__init__()
+        width, heads, ffn_width, layers = settings.width, settings.heads, settings.ffn_width, settings.decoder_layers
+        self.settings = settings
+        self.num_classes = num_classes
+        self.backbone = EfficientNetLite0(settings.pretrained_backbone, settings.frozen_stages)
+        self.pixel_encoder = PixelEncoder(
+            settings.encoder, self.backbone.channels, width, heads, ffn_width, settings.encoder_layers
+        )
+        self.mask_features = MaskFeatures(self.backbone.channels[MASK_STRIDE], width, settings.mask_channels)
+        self.fusion = Fusion(AUDIO_SIZE, width, heads)
+        self.prototypes_ND = nn.Parameter(torch.randn(settings.prototypes, width))
+        self.global_decoder = SemanticDecoder(width, heads, ffn_width, layers) if settings.decompose else None
+        self.quantizer = Quantizer(settings.codes, width) if settings.quantize else None
+        self.recombination = Recombination(width, settings.prototypes) if settings.recombine else None
+        self.local_decoder = SemanticDecoder(width, heads, ffn_width, layers) if settings.calibrate else None
+        self.mask_decoder = MaskDecoder(
+            width, heads, ffn_width, layers, num_classes, settings.mask_channels, settings.mask_head
+        )
+
+    def forward(
+        self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor | None = None
+    ) -> QDFormerOutput:
+        """Frames with pixels 0..255 and the VGGish features of their seconds -> `QDFormerOutput`.
+
+        `valid_BT` is false for frames that only pad a clip: no other frame sees them. In training the output holds
+        every decoder layer's answer. Raises `ValueError` for shapes that do not fit.
+        """
+        B, T = self._check(images_BTCHW, audio_BTA)
+        if valid_BT is None:
+            valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
+        maps = self.backbone(images_BTCHW.flatten(0, 1))
+        visual_FSD, sizes = self.pixel_encoder.project(maps)
+        position_SD = self.pixel_encoder.positions(sizes)
+
+        coarse = self.pixel_encoder.span(sizes, 32)
+        fused_BTD = self.fusion(
+            audio_BTA, visual_FSD[:, coarse].unflatten(0, (B, T)), position_SD[coarse], valid_BT
+        )  # Eq. 3
+        tokens_BND, queries_BTND, quantization = self._sources(fused_BTD, valid_BT)
+        if self.recombination is not None:
+            clip_BSD = visual_FSD.unflatten(0, (B, T)).flatten(1, 2)
+            visual_FSD = self.recombination(clip_BSD, tokens_BND).view_as(visual_FSD)  # Eq. 5
+
+        encoded_FSD = self.pixel_encoder(visual_FSD, position_SD, sizes)
+        levels = [
+            as_map(encoded_FSD[:, span], size)
+            for stride, size in zip(self.pixel_encoder.strides, sizes, strict=True)
+            if stride <= 32
+            for span in [self.pixel_encoder.span(sizes, stride)]
+        ]
+        skipped = self.pixel_encoder.skipped(sizes)
+        said = self.mask_decoder(
+            queries_BTND.flatten(0, 1),
+            self.prototypes_ND,
+            encoded_FSD[:, skipped:],
+            position_SD[skipped:],
+            self.mask_features(maps[MASK_STRIDE], levels),
+            every_layer=self.training,
+        )  # Eq. 7
+        *auxiliary, (classes, boxes, masks) = [
+            tuple(x.unflatten(0, (B, T)) for x in layer)
+            for layer in zip(said.class_logits_RFNC, said.boxes_RFN4, said.mask_logits_RFNHW, strict=True)
+        ]
+        return QDFormerOutput(classes, boxes, masks, [LayerOutput(*layer) for layer in auxiliary], quantization)
+
+    def _sources(
+        self, fused_BTD: torch.Tensor, valid_BT: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, QuantizerStats | None]:
+        """The clip's single-source tokens [B, N, D], the queries of its frames [B, T, N, D], and what VQ did."""
+        prototypes_ND, quantizer = self.prototypes_ND, self.quantizer
+        if self.global_decoder is None:
+            tokens_BND = prototypes_ND.expand(len(fused_BTD), -1, -1)
+        else:
+            tokens_BND = self.global_decoder(prototypes_ND, fused_BTD, ~valid_BT)  # Eq. 4
+        local_BTND = None
+        if self.local_decoder is not None:
+            frames_F1D = fused_BTD.flatten(0, 1)[:, None]
+            local_BTND = self.local_decoder(prototypes_ND, frames_F1D).unflatten(0, valid_BT.shape)  # Eq. 6
+
+        quantization = None
+        if quantizer is not None:
+            quantized_BND, codes_BN = quantizer(tokens_BND)  # Eq. 2
+            codebook_loss = quantizer.codebook_loss(tokens_BND, codes_BN)  # Eq. 9
+            commitment_loss = quantizer.commitment_loss(tokens_BND, codes_BN)
+            tokens_BND, local_codes_BTN = quantized_BND, None
+            if local_BTND is not None:
+                quantized_BTND, local_codes_BTN = quantizer(local_BTND)
+                # Frames that only pad a clip have nothing to commit to.
+                commitment_loss = commitment_loss + quantizer.commitment_loss(
+                    local_BTND[valid_BT], local_codes_BTN[valid_BT]
+                )
+                local_BTND = quantized_BTND
+            use = quantizer.use(codes_BN)
+            quantization = QuantizerStats(codebook_loss, commitment_loss, codes_BN, local_codes_BTN, *use)
+
+        queries_BTND = tokens_BND[:, None] + fused_BTD[:, :, None] if local_BTND is None else local_BTND
+        return tokens_BND, queries_BTND, quantization
+
+    def _check(self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor) -> tuple[int, int]:
+        if images_BTCHW.ndim != 5 or images_BTCHW.shape[2] != 3:
+            raise ValueError(
+                f"images have shape {list(images_BTCHW.shape)}; expected [clips, frames, 3, height, width]"
+            )
+        B, T = images_BTCHW.shape[:2]
+        if audio_BTA.shape != (B, T, AUDIO_SIZE):
+            raise ValueError(f"audio has shape {list(audio_BTA.shape)}; expected {[B, T, AUDIO_SIZE]} as the images")
+        return B, T
+
+    @torch.inference_mode()
+    def predict(
+        self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor | None = None
+    ) -> Prediction:
+        """What sounds where. Call it on a model in evaluation mode.
+
+        Where the likeliest query, (1 - p(no object)) * mask, exceeds one half, the pixel takes the class with the
+        highest p(class) * mask among the queries; elsewhere it is background.
+        """
+        output = self(images_BTCHW, audio_BTA, valid_BT)
+        H, W = images_BTCHW.shape[-2:]
+        logits_FNHW = output.mask_logits_BTNHW.flatten(0, 1)
+        masks_FNHW = functional.interpolate(
+            logits_FNHW, scale_factor=MASK_STRIDE, mode="bilinear", align_corners=False
+        )[..., :H, :W].sigmoid()
+        probabilities_FNC = output.class_logits_BTNC.flatten(0, 1).softmax(-1)
+        classes_FNC, sounds_FN = probabilities_FNC[..., :-1], 1 - probabilities_FNC[..., -1]
+        foreground_FHW = (sounds_FN[..., None, None] * masks_FNHW).amax(1)
+        # The highest p(class) * mask of a query is that of its likeliest class: no map per class is needed.
+        best_FN, class_FN = classes_FNC.max(-1)
+        winner_FHW = (best_FN[..., None, None] * masks_FNHW).argmax(1)
+        semantic_FHW = class_FN.gather(1, winner_FHW.flatten(1)).view_as(winner_FHW) + 1
+        semantic_FHW = semantic_FHW.where(foreground_FHW > FOREGROUND, 0)
+        frames = images_BTCHW.shape[:2]
+        return Prediction(
+            semantic_FHW.unflatten(0, frames),
+            foreground_FHW.unflatten(0, frames),
+            classes_FNC.amax(1).unflatten(0, frames),
+            output,
+        )
+
+
+def parameter_groups(
+    model: QDFormer, learning_rate: float, backbone_factor: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups for AdamW, the group with the plain `learning_rate` first.
+
+    The backbone learns `backbone_factor` times as fast; vectors (biases, norms), prototypes and codes do not decay.
+    """
+    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and not name.endswith(("prototypes_ND", "free_KD", "level_LD"))
+            groups.setdefault((id(parameter) in backbone, not decays), []).append(parameter)
+    return [
+        {
+            "params": groups[in_backbone, fixed],
+            "lr": learning_rate * (backbone_factor if in_backbone else 1),
+            "weight_decay": 0.0 if fixed else weight_decay,
+        }
+        for in_backbone, fixed in sorted(groups)
+    ]

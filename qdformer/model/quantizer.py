@@ -1,0 +1,75 @@
+"""Vector quantization with one shared codebook, Eq. 2, and its losses, Eq. 9.
+
+Shapes: K codes, D width, `...` any leading dimensions (tokens of clips or of frames).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+@dataclass
+class QuantizerStats:
+    """What the quantizer did in one forward pass."""
+
+    codebook_loss: torch.Tensor
+    """||sg[g] - e||^2 of the clip-global tokens g, a mean over tokens and dimensions; moves the codes."""
+    commitment_loss: torch.Tensor
+    """||g - sg[e]||^2, plus the same of the frame-local tokens where they are calibrated; moves the tokens."""
+    global_codes_BN: torch.Tensor
+    """Index of each clip-global token's code."""
+    local_codes_BTN: torch.Tensor | None
+    """Index of each frame-local token's code; None without local calibration."""
+    perplexity: torch.Tensor
+    """exp(entropy) of the code use by the global tokens of this batch: 1 (one code) .. K."""
+    usage: torch.Tensor
+    """Share of the codes that the global tokens of this batch use."""
+
+
+class Quantizer(nn.Module):
+    """Replaces a token by the nearest of K codes (of equally near ones, the first), Eq. 2.
+
+    The paper's Eq. 2 reads as one code per sub-space, its Eq. 4 as N full-width tokens; here each of the N tokens is
+    a sub-space of full width, and all share one codebook. The gradient passes straight through (van den Oord et
+    al., 2017); the codes are moved by the codebook loss alone.
+    """
+
+    def __init__(self, codes: int, width: int) -> None:
+        super().__init__()
+        self.free_KD = nn.Parameter(torch.randn(codes, width))
+
+    @property
+    def codebook_KD(self) -> torch.Tensor:
+        """The codes. Like the tokens, which leave a decoder layer-normalised, all have mean 0 and variance 1: a code
+        that several different tokens pull at would shrink towards their mean, and a short code is near to
+        everything. Left free, the codebook of the full model fell to one code within a hundred steps.
+        """
+        return functional.layer_norm(self.free_KD, self.free_KD.shape[-1:])
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [..., D] -> quantized tokens [..., D], with gradient to the tokens only, and code indices [...]."""
+        # In half precision near codes would tie.
+        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+            codebook_KD, values = self.codebook_KD, tokens.float()
+            # |z - e|^2 without |z|^2, which is the same for every code.
+            codes = (codebook_KD.square().sum(-1) - 2 * values @ codebook_KD.T).argmin(-1)
+            step = (codebook_KD[codes] - values).to(tokens.dtype)
+        return tokens + step, codes
+
+    def codebook_loss(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Pulls the codes [...] of `tokens` [..., D] towards them; no gradient to the tokens."""
+        return functional.mse_loss(self.codebook_KD[codes], tokens.detach().float())
+
+    def commitment_loss(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Pulls `tokens` [..., D] towards their codes [...]; no gradient to the codebook."""
+        return functional.mse_loss(tokens.float(), self.codebook_KD.detach()[codes])
+
+    def use(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Perplexity and usage of code indices of any shape."""
+        counts_K = torch.bincount(codes.flatten(), minlength=len(self.free_KD)).float()
+        share_K = counts_K / counts_K.sum()
+        return torch.exp(-torch.xlogy(share_K, share_K).sum()), (counts_K > 0).float().mean()

@@ -1,0 +1,119 @@
+"""The transformer layers and position codes that the other modules share.
+
+Shapes: B batch entries, Q queries, M memory tokens, S tokens of a map, D width. Layers are post-norm, as DETR's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Attention(nn.Module):
+    """Residual multi-head attention followed by layer normalisation; position codes enter queries and keys only."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        x_BQD: torch.Tensor,
+        memory_BMD: torch.Tensor,
+        position_QD: torch.Tensor | None = None,
+        memory_position_MD: torch.Tensor | None = None,
+        padding_BM: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Each of `x_BQD` looks at the memory tokens that `padding_BM` (true = left out) does not hide."""
+        query_BQD = x_BQD if position_QD is None else x_BQD + position_QD
+        key_BMD = memory_BMD if memory_position_MD is None else memory_BMD + memory_position_MD
+        found_BQD, _ = self.attention(query_BQD, key_BMD, memory_BMD, key_padding_mask=padding_BM, need_weights=False)
+        return self.norm(x_BQD + found_BQD)
+
+
+class FeedForward(nn.Module):
+    """Residual two-layer perceptron followed by layer normalisation."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.wide = nn.Linear(width, hidden)
+        self.narrow = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BQD: torch.Tensor) -> torch.Tensor:
+        return self.norm(x_BQD + self.narrow(functional.relu(self.wide(x_BQD))))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward."""
+
+    def __init__(self, width: int, heads: int, ffn_width: int) -> None:
+        super().__init__()
+        self.self_attention = Attention(width, heads)
+        self.feed_forward = FeedForward(width, ffn_width)
+
+    def forward(self, x_BSD: torch.Tensor, position_SD: torch.Tensor) -> torch.Tensor:
+        return self.feed_forward(self.self_attention(x_BSD, x_BSD, position_SD, position_SD))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among the queries, cross-attention to a memory, feed-forward."""
+
+    def __init__(self, width: int, heads: int, ffn_width: int) -> None:
+        super().__init__()
+        self.self_attention = Attention(width, heads)
+        self.cross_attention = Attention(width, heads)
+        self.feed_forward = FeedForward(width, ffn_width)
+
+    def forward(
+        self,
+        x_BQD: torch.Tensor,
+        memory_BMD: torch.Tensor,
+        position_QD: torch.Tensor | None = None,
+        memory_position_MD: torch.Tensor | None = None,
+        padding_BM: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        x_BQD = self.self_attention(x_BQD, x_BQD, position_QD, position_QD)
+        x_BQD = self.cross_attention(x_BQD, memory_BMD, position_QD, memory_position_MD, padding_BM)
+        return self.feed_forward(x_BQD)
+
+
+class Perceptron(nn.Sequential):
+    """`layers` linear layers with ReLU between them."""
+
+    def __init__(self, width: int, hidden: int, out: int, layers: int) -> None:
+        sizes = [width, *[hidden] * (layers - 1), out]
+        parts: list[nn.Module] = []
+        for index in range(layers):
+            parts += [nn.Linear(sizes[index], sizes[index + 1]), nn.ReLU()]
+        super().__init__(*parts[:-1])
+
+
+def sine_code(positions_S: torch.Tensor, width: int) -> torch.Tensor:
+    """Sine and cosine code [S, width] of numbers about 0..1 (Vaswani et al., 2017, on DETR's scale of 2 pi)."""
+    frequencies = 10000 ** (-torch.arange(0, width, 2, device=positions_S.device) / width)
+    angles = 2 * math.pi * positions_S[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def map_code(height: int, width: int, dims: int, device: torch.device) -> torch.Tensor:
+    """Position code [height * width, dims] of a map's cells, half of it for y and half for x, in row order."""
+    y = sine_code((torch.arange(height, device=device) + 0.5) / height, dims // 2)
+    x = sine_code((torch.arange(width, device=device) + 0.5) / width, dims // 2)
+    return torch.cat(
+        [y[:, None].expand(height, width, dims // 2), x[None].expand(height, width, dims // 2)], dim=-1
+    ).flatten(0, 1)
+
+
+def tokens(map_FDHW: torch.Tensor) -> torch.Tensor:
+    """A map as tokens [F, H * W, D]; without a copy where the map is channels-last."""
+    return map_FDHW.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def as_map(tokens_FSD: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The inverse of `tokens`: a channels-last map [F, D, *size]."""
+    return tokens_FSD.unflatten(1, size).permute(0, 3, 1, 2)

@@ -1,0 +1,1 @@
+"""Training: a plain torch loop, its checkpoints, and its launch on Ray."""

@@ -1,0 +1,151 @@
+"""Training on Ray Train: worker processes on CPUs or GPUs, resumed from the last checkpoint after a crash.
+
+Where it runs comes from the environment: `RAY_ADDRESS` (a cluster; without it a local session is
+started), `QDFORMER_WORKERS` (default: one per GPU, or one on the CPU) and
+`QDFORMER_CPUS_PER_WORKER` (default: the cluster's CPUs divided among the workers).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+from tqdm import tqdm
+
+from qdformer.settings import Train
+from qdformer.training.checkpoint import file_digest
+from qdformer.training.worker import work
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CODE = ("data/dataset.py", "data/manifest.py", "loss", "model", "training")
+
+# A local session of one training run has no use for these services; each costs a process, seconds or lines.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run is noticed at the next check
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run. Paths are absolute: a worker's working directory is not ours."""
+
+    recipe: Train
+    dataset: Path
+    features: Path
+    storage: Path
+    run_id: str | None = None  # MLflow run that rank 0 logs each epoch to
+    tracking_uri: str | None = None
+
+    @property
+    def progress_file(self) -> Path:
+        """Where rank 0 says how many steps it has done, of how many."""
+        return self.storage / "progress"
+
+    def digest(self) -> str:
+        """What the result depends on: settings, data and code. A run is resumed only under the same digest."""
+        parts = [json.dumps(self.recipe.model_dump(), sort_keys=True), file_digest(self.features)]
+        parts += [tree_digest(self.dataset), *(tree_digest(PACKAGE / name) for name in CODE)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def tree_digest(root: Path) -> str:
+    """SHA-256 over the names and contents of a file or of all files below a folder."""
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(root)} {file_digest(path)}" for path in files if "__pycache__" not in path.parts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def session() -> Iterator[None]:
+    """A Ray session for the block; one that is already open is used and left open."""
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    # The workers' lines stay in Ray's log folder: without its dashboard Ray repeats a warning there every second.
+    ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def progress_bar(file: Path) -> Iterator[None]:
+    """Show for the length of the block what a worker, here or on another node, writes to `file`."""
+    file.unlink(missing_ok=True)
+    finished = threading.Event()
+
+    def show() -> None:
+        with tqdm(desc="train", unit="step", disable=None) as bar:
+            over = False
+            while not over:
+                over = finished.wait(0.5)
+                with contextlib.suppress(FileNotFoundError, ValueError):  # not begun, or just being written
+                    done, bar.total = map(int, file.read_text(encoding="ascii").split())
+                    bar.update(done - bar.n)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def launch(job: Job, out: Path) -> list[dict[str, float]]:
+    """Train and write `out/model.safetensors`; return the figures of every epoch.
+
+    A run that was killed goes on from its last finished epoch. Raises
+    `ray.train.TrainingFailedError` when the workers fail more often than they may be restarted.
+    """
+    with session():
+        digest = job.digest()
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        workers = int(os.environ.get("QDFORMER_WORKERS", max(gpus, 1)))
+        cpus = int(os.environ.get("QDFORMER_CPUS_PER_WORKER", max(int(resources["CPU"]) // workers, 1)))
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"job": job, "cpus": cpus},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": cpus, "GPU": 1} if gpus else {"CPU": cpus},
+            ),
+            run_config=ray.train.RunConfig(
+                name=digest,
+                storage_path=str(job.storage),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                failure_config=ray.train.FailureConfig(max_failures=1),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        with progress_bar(job.progress_file):
+            result = trainer.fit()
+        with result.checkpoint.as_directory() as folder:
+            out.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(folder) / "model.safetensors", out / "model.safetensors")
+            history = json.loads((Path(folder) / "history.json").read_text(encoding="utf-8"))
+        shutil.rmtree(job.storage / digest)
+        return history

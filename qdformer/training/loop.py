@@ -1,0 +1,104 @@
+"""The training loop in plain torch: no Ray, no files, no tracking."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from qdformer.data.dataset import Batch
+from qdformer.loss.criterion import Criterion
+from qdformer.model.qdformer import parameter_groups
+from qdformer.settings import Train
+
+
+class TrainingState:
+    """Everything that a resumed run needs: optimiser, schedule, epochs done and their figures."""
+
+    def __init__(self, model: nn.Module, recipe: Train, steps_per_epoch: int) -> None:
+        self.model = model
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, recipe.learning_rate, recipe.backbone_factor, recipe.weight_decay)
+        )
+        factor = learning_rate_factor(recipe.epochs * steps_per_epoch, recipe.warmup_steps, recipe.drop_at)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "history": self.history,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.history = list(state["history"])
+        torch.set_rng_state(state["rng"].cpu())
+
+
+def learning_rate_factor(steps: int, warmup_steps: int, drop_at: list[float]) -> Callable[[int], float]:
+    """Linear warm-up, then a tenfold drop at each share of `steps` in `drop_at`."""
+
+    def factor(step: int) -> float:
+        warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+        return warmup * 0.1 ** sum(step >= share * steps for share in drop_at)
+
+    return factor
+
+
+def train_epoch(
+    state: TrainingState,
+    network: nn.Module,
+    criterion: Criterion,
+    batches: Iterable[Batch],
+    recipe: Train,
+    device: torch.device,
+    progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+) -> dict[str, float]:
+    """Train for one epoch and append its mean losses to `state.history`.
+
+    `network` is the model, or its distributed wrapper. Raises `FloatingPointError` if the loss is
+    not finite, before the weights are touched.
+    """
+    network.train()
+    started = time.monotonic()
+    sums: dict[str, float] = defaultdict(float)
+    steps = 0
+    for batch in progress(batches):
+        batch = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            output = network(batch.images_BTCHW, batch.audio_BTA, batch.valid_BT)
+        losses = criterion(output, batch.labels_BTHW, batch.valid_BT, batch.labelled_BT)
+        total = losses["total"]
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"loss is {total.item()} at epoch {state.epochs_done + 1}, clips {batch.uids}")
+        state.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_gradient)
+        state.optimizer.step()
+        state.scheduler.step()
+        for name, value in losses.items():
+            sums[name] += float(value.detach())
+        sums["gradient_norm"] += float(norm)
+        if output.quantization is not None:
+            sums["codebook_perplexity"] += float(output.quantization.perplexity)
+            sums["codebook_usage"] += float(output.quantization.usage)
+        steps += 1
+    figures = {name: value / steps for name, value in sums.items()}
+    figures["learning_rate"] = state.optimizer.param_groups[0]["lr"]
+    figures["seconds"] = time.monotonic() - started
+    state.history.append({"epoch": state.epochs_done + 1, **figures})
+    return state.history[-1]

@@ -1,0 +1,69 @@
+"""What one Ray Train worker does: data, model, epochs, and a report with a checkpoint after each."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from qdformer.audio.features import FeatureStore
+from qdformer.data.dataset import AVSDataset, Batch, build_loader
+from qdformer.data.manifest import read_classes, read_manifest
+from qdformer.loss.criterion import Criterion
+from qdformer.model.qdformer import QDFormer
+from qdformer.training.checkpoint import load_state, save_model, save_state
+from qdformer.training.loop import TrainingState, train_epoch
+
+if TYPE_CHECKING:
+    from qdformer.training.launch import Job
+
+
+def work(config: dict[str, Any]) -> None:
+    """Train the job in `config`; every rank reports once per epoch, rank 0 with the checkpoint."""
+    job: Job = config["job"]
+    recipe = job.recipe
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    torch.set_num_threads(config["cpus"])
+    torch.manual_seed(recipe.seed)
+    device = ray.train.torch.get_device()
+
+    manifest, classes = read_manifest(job.dataset), read_classes(job.dataset)
+    train_clips = manifest[manifest["split"] == "train"]
+    data = AVSDataset(train_clips, FeatureStore(job.features), recipe.image_size, flip=recipe.flip, seed=recipe.seed)
+    model = QDFormer(recipe.model, len(classes)).to(device)
+    criterion = Criterion(recipe.loss, len(classes)).to(device)
+    network = ray.train.torch.prepare_model(model)
+    loader = build_loader(data, recipe.batch_size, shuffle=True, rank=rank, world_size=context.get_world_size())
+    state = TrainingState(model, recipe, len(loader))
+
+    def counted(batches: Iterable[Batch]) -> Iterator[Batch]:
+        for step, batch in enumerate(batches, start=1 + state.epochs_done * len(loader)):
+            yield batch
+            job.progress_file.write_text(f"{step} {recipe.epochs * len(loader)}", encoding="ascii")
+
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            state.load_state_dict(load_state(Path(folder)))
+
+    for epoch in range(state.epochs_done, recipe.epochs):
+        loader.sampler.set_epoch(epoch)
+        figures = train_epoch(state, network, criterion, loader, recipe, device, counted if rank == 0 else iter)
+        if rank != 0:
+            ray.train.report(figures)
+            continue
+        if job.run_id:
+            from qdformer.tracking import log_epoch  # MLflow takes seconds to import
+
+            log_epoch(job.tracking_uri, job.run_id, figures)
+        with tempfile.TemporaryDirectory(dir=job.storage) as folder:
+            save_state(Path(folder), state.state_dict())
+            save_model(Path(folder) / "model.safetensors", model, classes, recipe.model)
+            (Path(folder) / "history.json").write_text(json.dumps(state.history), encoding="utf-8")
+            ray.train.report(figures, ray.train.Checkpoint.from_directory(folder))

@@ -1,0 +1,97 @@
+"""The README's main command on `toy`, in a copy of the checkout: the first run makes all, the second nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+CONDITIONS = ("clean", "snr20", "snr10", "snr0", "snr-5", "shuffled", "silence", "untrained")
+SCORES = ("miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f", "davis_j", "davis_f", "davis_jf")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """The project's files as they are, without what it has computed, under Git as a clone is."""
+    copy = tmp_path_factory.mktemp("checkout") / "project"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (PROJECT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, copy / name)
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "copy"]):
+        subprocess.run(["git", *command], cwd=copy, check=True)
+    return copy
+
+
+def reproduce(checkout: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "PREFECT", "RAY"))}
+    environment["PYTHONPATH"] = str(checkout)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.flows.reproduce", "--data", "toy"],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def git_status(checkout: Path) -> str:
+    return subprocess.run(["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True).stdout
+
+
+def test_reproduce_makes_all_then_nothing(checkout):
+    first = reproduce(checkout)
+    assert "Running stage 'train'" in first
+    reports = checkout / "workspaces" / "toy" / "reports"
+    for condition in CONDITIONS:
+        figures = json.loads((reports / "metrics" / f"{condition}.json").read_text())
+        assert set(figures) == {*SCORES, "clips"}
+        assert all(0 <= figures[name] <= 1 for name in SCORES)
+        assert condition in first
+    for picture in ("pictures", "robustness", "classes", "training"):
+        assert (reports / "figures" / f"{picture}.png").stat().st_size > 10_000
+    assert (checkout / "mlflow.db").is_file()
+    assert git_status(checkout) == "", "DATA=toy must leave every tracked file as it is"
+    lock = (checkout / "workspaces" / "toy" / "dvc.lock").read_bytes()
+
+    second = reproduce(checkout)
+    assert "Running stage" not in second
+    assert (checkout / "workspaces" / "toy" / "dvc.lock").read_bytes() == lock
+
+
+def test_a_remote_saves_a_fresh_clone_all_computing(checkout, tmp_path):
+    """Depends on the run above. The metrics are Git's, everything else comes from the remote."""
+    reproduce(checkout)
+    workspace = checkout / "workspaces" / "toy"
+
+    def dvc(*arguments: str) -> str:
+        command = [str(Path(sys.executable).with_name("dvc")), *arguments]
+        done = subprocess.run(command, cwd=workspace, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    dvc("remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+    dvc("push")
+    for computed in (checkout / ".dvc" / "cache", workspace / "data", workspace / "models"):
+        shutil.rmtree(computed)
+    dvc("pull")
+    assert (workspace / "models" / "qdformer" / "model.safetensors").is_file()
+    assert "Running stage" not in dvc("repro")

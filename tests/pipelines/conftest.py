@@ -1,0 +1,157 @@
+"""A project like this one whose stages take no time: same flows, same settings, a pipeline of shell-sized steps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+
+STEPS = """
+import json, sys, time, yaml
+from pathlib import Path
+step, params = sys.argv[1], yaml.safe_load(open("params.yaml"))
+print("step", step, flush=True)
+if Path(f"fail-{step}").exists():
+    Path(f"tried-{step}").open("a").write("x")
+    print(f"error: {step} was told to fail", file=sys.stderr)
+    sys.exit(int(Path(f"fail-{step}").read_text()))
+if Path(f"slow-{step}").exists():
+    Path("slow-started").touch()
+    time.sleep(120)
+if step == "download":
+    Path("data/dataset").mkdir(parents=True, exist_ok=True)
+    Path("data/dataset/seed").write_text(str(params["download"]["seed"]))
+if step == "train":
+    out = Path("models/qdformer")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "model.safetensors").write_text(json.dumps(params["train"]))
+    (out / "history.csv").write_text("epoch,total\\n1,2.0\\n2,1.0\\n")
+if step == "evaluate":
+    out = Path("reports/metrics")
+    out.mkdir(parents=True, exist_ok=True)
+    score = 1000 * params["train"]["learning_rate"]
+    for name in ("clean", "snr0", "silence"):
+        (out / f"{name}.json").write_text(json.dumps({"miou_dataset": score, "davis_jf": score / 2, "clips": 3}))
+"""
+
+PIPELINE = """
+stages:
+  download:
+    cmd: python -m pipelines.steps download
+    params: [download]
+    outs: [data/dataset]
+  train:
+    cmd: python -m pipelines.steps train
+    params: [train]
+    deps: [data/dataset]
+    outs: [models/qdformer]
+  evaluate:
+    cmd: python -m pipelines.steps evaluate
+    params: [evaluate]
+    deps: [models/qdformer]
+    metrics:
+      - reports/metrics: {cache: false}
+"""
+
+
+class Project:
+    """The small project, and a way to run its commands."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `python arguments...` in the project to its end."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start `python arguments...` in a process group of its own, as a terminal does."""
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env=self.environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """The test's environment without anything that would point at another store or server."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+        return {**kept, "PYTHONPATH": str(self.root), **extra}
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace a text that a file holds once."""
+        path = self.root / name
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{old!r} in {name}"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    def set_score(self, score: float) -> None:
+        """Choose what the next training will reach; `train` and all after it become stale."""
+        path = self.root / "params.yaml"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(
+            re.sub(r"(?m)^  learning_rate: .*$", f"  learning_rate: {score / 1000}", text), encoding="utf-8"
+        )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A fresh small project."""
+    root = tmp_path / "project"
+    root.mkdir()
+    skip = shutil.ignore_patterns("__pycache__")
+    for folder in ("pipelines", "qdformer"):
+        shutil.copytree(REPO / folder, root / folder, ignore=skip)
+    for file in ("params.yaml", "prefect.toml"):
+        shutil.copy(REPO / file, root / file)
+    (root / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    (root / ".dvcignore").write_text("__pycache__\n/workspaces\n", encoding="utf-8")
+    (root / "pipelines" / "steps.py").write_text(STEPS, encoding="utf-8")
+    (root / ".dvc").mkdir()
+    (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
+    small = Project(root)
+    small.set_score(0.3)
+    return small
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory) -> Iterator[str]:
+    """The address of one Prefect API for all tests, for each start takes seconds."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    environment["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    command = [sys.executable, "-m", "pipelines.flows.server", str(port), "temporary"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, cwd=REPO)
+    url = f"http://127.0.0.1:{port}/api"
+    for _ in range(1200):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+            break
+        assert server.poll() is None, "Prefect's server ended"
+        time.sleep(0.1)
+    yield url
+    server.stdin.close()
+    server.wait(timeout=30)

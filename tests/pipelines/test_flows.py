@@ -1,0 +1,163 @@
+"""The flows on a pipeline that takes no time: what they run, show, record and leave behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+REPRODUCE = ("-m", "pipelines.flows.reproduce")
+RETRAIN = ("-m", "pipelines.flows.retrain")
+
+
+def record(project) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+
+
+def task_runs(api: str) -> list[tuple[str, str]]:
+    """Name and state of every task run that the API has."""
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        answer = client.request("POST", "/task_runs/filter", json={"limit": 200})
+        return [(run["name"], run["state_name"]) for run in answer.json()]
+
+
+def left_behind(project) -> str:
+    """Processes that work in the project."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(os.readlink(process / "cwd")).is_relative_to(project.root):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("flow", ["reproduce", "sweep", "retrain", "schedule"])
+def test_unusable_settings_are_told_in_one_line_before_anything_starts(project, flow):
+    project.edit("params.yaml", "weight_decay:", "wait_decay:")
+    done = project.python("-m", f"pipelines.flows.{flow}")
+    assert done.returncode == 2
+    assert "wait_decay: unknown key" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (project.root / "mlflow.db").exists()
+    assert not (project.root / "workspaces").exists()
+
+
+def test_reproduce_runs_what_is_stale_and_shows_metrics_and_record(project, prefect_api):
+    first = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"clean +│ +0\.300 +│ +0\.150 +│ +3", first.stdout)
+    for shown in ("download", "train", "evaluate", "Seconds per stage", "make ui", "qdformer-stamps"):
+        assert shown in first.stdout
+    for stage in ("download", "train", "evaluate"):
+        assert (stage, "Completed") in task_runs(prefect_api)
+    assert (project.root / "reports/timings.csv").read_text().startswith("stage,seconds,finished\ndownload,")
+
+    second = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
+    assert "Running stage" not in second.stdout
+    assert "Every stage was up to date" in second.stdout
+    client = record(project)
+    (run,) = client.search_runs([client.get_experiment_by_name("qdformer-stamps").experiment_id])
+    assert run.info.run_id in first.stdout
+    assert run.info.run_id in second.stdout
+    assert run.data.metrics["clean/miou_dataset"] == pytest.approx(0.3)
+
+    (project.root / "mlflow.db").unlink()  # another store, as after `dvc pull`
+    third = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
+    assert third.returncode == 0, third.stderr
+    assert run.info.run_id not in third.stdout
+    assert len(client.search_runs([record(project).get_experiment_by_name("qdformer-stamps").experiment_id])) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "code", "tries", "exits"), [("download", 1, 3, 1), ("download", 2, 1, 2), ("train", 1, 1, 1)]
+)
+def test_only_a_download_is_tried_again_and_a_failure_is_told(project, prefect_api, stage, code, tries, exits):
+    (project.root / f"fail-{stage}").write_text(str(code))
+    done = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
+    assert done.returncode == exits
+    assert f"error: {stage} was told to fail" in done.stderr
+    assert done.stderr.endswith(f"error: stage {stage} failed\n")
+    assert "Traceback" not in done.stderr
+    assert len((project.root / f"tried-{stage}").read_text()) == tries
+    assert (stage, "Failed") in task_runs(prefect_api)
+
+    (project.root / f"fail-{stage}").unlink()
+    assert project.python(*REPRODUCE, PREFECT_API_URL=prefect_api).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "to_group", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, -15)])
+def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(project, kind, to_group, code):
+    (project.root / "slow-train").touch()
+    process = project.start(*REPRODUCE)  # with a server of its own, as on a user's machine
+    deadline = time.monotonic() + 200
+    while not (project.root / "slow-started").exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    if to_group:
+        os.killpg(process.pid, kind)  # Ctrl-C reaches everything in the terminal's group
+    else:
+        process.send_signal(kind)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    if to_group:
+        assert output.endswith("interrupted: the same command goes on from here\n")
+    time.sleep(1)
+    assert left_behind(project) == ""
+
+    (project.root / "slow-train").unlink()
+    again = project.python(*REPRODUCE)
+    assert again.returncode == 0, again.stderr
+    assert "Stage 'download' didn't change, skipping" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_same_workspace_is_refused(project, prefect_api):
+    (project.root / "slow-train").touch()
+    first = project.start(*REPRODUCE, PREFECT_API_URL=prefect_api)
+    try:
+        while not (project.root / "slow-started").exists():
+            assert first.poll() is None, first.stdout.read()
+            time.sleep(0.1)
+        second = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
+        assert second.returncode == 1
+        assert f"another run is at work here (process {first.pid}" in second.stderr
+        other = project.python(*REPRODUCE, "--data", "toy", PREFECT_API_URL=prefect_api)
+        assert other.returncode == 0, other.stderr
+        assert "qdformer-toy" in other.stdout
+    finally:
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_retrain_judges_each_checkpoint_once(project, prefect_api):
+    def retrain(score: float) -> str:
+        project.set_score(score)
+        done = project.python(*RETRAIN, PREFECT_API_URL=prefect_api)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().splitlines()[-1]
+
+    assert retrain(0.3) == "Registered: qdformer-stamps version 1, champion with clean/miou_dataset 0.300"
+    assert retrain(0.3) == "Nothing changed: qdformer-stamps version 1, champion with clean/miou_dataset 0.300"
+    assert retrain(0.2).startswith("Registered: qdformer-stamps version 2, not champion")
+    assert retrain(0.2).startswith("Nothing changed: qdformer-stamps version 2, not champion")
+    assert retrain(0.4).startswith("Registered: qdformer-stamps version 3, champion: clean/miou_dataset 0.400")
+    champion = record(project).get_model_version_by_alias("qdformer-stamps", "champion")
+    assert int(champion.version) == 3
+    md5 = subprocess.run(
+        ["grep", "-o", "[0-9a-f]*[.]dir", "dvc.lock"], cwd=project.root, capture_output=True, text=True
+    )
+    assert champion.source.removeprefix("dvc://").split("/")[0] in md5.stdout.split()

@@ -1,0 +1,102 @@
+"""Presets and their workspaces: separate results, nothing tracked is touched, one run at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from pipelines.workspace import (
+    BusyError,
+    dvc_command,
+    locked,
+    one_at_a_time,
+    open_workspace,
+    preset_settings,
+    provenance,
+    tracking_environment,
+)
+from qdformer.settings import SettingsError
+
+
+def test_every_preset_is_valid_and_differs_only_where_it_says(project):
+    default = preset_settings()
+    toy = preset_settings("toy")
+    assert toy.download.dataset == "toy"
+    assert toy.mix == default.mix
+    assert toy.train.loss == default.train.loss
+    assert toy.train.model.width < default.train.model.width
+
+
+def test_the_data_set_of_params_yaml_is_the_default(project):
+    assert preset_settings("stamps", project.root) == preset_settings("", project.root)
+    assert open_workspace("stamps", project.root) == open_workspace("", project.root) == project.root
+
+
+@pytest.mark.parametrize("name", ["nope", "../toy", "."])
+def test_an_unknown_preset_names_those_there_are_and_writes_nothing(project, name):
+    with pytest.raises(SettingsError, match=r"no preset .*; there are: stamps, toy"):
+        open_workspace(name, project.root)
+    assert not (project.root / "workspaces").exists()
+
+
+def test_a_wrong_value_in_a_preset_names_key_and_file_and_writes_nothing(project):
+    (project.root / "pipelines/presets/bad.yaml").write_text("train: {epochs: 0, widht: 3}\n")
+    with pytest.raises(SettingsError, match=r"presets/bad.yaml(.|\n)*train.epochs(.|\n)*train.widht: unknown key"):
+        open_workspace("bad", project.root)
+    assert not (project.root / "workspaces").exists()
+
+
+def test_opening_again_rewrites_nothing_and_a_changed_setting_is_followed(project):
+    workspace = open_workspace("toy", project.root)
+    before = {path.name: path.lstat().st_mtime_ns for path in workspace.iterdir()}
+    assert open_workspace("toy", project.root) == workspace
+    assert {path.name: path.lstat().st_mtime_ns for path in workspace.iterdir()} == before
+
+    project.edit("params.yaml", "weight_decay: 0.0005", "weight_decay: 0.25")
+    open_workspace("toy", project.root)
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    assert params["train"]["weight_decay"] == 0.25
+    assert params["download"]["dataset"] == "toy"
+
+
+def test_a_preset_leaves_the_default_results_alone(project):
+    def repro(folder):
+        environment = project.environment(PATH=f"{sys.prefix}/bin:/usr/bin:/bin")
+        done = subprocess.run([dvc_command(), "repro"], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    repro(project.root)
+    kept = {name: (project.root / name).read_bytes() for name in ("dvc.lock", "params.yaml", "dvc.yaml", ".dvcignore")}
+    workspace = open_workspace("toy", project.root)
+    assert "Running stage 'train'" in repro(workspace)
+    assert "Running stage" not in repro(workspace)
+    assert {name: (project.root / name).read_bytes() for name in kept} == kept
+    assert "Running stage" not in repro(project.root)
+    assert locked(workspace)["models/qdformer"] != locked(project.root)["models/qdformer"]
+    assert not (workspace / ".dvc" / "cache").exists()  # one cache for all
+    assert provenance(workspace)["preset"] == "toy"
+    assert len(provenance(workspace)["data_digest"]) == 16
+
+
+def test_one_run_at_a_time_and_the_lock_goes_with_its_holders(project):
+    with one_at_a_time(project.root) as lock:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+        with pytest.raises(BusyError, match="another run is at work"), one_at_a_time(project.root):
+            pass
+    with pytest.raises(BusyError), one_at_a_time(project.root):  # the child still holds it
+        pass
+    child.kill()
+    child.wait()
+    with one_at_a_time(project.root):
+        pass
+
+
+def test_all_presets_keep_one_record_unless_the_environment_names_another(project, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_environment(project.root) == {"MLFLOW_TRACKING_URI": f"sqlite:///{project.root}/mlflow.db"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_environment(project.root) == {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}

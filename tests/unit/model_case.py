@@ -1,0 +1,63 @@
+"""A small model and a batch for it, shared by the model and loss tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from qdformer.model.qdformer import QDFormer
+from qdformer.settings import Loss, Model, load_settings
+
+PARAMS = load_settings(Path(__file__).parents[2] / "params.yaml")
+LOSS: Loss = PARAMS.train.loss
+SMALL = PARAMS.train.model.model_copy(
+    update={
+        "pretrained_backbone": False,
+        "width": 32,
+        "heads": 4,
+        "ffn_width": 64,
+        "codes": 16,
+        "prototypes": 3,
+        "encoder": "dense",
+        "decompose": True,
+        "quantize": True,
+        "recombine": True,
+        "calibrate": True,
+    }
+)
+CLASSES = 4
+ROWS = {
+    "baseline": {"decompose": False, "quantize": False, "recombine": False, "calibrate": False},
+    "decomposed": {"quantize": False, "recombine": False, "calibrate": False},
+    "quantized": {"recombine": False, "calibrate": False},
+    "recombined": {"calibrate": False},
+    "full": {},
+    "unquantized": {"quantize": False},
+}
+
+
+def settings(**changes: object) -> Model:
+    return SMALL.model_copy(update=changes)
+
+
+def make_model(seed: int = 0, **changes: object) -> QDFormer:
+    torch.manual_seed(seed)
+    return QDFormer(settings(**changes), CLASSES)
+
+
+def make_clips(clips: int = 2, frames: int = 2, height: int = 64, width: int = 64, seed: int = 0):
+    """Images, audio and labels: a square of class 1 or 2 at the left, named by the audio, silent in the last frame."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 100, (clips, frames, 3, height, width), generator=generator).to(torch.uint8)
+    voices = torch.rand(2, 128, generator=generator)
+    audio = torch.zeros(clips, frames, 128)
+    labels = torch.zeros(clips, frames, height, width, dtype=torch.int64)
+    for clip in range(clips):
+        kind = clip % 2
+        rows, columns = slice(height // 4, 3 * height // 4), slice(width // 8, width // 2)
+        images[clip, :, kind, rows, columns] = 220
+        sounding = slice(0, max(1, frames - 1))
+        labels[clip, sounding, rows, columns] = kind + 1
+        audio[clip, sounding] = voices[kind]
+    return images, audio, labels

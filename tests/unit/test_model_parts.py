@@ -1,0 +1,78 @@
+"""Recombination, dynamic masks and position codes against the plain way of computing them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from qdformer.model.mask_decoder import MaskDecoder
+from qdformer.model.pixel_encoder import PixelEncoder
+from qdformer.model.recombination import Recombination
+from qdformer.model.transformer import as_map, map_code, tokens
+
+
+def test_recombination_is_a_convolution_of_modulated_maps():
+    torch.manual_seed(0)
+    B, N, S, D = 2, 3, 10, 8
+    part = Recombination(D, N)
+    visual, sources = torch.randn(B, S, D), torch.randn(B, N, D)
+    filters = part.filter(sources)
+    modulated = torch.cat([visual * filters[:, None, i] for i in range(N)], dim=-1)  # [B, S, N * D]
+    kernel = part.join_NDD.transpose(0, 1).flatten(1)[..., None]  # [D, N * D, 1]
+    joined = functional.conv1d(modulated.transpose(1, 2), kernel, part.bias_D).transpose(1, 2)
+    torch.testing.assert_close(part(visual, sources), part.norm(visual + joined))
+
+
+def test_condinst_masks_are_three_convolutions_on_relative_coordinates():
+    torch.manual_seed(0)
+    F, N, M, H, W = 2, 3, 4, 5, 6
+    decoder = MaskDecoder(16, 2, 32, 1, 3, M, "condinst")
+    size = sum(rows * (columns + 1) for rows, columns in decoder.filter_shapes)
+    filters, boxes, features = torch.randn(1, F, N, size), torch.rand(1, F, N, 4), torch.randn(F, M, H, W)
+    found = decoder.draw(filters, boxes, features)
+    for f in range(F):
+        for n in range(N):
+            y = ((torch.arange(H) + 0.5) / H - boxes[0, f, n, 1])[:, None].expand(H, W)
+            x = ((torch.arange(W) + 0.5) / W - boxes[0, f, n, 0])[None].expand(H, W)
+            maps, rest = torch.cat([features[f], torch.stack([x, y])])[None], filters[0, f, n]
+            for index, (rows, columns) in enumerate(decoder.filter_shapes):
+                weight, bias, rest = rest.split([rows * columns, rows, len(rest) - rows * (columns + 1)])
+                maps = functional.conv2d(maps.relu() if index else maps, weight.view(rows, columns, 1, 1), bias)
+            torch.testing.assert_close(found[0, f, n], maps[0, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_linear_masks_are_one_convolution():
+    torch.manual_seed(0)
+    decoder = MaskDecoder(16, 2, 32, 1, 3, 4, "linear")
+    filters, features = torch.randn(2, 2, 3, 5), torch.randn(2, 4, 5, 6)
+    found = decoder.draw(filters, torch.rand(2, 2, 3, 4), features)
+    expected = torch.einsum("rfnm,fmhw->rfnhw", filters[..., :4], features) + filters[..., 4:, None]
+    torch.testing.assert_close(found, expected)
+
+
+def test_tokens_and_maps_are_inverse():
+    x = torch.randn(2, 4, 3, 5)
+    assert torch.equal(as_map(tokens(x), (3, 5)), x)
+
+
+def test_position_codes_differ_everywhere():
+    code = map_code(4, 6, 32, torch.device("cpu"))
+    assert code.shape == (24, 32)
+    assert torch.pdist(code).min() > 0.1
+
+
+@pytest.mark.parametrize(("kind", "strides"), [("dense", [8, 16, 32]), ("deformable", [8, 16, 32, 64])])
+def test_pixel_encoder_keeps_the_pyramid(kind, strides):
+    torch.manual_seed(0)
+    channels = {4: 3, 8: 5, 16: 6, 32: 7}
+    encoder = PixelEncoder(kind, channels, width=16, heads=2, ffn_width=32, layers=1)
+    maps = {s: torch.randn(2, c, -(-75 // s), -(-100 // s)) for s, c in channels.items()}
+    visual, sizes = encoder.project(maps)
+    assert encoder.strides == strides and sizes[:3] == [(10, 13), (5, 7), (3, 4)]
+    encoded = encoder(visual, encoder.positions(sizes), sizes)
+    assert encoded.shape == visual.shape == (2, sum(h * w for h, w in sizes), 16)
+    moved = (encoded != visual).any(-1).any(0)
+    assert not moved[: encoder.skipped(sizes)].any() and moved[encoder.skipped(sizes) :].all()
+    encoded.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.layers.parameters())

@@ -1,0 +1,66 @@
+"""Vector quantization: nearest code, straight-through gradient, and who moves the codebook."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qdformer.model.quantizer import Quantizer
+
+
+@pytest.fixture
+def quantizer() -> Quantizer:
+    torch.manual_seed(0)
+    return Quantizer(codes=7, width=16)
+
+
+def test_takes_the_nearest_code(quantizer):
+    tokens = torch.randn(3, 5, 16)
+    quantized, codes = quantizer(tokens)
+    distances = (tokens[..., None, :] - quantizer.codebook_KD).norm(dim=-1)
+    assert torch.equal(codes, distances.argmin(-1))
+    torch.testing.assert_close(quantized, quantizer.codebook_KD[codes])
+
+
+def test_of_equal_codes_the_first(quantizer):
+    with torch.no_grad():
+        quantizer.free_KD[5] = quantizer.free_KD[2]
+    assert quantizer(quantizer.codebook_KD[5])[1] == 2
+
+
+def test_gradient_passes_straight_through_and_leaves_the_codebook_alone(quantizer):
+    tokens = torch.randn(4, 16, requires_grad=True)
+    factor = torch.randn(4, 16)
+    (quantizer(tokens)[0] * factor).sum().backward()
+    torch.testing.assert_close(tokens.grad, factor)
+    assert quantizer.free_KD.grad is None
+
+
+def test_each_loss_moves_its_own_side(quantizer):
+    tokens = torch.randn(4, 16, requires_grad=True)
+    codes = quantizer(tokens)[1]
+    expected = (tokens - quantizer.codebook_KD[codes]).square().mean()
+    torch.testing.assert_close(quantizer.codebook_loss(tokens, codes), expected)
+    torch.testing.assert_close(quantizer.commitment_loss(tokens, codes), expected)
+    quantizer.commitment_loss(tokens, codes).backward()
+    assert quantizer.free_KD.grad is None and tokens.grad.abs().sum() > 0
+    tokens.grad = None
+    quantizer.codebook_loss(tokens, codes).backward()
+    assert tokens.grad is None
+    moved = quantizer.free_KD.grad.abs().sum(-1) > 0
+    assert set(moved.nonzero().flatten().tolist()) == set(codes.tolist())
+
+
+def test_use():
+    quantizer = Quantizer(codes=8, width=4)
+    perplexity, usage = quantizer.use(torch.tensor([[0, 1], [2, 3]]))
+    assert (float(perplexity), float(usage)) == pytest.approx((4.0, 0.5))
+    assert float(quantizer.use(torch.tensor([5, 5]))[0]) == pytest.approx(1.0)
+
+
+def test_half_precision_picks_the_same_codes(quantizer):
+    tokens = torch.randn(50, 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        half, codes = quantizer(tokens)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(codes, quantizer(tokens.float())[1])
