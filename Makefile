@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 DATA ?= stamps
 CRON ?= 0 3 * * *
+PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -43,8 +44,9 @@ retrain: setup ## Retrain once if something changed; move the champion if it got
 schedule: setup ## Retrain on a cron until Ctrl-C (CRON="0 3 * * *")
 	@python -m pipelines.flows.schedule --data $(DATA) --cron "$(CRON)"
 
-ui: setup ## Open the MLflow dashboard on 127.0.0.1:5000
-	@python -m pipelines.ui
+ui: setup ## Serve the MLflow dashboard on 127.0.0.1 (PORT=5000)
+	@echo "MLflow: http://127.0.0.1:$(PORT)  (Ctrl-C stops it)"
+	@mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 lint: setup ## Check style
 	@ruff check . && ruff format --check .

@@ -18,7 +18,7 @@ from qdformer import plots, tracking
 from qdformer.audio.features import FeatureStore, embed_silence
 from qdformer.audio.vggish import load_vggish
 from qdformer.data.dataset import AVSDataset, Batch, Constant, Shuffled, build_loader
-from qdformer.data.manifest import read_manifest
+from qdformer.data.manifest import Classes, read_manifest
 from qdformer.evaluation import Evaluation, evaluate
 from qdformer.model import Prediction
 from qdformer.settings import Settings
@@ -74,7 +74,6 @@ def evaluate_checkpoint(
                 bar.update,
                 manifest=clips,
                 picture_uids=shown if name == "clean" else (),
-                video_batch=settings.evaluate.batch_size,
                 bootstrap=settings.evaluate.bootstrap,
                 seed=settings.evaluate.seed,
             )
@@ -84,7 +83,7 @@ def evaluate_checkpoint(
     return results
 
 
-def write_reports(results: Mapping[str, Evaluation], classes, out: Path) -> None:
+def write_reports(results: Mapping[str, Evaluation], classes: Classes, out: Path) -> None:
     """Metrics as JSON (for DVC), tables as CSV, figures as PNG."""
     (out / "metrics").mkdir(parents=True, exist_ok=True)
     for name, result in results.items():

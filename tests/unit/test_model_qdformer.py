@@ -103,7 +103,7 @@ def test_the_prediction_is_what_it_says():
     p = output.class_logits_BTNC.softmax(-1)
     foreground = ((1 - p[..., -1])[..., None, None] * masks).amax(2)
     scores = (p[..., :-1, None, None] * masks[:, :, :, None]).amax(2)  # [B, T, C, H, W]
-    semantic = torch.where(foreground > 0.5, scores.argmax(2) + 1, 0)
+    semantic = torch.where(foreground > FOREGROUND, scores.argmax(2) + 1, 0)
     torch.testing.assert_close(prediction.foreground_BTHW, foreground)
     assert torch.equal(prediction.semantic_BTHW, semantic)
     assert semantic.any() and not semantic.all()
