@@ -33,7 +33,8 @@ def checkout(tmp_path_factory) -> Path:
         if (PROJECT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, copy / name)
-    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "copy"]):
+    someone = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], [*someone, "commit", "-qm", "copy"]):
         subprocess.run(["git", *command], cwd=copy, check=True)
     return copy
 

@@ -8,6 +8,7 @@ from model_case import CLASSES, LOSS, ROWS, SMALL, make_clips, make_model
 
 from qdformer.loss import Criterion
 from qdformer.model import parameter_groups
+from qdformer.model.qdformer import FOREGROUND
 
 
 def losses_of(model, images, audio, labels):
