@@ -1,14 +1,13 @@
-# `make` prints what there is. DATA=toy|stamps picks a preset (pipelines/presets/).
+# `make` prints what there is. DATA=NAME picks a preset of pipelines/presets/; without it, params.yaml is taken as it is.
 
 PYTHON ?= python3.11
-DATA ?= stamps
+DATA ?=
 CRON ?= 0 3 * * *
 PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
-export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test test-slow sweep retrain schedule ui lint lock clean
@@ -27,7 +26,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 repro: setup ## Bring the whole pipeline up to date and print the test metrics
-	@python -m pipelines.flows.reproduce --data $(DATA)
+	@python -m pipelines.flows.reproduce --data "$(DATA)"
 
 test: setup ## Fast tests, no network
 	@python -m pytest
@@ -36,13 +35,13 @@ test-slow: setup ## End-to-end and fault tests
 	@python -m pytest -m slow
 
 sweep: setup ## Table 2 of the paper: ablation runs, compared in MLflow
-	@python -m pipelines.flows.sweep --data $(DATA)
+	@python -m pipelines.flows.sweep --data "$(DATA)"
 
 retrain: setup ## Retrain once if something changed; move the champion if it got better
-	@python -m pipelines.flows.retrain --data $(DATA)
+	@python -m pipelines.flows.retrain --data "$(DATA)"
 
 schedule: setup ## Retrain on a cron until Ctrl-C (CRON="0 3 * * *")
-	@python -m pipelines.flows.schedule --data $(DATA) --cron "$(CRON)"
+	@python -m pipelines.flows.schedule --data "$(DATA)" --cron "$(CRON)"
 
 ui: setup ## Serve the MLflow dashboard on 127.0.0.1 (PORT=5000)
 	@echo "MLflow: http://127.0.0.1:$(PORT)  (Ctrl-C stops it)"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from pipelines.workspace import tracking_environment
 from qdformer.errors import InputError
 from qdformer.settings import Settings, SettingsError, load_settings
 
@@ -18,6 +20,7 @@ def stage_main(run: Callable[[Settings], None]) -> NoReturn:
     The code is 2 for unusable settings, 1 for unusable input (one line says which), 130 for Ctrl-C.
     A fault of the program itself keeps its traceback.
     """
+    os.environ.update(tracking_environment())
     try:
         run(load_settings())
     except SettingsError as error:

@@ -11,7 +11,8 @@ from prefect.cache_policies import NO_CACHE
 
 from pipelines.flows.pipeline import bring_up_to_date
 from pipelines.flows.reproduce import CHECKPOINT, record, show
-from pipelines.flows.terminal import run_flow
+from pipelines.flows.server import api
+from pipelines.flows.terminal import arguments, load_tracking, run_command
 from pipelines.workspace import (
     dvc_command,
     locked,
@@ -33,7 +34,6 @@ def retrain(data: str = "") -> str:
     settings, workspace = preset_settings(data), open_workspace(data)
     with one_at_a_time(workspace) as lock:
         if verdict := standing_verdict(settings, workspace):
-            print(f"Nothing changed: {verdict}")
             return verdict
         seconds = bring_up_to_date(workspace, lock)
         run_id = record(settings, workspace)
@@ -43,9 +43,8 @@ def retrain(data: str = "") -> str:
     return verdict
 
 
-@task(cache_policy=NO_CACHE)
 def standing_verdict(settings: Settings, workspace: Path) -> str | None:
-    """The verdict on the workspace's checkpoint, or None if something is stale or it has not been judged."""
+    """Tell and return the verdict on the workspace's checkpoint; None if anything is stale, or it was not judged."""
     if subprocess.run([dvc_command(), "status", "--quiet"], cwd=workspace).returncode:
         return None
     os.environ.update(tracking_environment())
@@ -55,7 +54,9 @@ def standing_verdict(settings: Settings, workspace: Path) -> str | None:
     version = tracking.find_version(model, tracking.file_sha256(workspace / CHECKPOINT))
     if version is None or "judged" not in version.tags:
         return None
-    return f"{model} version {version.version}, {version.tags['judged']}"
+    verdict = f"{model} version {version.version}, {version.tags['judged']}"
+    print(f"Nothing changed: {verdict}")
+    return verdict
 
 
 @task(cache_policy=NO_CACHE)
@@ -69,5 +70,13 @@ def judge(settings: Settings, workspace: Path, run_id: str) -> str:
     return f"{model} version {version.version}, {tracking.promote(model, version)}"
 
 
+def main(data: str) -> None:
+    """Run the flow, unless there is nothing to do: that is told without starting Prefect's server."""
+    if not standing_verdict(preset_settings(data), open_workspace(data)):
+        with api(meanwhile=load_tracking):
+            retrain(data)
+
+
 if __name__ == "__main__":
-    run_flow(retrain, __doc__)
+    given = arguments(__doc__).parse_args()
+    run_command(lambda: main(given.data), given.data)

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prefect.events.worker import EventsWorker
@@ -34,8 +34,11 @@ class ServerError(RuntimeError):
 
 
 @contextlib.contextmanager
-def api() -> Iterator[None]:
-    """For the block, let flows report to the API that is configured, else to the schedule's, else to one of our own."""
+def api(meanwhile: Callable[[], object] = int) -> Iterator[None]:
+    """For the block, let flows report to the API that is configured, else to the schedule's, else to one of our own.
+
+    `meanwhile` is called while a server of our own starts.
+    """
     if PREFECT_API_URL.value():
         yield
     elif url := _schedule_url():
@@ -45,7 +48,7 @@ def api() -> Iterator[None]:
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             port = probe.getsockname()[1]
-        with _server(port, "temporary"):
+        with _server(port, "temporary", meanwhile):
             yield
 
 
@@ -92,13 +95,14 @@ def _healthy(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def _server(port: int, kind: str) -> Iterator[str]:
+def _server(port: int, kind: str, meanwhile: Callable[[], object] = int) -> Iterator[str]:
     url = f"http://{HOST}:{port}/api"
     command = [sys.executable, "-m", "pipelines.flows.server", str(port), kind]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd=PROJECT
     )
     try:
+        meanwhile()
         deadline = time.monotonic() + get_current_settings().server.ephemeral.startup_timeout_seconds
         while not _healthy(url):
             if process.poll() is not None or time.monotonic() > deadline:

@@ -30,10 +30,15 @@ def run_flow(flow: Callable[[str], object], description: str) -> NoReturn:
     data = arguments(description).parse_args().data
 
     def run() -> None:
-        with api():
+        with api(meanwhile=load_tracking):
             flow(data)
 
     run_command(run, data)
+
+
+def load_tracking() -> None:
+    """Import MLflow, which takes seconds."""
+    import qdformer.tracking  # noqa: F401
 
 
 def run_command(run: Callable[[], object], data: str) -> NoReturn:

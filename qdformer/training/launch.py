@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,6 +114,19 @@ def progress_bar(file: Path) -> Iterator[None]:
         thread.join()
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a `KeyboardInterrupt`, as everywhere: Ray's own handler ends the program with code 0, and stays."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 def launch(job: Job, out: Path) -> list[dict[str, float]]:
     """Train and write `out/model.safetensors`; return the figures of every epoch.
 
@@ -141,7 +155,7 @@ def launch(job: Job, out: Path) -> list[dict[str, float]]:
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
-        with progress_bar(job.progress_file):
+        with progress_bar(job.progress_file), _interruptible():
             result = trainer.fit()
         with result.checkpoint.as_directory() as folder:
             out.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,8 @@ if Path(f"slow-{step}").exists():
 if step == "download":
     Path("data/dataset").mkdir(parents=True, exist_ok=True)
     Path("data/dataset/seed").write_text(str(params["download"]["seed"]))
+if step == "features":
+    Path("data/features").write_text("features")
 if step == "train":
     out = Path("models/qdformer")
     out.mkdir(parents=True, exist_ok=True)
@@ -46,12 +48,52 @@ if step == "evaluate":
         (out / f"{name}.json").write_text(json.dumps({"miou_dataset": score, "davis_jf": score / 2, "clips": 3}))
 """
 
+TRAIN = """
+import json
+from pathlib import Path
+
+def train(settings, workspace, out, run_id):
+    if settings.train.model.recombine and Path("fail-row").exists():
+        raise ValueError("told to fail")
+    (workspace / "trained").open("a").write("x")
+    (out / "model.safetensors").write_text(settings.model_dump_json())
+    (out / "history.csv").write_text("epoch,total\\n1,2.0\\n")
+"""
+
+EVALUATE = """
+import json
+
+SCORES = ("davis_jf", "miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f")
+
+def evaluate_checkpoint(settings, workspace, checkpoint, out, names=None):
+    assert list(names) == ["clean"]
+    model = settings.train.model
+    score = 0.1 * (1 + model.decompose + model.quantize + model.recombine + model.calibrate)
+    (out / "metrics").mkdir(parents=True)
+    (out / "metrics" / "clean.json").write_text(json.dumps(dict.fromkeys(SCORES, score)))
+    intervals = {"value": score, "low": score - 0.02, "high": score + 0.02}
+    (out / "intervals.json").write_text(json.dumps({"clean": dict.fromkeys(SCORES, intervals)}))
+"""
+
+SESSION = """
+import contextlib
+
+@contextlib.contextmanager
+def session():
+    print("a Ray session", flush=True)
+    yield
+"""
+
 PIPELINE = """
 stages:
   download:
     cmd: python -m pipelines.steps download
     params: [download]
     outs: [data/dataset]
+  features:
+    cmd: python -m pipelines.steps features
+    deps: [data/dataset]
+    outs: [data/features]
   train:
     cmd: python -m pipelines.steps train
     params: [train]
@@ -131,6 +173,10 @@ def project(tmp_path: Path) -> Project:
     (root / "pipelines" / "steps.py").write_text(STEPS, encoding="utf-8")
     (root / ".dvc").mkdir()
     (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
+    # the seams of the sweep: its rows are trained and evaluated by the stages' own functions
+    (root / "pipelines" / "stages" / "train.py").write_text(TRAIN, encoding="utf-8")
+    (root / "pipelines" / "stages" / "evaluate.py").write_text(EVALUATE, encoding="utf-8")
+    (root / "qdformer" / "training" / "launch.py").write_text(SESSION, encoding="utf-8")
     small = Project(root)
     small.set_score(0.3)
     return small

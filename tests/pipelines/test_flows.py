@@ -161,3 +161,42 @@ def test_retrain_judges_each_checkpoint_once(project, prefect_api):
         ["grep", "-o", "[0-9a-f]*[.]dir", "dvc.lock"], cwd=project.root, capture_output=True, text=True
     )
     assert champion.source.removeprefix("dvc://").split("/")[0] in md5.stdout.split()
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_it_stopped_and_compares_its_rows(project, prefect_api):
+    def sweep():
+        return project.python("-m", "pipelines.flows.sweep", PREFECT_API_URL=prefect_api)
+
+    def rows_trained() -> int:
+        return len((project.root / "trained").read_text())
+
+    (project.root / "fail-row").touch()
+    assert sweep().returncode == 1
+    assert rows_trained() == 3
+    (project.root / "fail-row").unlink()
+
+    second = sweep()
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("finished before") == 3
+    assert second.stdout.count("a Ray session") == 1
+    assert rows_trained() == 5
+    assert re.search(r"baseline +│ +0\.100 ± 0\.020 +│", second.stdout)
+    assert re.search(r"full +│ +0\.500 ± 0\.020 \(\+0\.100\) +│", second.stdout)
+    client = record(project)
+    runs = client.search_runs([client.get_experiment_by_name("qdformer-stamps").experiment_id])
+    (parent,) = [run for run in runs if run.info.run_name == "sweep"]
+    rows = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {run.info.run_name for run in rows} == {"baseline", "decomposed", "quantized", "recombined", "full"}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == 6
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"comparison.csv", "comparison.md"}
+
+    third = sweep()
+    assert third.stdout.count("finished before") == 5
+    assert "a Ray session" not in third.stdout
+    assert f"run {parent.info.run_id}" in third.stdout
+
+    project.edit("params.yaml", "clip_gradient: 0.1", "clip_gradient: 0.2")
+    assert sweep().returncode == 0
+    assert rows_trained() == 10
