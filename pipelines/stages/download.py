@@ -1,4 +1,4 @@
-"""Stage `download`: the network or nothing -> data/dataset, data/sounds."""
+"""Stage `download`: the network or nothing -> data/dataset, data/sounds and their digests."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 from pipelines.cli import stage_main
 from qdformer.data.checks import check_dataset, check_sounds
+from qdformer.data.layout import tree_digest
 from qdformer.data.toy import compose_toy
 from qdformer.settings import Download, Settings
 
 
 def download(settings: Download, data: Path, cache: Path) -> None:
-    """Write `data/dataset` and `data/sounds`, both whole and checked, or neither.
+    """Write `data/dataset` and `data/sounds`, both whole and checked, or neither, and then their digests.
 
-    What was fetched is kept in `cache`, for DVC empties the outs before a rerun.
+    The later stages depend on the digests in place of the folders: DVC would look at every one of
+    their files again for each stage. What was fetched is kept in `cache`, for DVC empties the outs before a rerun.
     """
     partial = data / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -32,6 +34,8 @@ def download(settings: Download, data: Path, cache: Path) -> None:
         shutil.rmtree(data / whole.name, ignore_errors=True)
         os.replace(whole, data / whole.name)
     partial.rmdir()
+    for folder in ("dataset", "sounds"):
+        (data / f"{folder}.sha256").write_text(tree_digest(data / folder) + "\n", encoding="ascii")
 
 
 def main(settings: Settings) -> None:

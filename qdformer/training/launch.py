@@ -23,6 +23,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
+from qdformer.data.layout import tree_digest
 from qdformer.settings import Train
 from qdformer.training.checkpoint import file_digest
 from qdformer.training.worker import work
@@ -65,13 +66,6 @@ class Job:
         parts = [json.dumps(self.recipe.model_dump(), sort_keys=True), file_digest(self.features)]
         parts += [tree_digest(self.dataset), *(tree_digest(PACKAGE / name) for name in CODE)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def tree_digest(root: Path) -> str:
-    """SHA-256 over the names and contents of a file or of all files below a folder."""
-    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-    lines = [f"{path.relative_to(root)} {file_digest(path)}" for path in files if "__pycache__" not in path.parts]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @contextlib.contextmanager

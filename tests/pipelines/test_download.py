@@ -6,13 +6,15 @@ from qdformer.settings import Clips, Download
 
 SETTINGS = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=1), frames=2, image_size=32)
 
+OUTS = ["dataset", "dataset.sha256", "sounds", "sounds.sha256"]
+
 
 def test_both_outs_are_whole_and_nothing_else_is_left(tmp_path):
     data = tmp_path / "data"
     (data / "dataset").mkdir(parents=True)
     (data / "dataset" / "old").touch()
     stage.download(SETTINGS, data, tmp_path / "cache")
-    assert sorted(path.name for path in data.iterdir()) == ["dataset", "sounds"]
+    assert sorted(path.name for path in data.iterdir()) == OUTS
     assert (data / "dataset" / "metadata.csv").is_file() and (data / "sounds" / "sounds.csv").is_file()
     assert not (data / "dataset" / "old").exists()
 
@@ -30,4 +32,4 @@ def test_data_that_fails_the_checks_never_becomes_an_out(tmp_path, monkeypatch):
     assert not (data / "dataset").exists() and not (data / "sounds").exists()
     monkeypatch.undo()
     stage.download(SETTINGS, data, tmp_path / "cache")  # what the failure left is no hindrance
-    assert sorted(path.name for path in data.iterdir()) == ["dataset", "sounds"]
+    assert sorted(path.name for path in data.iterdir()) == OUTS
