@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from qdformer.errors import InputError
-from qdformer.settings import Settings, SettingsError, parse_settings
+from qdformer.settings import Settings, SettingsError, parse_settings, read_yaml
 
 PROJECT = Path(__file__).resolve().parents[1]
 LINKED = ("dvc.yaml", ".dvcignore", "pipelines", "qdformer")
@@ -47,14 +47,14 @@ def preset_values(name: str = "", project: Path = PROJECT) -> dict[str, Any]:
     `SettingsError` if there is no such preset (naming those there are) or its values are not usable.
     """
     path = project / "params.yaml"
-    values = _read_yaml(path)
+    values = read_yaml(path)
     sources = [path.name]
     if not _is_default(name, values):
         presets = {file.stem: file for file in (project / "pipelines" / "presets").glob("*.yaml")}
         if name not in presets:
             known = sorted({_default_name(values), *presets} - {""})
             raise SettingsError(f"no preset {name!r}; there are: {', '.join(known)}")
-        values = _merge(values, _read_yaml(presets[name]))
+        values = _merge(values, read_yaml(presets[name]))
         sources.append(str(presets[name].relative_to(project)))
     parse_settings(values, " with ".join(sources))
     return values
@@ -72,7 +72,7 @@ def open_workspace(name: str = "", project: Path = PROJECT) -> Path:
     values changed, so that opening a workspace makes nothing stale.
     """
     values = preset_values(name, project)
-    if _is_default(name, _read_yaml(project / "params.yaml")):
+    if _is_default(name, read_yaml(project / "params.yaml")):
         return project
     workspace = project / "workspaces" / name
     workspace.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def open_workspace(name: str = "", project: Path = PROJECT) -> Path:
         subprocess.run([dvc_command(), "init", "--no-scm", "--quiet", "--force"], cwd=workspace, check=True)
         _write(config, DVC_CONFIG)
     params = workspace / "params.yaml"
-    if not params.is_file() or _read_yaml(params) != values:
+    if not params.is_file() or read_yaml(params) != values:
         header = f"# Written from ../../params.yaml and pipelines/presets/{name}.yaml: change those.\n"
         _write(params, header + yaml.safe_dump(values, sort_keys=False))
     return workspace
@@ -140,7 +140,7 @@ def provenance(workspace: Path) -> dict[str, str]:
 def locked(workspace: Path) -> dict[str, str]:
     """The MD5 that DVC has locked for every out, by its path in the workspace."""
     path = workspace / "dvc.lock"
-    stages = _read_yaml(path).get("stages", {}) if path.is_file() else {}
+    stages = read_yaml(path).get("stages", {}) if path.is_file() else {}
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ()) if "md5" in out}
 
 
@@ -159,18 +159,6 @@ def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
         inner = base.get(key)
         merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such settings file") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path}: must hold a mapping of sections")
-    return values
 
 
 def _write(path: Path, text: str) -> None:

@@ -239,14 +239,20 @@ def parse_settings(values: Any, source: str = "settings") -> Settings:
 
 def load_settings(path: str | Path = "params.yaml") -> Settings:
     """Read and validate a settings file; raise `SettingsError` if it is missing or wrong."""
-    path = Path(path)
+    return parse_settings(read_yaml(Path(path)), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; raise `SettingsError` if it is missing, broken or holds something else."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such settings file") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not valid YAML: {error}") from None
-    return parse_settings(values, str(path))
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: must hold a mapping of sections")
+    return values
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
