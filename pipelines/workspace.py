@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import hashlib
 import os
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from qdformer.digests import identity, tree_sha256
 from qdformer.errors import InputError
 from qdformer.settings import Settings, SettingsError, parse_settings, read_yaml
 
@@ -128,8 +127,8 @@ def provenance(workspace: Path) -> dict[str, str]:
     lock = locked(workspace)
     tags = {
         "preset": workspace.name if workspace.parent.name == "workspaces" else "default",
-        "data_digest": _digest(path + md5 for path, md5 in sorted(lock.items()) if path.startswith("data/")),
-        "code_digest": _code_digest(),
+        "data_digest": identity(path + md5 for path, md5 in sorted(lock.items()) if path.startswith("data/")),
+        "code_digest": tree_sha256(PROJECT / "qdformer")[:16],
     }
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         tags["mlflow.source.git.commit"] = _git("rev-parse", "HEAD")
@@ -170,13 +169,3 @@ def _write(path: Path, text: str) -> None:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(PROJECT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-@functools.cache
-def _code_digest() -> str:
-    files = sorted((PROJECT / "qdformer").rglob("*.py"))
-    return _digest(f"{file.relative_to(PROJECT)} {file.read_text(encoding='utf-8')}" for file in files)
-
-
-def _digest(parts: Iterator[str]) -> str:
-    return hashlib.md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()[:16]

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
 import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -29,6 +28,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from qdformer import digests
 from qdformer.settings import Settings
 
 CHAMPION = "champion"
@@ -44,14 +44,6 @@ for _name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_
 def tracking_uri() -> str:
     """The store's address, the same from every working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-
-
-def file_sha256(*files: Path) -> str:
-    """SHA-256 of the files' contents, one after another."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def experiment_name(settings: Settings) -> str:
@@ -70,7 +62,7 @@ def training_run(
     """
     client = MlflowClient(tracking_uri())
     params = _flatten(settings.model_dump(exclude={"sweep"}))
-    identity = _digest([json.dumps(params, sort_keys=True), *_inputs(provenance), parent])
+    identity = digests.identity([json.dumps(params, sort_keys=True), *_inputs(provenance), parent])
     run_id = _begin(
         client, experiment_name(settings), name, {**provenance, "identity": identity}, parent, again=UNFINISHED
     )
@@ -91,7 +83,7 @@ def parent_run(settings: Settings, provenance: Mapping[str, str], name: str) -> 
     A group of the same settings, data and code is gone on with, finished or not.
     """
     client = MlflowClient(tracking_uri())
-    identity = _digest([settings.model_dump_json(), *_inputs(provenance), name])
+    identity = digests.identity([settings.model_dump_json(), *_inputs(provenance), name])
     run_id = _begin(client, experiment_name(settings), name, {**provenance, "identity": identity}, None, again=ANY)
     with _ended(client, run_id):
         yield run_id
@@ -136,9 +128,9 @@ def log_evaluation(
     checkpoint. What has been recorded is not recorded twice.
     """
     client = MlflowClient(tracking_uri())
-    experiment, checkpoint_sha256 = experiment_name(settings), file_sha256(checkpoint)
+    experiment, checkpoint_sha256 = experiment_name(settings), digests.file_sha256(checkpoint)
     metrics = sorted((reports / "metrics").glob("*.json"))
-    evaluation_sha256 = file_sha256(*metrics)
+    evaluation_sha256 = digests.identity(map(digests.file_sha256, metrics))
     run = find_run(experiment, checkpoint_sha256, parent)
     if run and run.data.tags.get("evaluation_sha256") == evaluation_sha256:
         return run.info.run_id
@@ -294,7 +286,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _inputs(provenance: Mapping[str, str]) -> list[str | None]:
     return [provenance.get("data_digest"), provenance.get("code_digest")]
-
-
-def _digest(parts: Iterable[str | None]) -> str:
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]

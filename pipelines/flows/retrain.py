@@ -21,6 +21,7 @@ from pipelines.workspace import (
     preset_settings,
     tracking_environment,
 )
+from qdformer.digests import file_sha256
 from qdformer.settings import Settings
 
 
@@ -51,7 +52,7 @@ def standing_verdict(settings: Settings, workspace: Path) -> str | None:
     from qdformer import tracking
 
     model = tracking.experiment_name(settings)
-    version = tracking.find_version(model, tracking.file_sha256(workspace / CHECKPOINT))
+    version = tracking.find_version(model, file_sha256(workspace / CHECKPOINT))
     if version is None or "judged" not in version.tags:
         return None
     verdict = f"{model} version {version.version}, {version.tags['judged']}"
@@ -66,7 +67,7 @@ def judge(settings: Settings, workspace: Path, run_id: str) -> str:
 
     model = tracking.experiment_name(settings)
     source = f"dvc://{locked(workspace)[CHECKPOINT.parent.as_posix()]}/{CHECKPOINT.name}"
-    version = tracking.register(model, run_id, tracking.file_sha256(workspace / CHECKPOINT), source)
+    version = tracking.register(model, run_id, file_sha256(workspace / CHECKPOINT), source)
     return f"{model} version {version.version}, {tracking.promote(model, version)}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from pipelines.flows.pipeline import bring_up_to_date
 from pipelines.flows.terminal import markdown_table, print_table, run_flow
 from pipelines.workspace import one_at_a_time, open_workspace, preset_settings, provenance, tracking_environment
+from qdformer.digests import file_sha256, identity
 from qdformer.settings import Settings, parse_settings
 
 CONDITION = "clean"
@@ -81,7 +81,7 @@ def run_row(name: str, settings: Settings, workspace: Path, parent: str) -> None
                 (out / "identity").write_text(identity, encoding="ascii")
             if not (out / "history.csv").is_file():  # written last
                 train(settings, workspace, out, run_id)
-            tracking.tag(run_id, checkpoint_sha256=tracking.file_sha256(checkpoint))
+            tracking.tag(run_id, checkpoint_sha256=file_sha256(checkpoint))
             partial = out / "reports.partial"
             shutil.rmtree(partial, ignore_errors=True)
             evaluate_checkpoint(settings, workspace, checkpoint, partial, [CONDITION])
@@ -125,7 +125,7 @@ def _identity(settings: Settings, workspace: Path) -> str:
         tags["data_digest"],
         tags["code_digest"],
     ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return identity(parts)
 
 
 def _kept_identity(out: Path) -> str | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipelines.cli import stage_main
 from qdformer.data.checks import check_dataset, check_sounds
-from qdformer.data.layout import tree_digest
 from qdformer.data.toy import compose_toy
+from qdformer.digests import tree_sha256
 from qdformer.settings import Download, Settings
 
 
@@ -35,7 +35,7 @@ def download(settings: Download, data: Path, cache: Path) -> None:
         os.replace(whole, data / whole.name)
     partial.rmdir()
     for folder in ("dataset", "sounds"):
-        (data / f"{folder}.sha256").write_text(tree_digest(data / folder) + "\n", encoding="ascii")
+        (data / f"{folder}.sha256").write_text(tree_sha256(data / folder) + "\n", encoding="ascii")
 
 
 def main(settings: Settings) -> None:

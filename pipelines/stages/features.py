@@ -10,7 +10,8 @@ from tqdm import tqdm
 from pipelines.cli import stage_main
 from qdformer.audio.features import FeatureInfo, extract, write_features
 from qdformer.audio.mixing import read_condition
-from qdformer.audio.vggish import file_sha256, load_vggish
+from qdformer.audio.vggish import load_vggish
+from qdformer.digests import file_sha256
 from qdformer.settings import Settings
 
 

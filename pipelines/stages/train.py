@@ -9,8 +9,8 @@ import pandas
 from pipelines.cli import stage_main
 from pipelines.workspace import provenance
 from qdformer import tracking
+from qdformer.digests import file_sha256
 from qdformer.settings import Settings
-from qdformer.training.checkpoint import file_digest
 from qdformer.training.launch import Job, launch
 
 
@@ -39,7 +39,7 @@ def main(settings: Settings) -> None:
     workspace, out = Path.cwd(), Path("models/qdformer")
     with tracking.training_run(settings, provenance(workspace)) as run_id:
         train(settings, workspace, out, run_id)
-        tracking.tag(run_id, checkpoint_sha256=file_digest(out / "model.safetensors"))
+        tracking.tag(run_id, checkpoint_sha256=file_sha256(out / "model.safetensors"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from qdformer.audio.vggish import WeightsError, file_sha256
+from qdformer.audio.vggish import WeightsError
+from qdformer.digests import file_sha256
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte

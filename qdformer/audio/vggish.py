@@ -9,7 +9,6 @@ Shapes: P patches, F = 96 frames of 10 ms, M = 64 mel bands.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qdformer.audio.read import SAMPLE_RATE, resample
+from qdformer.digests import file_sha256
 from qdformer.errors import InputError
 
 WINDOW, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms
@@ -157,12 +157,6 @@ def save_vggish(vggish: VGGish, path: str | Path) -> str:
     partial.write_bytes(save({key: value.contiguous() for key, value in vggish.state_dict().items()}))
     os.replace(partial, path)
     return file_sha256(path)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

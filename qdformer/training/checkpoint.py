@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qdformer.data.manifest import Classes
+from qdformer.digests import file_sha256
 from qdformer.errors import InputError
 from qdformer.model.qdformer import QDFormer
 from qdformer.settings import Model
@@ -60,7 +60,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write a resumable state and, after it, the digest that makes it valid."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / "state.pt")
-    (folder / "state.sha256").write_text(file_digest(folder / "state.pt"), encoding="ascii")
+    (folder / "state.sha256").write_text(file_sha256(folder / "state.pt"), encoding="ascii")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -68,15 +68,9 @@ def load_state(folder: Path) -> dict[str, Any]:
     path = folder / "state.pt"
     try:
         expected = (folder / "state.sha256").read_text(encoding="ascii")
-        found = file_digest(path)
+        found = file_sha256(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: missing; the checkpoint is incomplete") from None
     if found != expected:
         raise CheckpointError(f"{path}: damaged: SHA-256 is {found}, expected {expected}")
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

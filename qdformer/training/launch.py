@@ -8,7 +8,6 @@ started), `QDFORMER_WORKERS` (default: one per GPU, or one on the CPU) and
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -23,9 +22,8 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
-from qdformer.data.layout import tree_digest
+from qdformer.digests import file_sha256, identity, tree_sha256
 from qdformer.settings import Train
-from qdformer.training.checkpoint import file_digest
 from qdformer.training.worker import work
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -63,9 +61,8 @@ class Job:
 
     def digest(self) -> str:
         """What the result depends on: settings, data and code. A run is resumed only under the same digest."""
-        parts = [json.dumps(self.recipe.model_dump(), sort_keys=True), file_digest(self.features)]
-        parts += [tree_digest(self.dataset), *(tree_digest(PACKAGE / name) for name in CODE)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        trees = [self.dataset, *(PACKAGE / name for name in CODE)]
+        return identity([self.recipe.model_dump_json(), file_sha256(self.features), *map(tree_sha256, trees)])
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from pipelines.workspace import preset_settings
 from qdformer import tracking
+from qdformer.digests import file_sha256
 
 PROVENANCE = {"data_digest": "d1", "code_digest": "c1"}
 MODEL = "qdformer-toy"
@@ -55,7 +56,7 @@ def trained(settings, root: Path, score: float, parent: str | None = None) -> tu
     """A finished training with its evaluation; the run's id and the checkpoint."""
     reports, checkpoint = results(root, score, f"weights of {score}")
     with tracking.training_run(settings, {**PROVENANCE, "code_digest": str(score)}, parent=parent) as run_id:
-        tracking.tag(run_id, checkpoint_sha256=tracking.file_sha256(checkpoint))
+        tracking.tag(run_id, checkpoint_sha256=file_sha256(checkpoint))
     assert tracking.log_evaluation(reports, settings, PROVENANCE, checkpoint, parent=parent) == run_id
     return run_id, checkpoint
 
@@ -140,7 +141,7 @@ def test_nested_runs_are_kept_apart_from_others_with_the_same_checkpoint(client,
 def test_the_alias_moves_only_to_a_better_checkpoint(client, settings, tmp_path):
     def judge(score):
         run_id, checkpoint = trained(settings, tmp_path / str(score), score)
-        version = tracking.register(MODEL, run_id, tracking.file_sha256(checkpoint), "dvc://abc.dir/model.safetensors")
+        version = tracking.register(MODEL, run_id, file_sha256(checkpoint), "dvc://abc.dir/model.safetensors")
         return int(version.version), tracking.promote(MODEL, version)
 
     assert tracking.find_champion(MODEL) is None
@@ -154,7 +155,7 @@ def test_the_alias_moves_only_to_a_better_checkpoint(client, settings, tmp_path)
 
 def test_registering_that_was_cut_short_is_gone_on_with(client, settings, tmp_path, monkeypatch):
     run_id, checkpoint = trained(settings, tmp_path / "a", 0.4)
-    digest = tracking.file_sha256(checkpoint)
+    digest = file_sha256(checkpoint)
     version = tracking.register(MODEL, run_id, digest, "dvc://abc.dir/model.safetensors")
     assert "judged" not in tracking.find_version(MODEL, digest).tags
     with monkeypatch.context() as patch, pytest.raises(OSError):  # dies after the alias, before the verdict is kept

@@ -14,11 +14,11 @@ from qdformer.audio.vggish import (
     PATCH_SAMPLES,
     VGGish,
     WeightsError,
-    file_sha256,
     load_vggish,
     log_mel_patches,
     save_vggish,
 )
+from qdformer.digests import file_sha256
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = json.loads((GOLDEN / "vggish.json").read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
+from qdformer.digests import file_sha256
 from qdformer.errors import InputError
 
 OFFLINE_HINT = "make repro DATA=toy needs no download and works offline"
@@ -198,7 +199,7 @@ def _qt_data(content: bytes, at: int, flags: int) -> bytes:
 
 def _is_whole(path: Path, sha256: str) -> bool:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+        return file_sha256(path) == sha256
     except OSError:
         return False
 
