@@ -196,8 +196,7 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         raise ValueError("training curves need at least one epoch")
     table = pandas.DataFrame(list(history)).set_index("epoch")
     panels = {
-        "codebook perplexity": ["codebook_perplexity"],
-        "share of codes in use": ["codebook_usage"],
+        "codebook perplexity": ["codebook_perplexity", "codebook_perplexity_local"],
         "gradient norm": ["gradient_norm"],
         "learning rate": ["learning_rate"],
     }

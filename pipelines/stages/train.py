@@ -18,10 +18,10 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     """Train on the workspace's data; write `out/model.safetensors` and `out/history.csv`.
 
     `run_id` is the MLflow run that takes the figures of every epoch. What is needed to go on after
-    a crash is kept in `.cache/ray` until the run is finished, for DVC empties `out` before a rerun.
+    a crash is kept below `.cache/ray` until the run is finished, for DVC empties `out` before a rerun.
     """
     workspace = workspace.resolve()
-    storage = workspace / ".cache" / "ray"
+    storage = workspace / ".cache" / "ray" / out.name
     storage.mkdir(parents=True, exist_ok=True)
     job = Job(
         recipe=settings.train,

@@ -172,8 +172,14 @@ class QDFormer(nn.Module):
                     local_BTND[valid_BT], local_codes_BTN[valid_BT]
                 )
                 local_BTND = quantized_BTND
-            use = quantizer.use(codes_BN)
-            quantization = QuantizerStats(codebook_loss, commitment_loss, codes_BN, local_codes_BTN, *use)
+            quantization = QuantizerStats(
+                codebook_loss,
+                commitment_loss,
+                codes_BN,
+                local_codes_BTN,
+                quantizer.use(codes_BN),
+                quantizer.use(None if local_codes_BTN is None else local_codes_BTN[valid_BT]),
+            )
 
         queries_BTND = tokens_BND[:, None] + fused_BTD[:, :, None] if local_BTND is None else local_BTND
         return tokens_BND, queries_BTND, quantization

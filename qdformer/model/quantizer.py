@@ -24,10 +24,10 @@ class QuantizerStats:
     """Index of each clip-global token's code."""
     local_codes_BTN: torch.Tensor | None
     """Index of each frame-local token's code; None without local calibration."""
-    perplexity: torch.Tensor
-    """exp(entropy) of the code use by the global tokens of this batch: 1 (one code) .. K."""
-    usage: torch.Tensor
-    """Share of the codes that the global tokens of this batch use."""
+    global_use_K: torch.Tensor
+    """How many of the global tokens took each code."""
+    local_use_K: torch.Tensor
+    """The same of the local tokens; zeros without local calibration."""
 
 
 class Quantizer(nn.Module):
@@ -68,8 +68,16 @@ class Quantizer(nn.Module):
         """Pulls `tokens` [..., D] towards their codes [...]; no gradient to the codebook."""
         return functional.mse_loss(tokens.float(), self.codebook_KD.detach()[codes])
 
-    def use(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Perplexity and usage of code indices of any shape."""
-        counts_K = torch.bincount(codes.flatten(), minlength=len(self.free_KD)).float()
-        share_K = counts_K / counts_K.sum()
-        return torch.exp(-torch.xlogy(share_K, share_K).sum()), (counts_K > 0).float().mean()
+    def use(self, codes: torch.Tensor | None) -> torch.Tensor:
+        """How often each code occurs among `codes` (of any shape): [K]."""
+        if codes is None:
+            return self.free_KD.new_zeros(len(self.free_KD))
+        return torch.bincount(codes.flatten(), minlength=len(self.free_KD)).float()
+
+
+def perplexity(use_K: torch.Tensor) -> float:
+    """exp(entropy) of the codes' use: 1 (one code) .. K (all alike); 0 where none was used."""
+    if not use_K.sum():
+        return 0.0
+    share_K = use_K / use_K.sum()
+    return float(torch.exp(-torch.xlogy(share_K, share_K).sum()))

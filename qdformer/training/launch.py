@@ -121,11 +121,14 @@ def _interruptible() -> Iterator[None]:
 def launch(job: Job, out: Path) -> list[dict[str, float]]:
     """Train and write `out/model.safetensors`; return the figures of every epoch.
 
-    A run that was killed goes on from its last finished epoch. Raises
+    A run that was killed goes on from its last finished epoch; what others left in `job.storage` is removed. Raises
     `ray.train.TrainingFailedError` when the workers fail more often than they may be restarted.
     """
     with session():
         digest = job.digest()
+        for abandoned in job.storage.iterdir():
+            if abandoned.is_dir() and abandoned.name != digest:
+                shutil.rmtree(abandoned)
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         workers = int(os.environ.get("QDFORMER_WORKERS", max(gpus, 1)))

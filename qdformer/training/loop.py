@@ -13,6 +13,7 @@ from torch import nn
 from qdformer.data.dataset import Batch
 from qdformer.loss.criterion import Criterion
 from qdformer.model.qdformer import parameter_groups
+from qdformer.model.quantizer import perplexity
 from qdformer.settings import Train
 
 
@@ -22,7 +23,7 @@ class TrainingState:
     def __init__(self, model: nn.Module, recipe: Train, steps_per_epoch: int) -> None:
         self.model = model
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, recipe.learning_rate, recipe.backbone_factor, recipe.weight_decay)
+            parameter_groups(model, recipe.learning_rate, recipe.backbone_factor, recipe.weight_decay), fused=True
         )
         factor = learning_rate_factor(recipe.epochs * steps_per_epoch, recipe.warmup_steps, recipe.drop_at)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
@@ -68,7 +69,7 @@ def train_epoch(
     device: torch.device,
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> dict[str, float]:
-    """Train for one epoch and append its mean losses to `state.history`.
+    """Train for one epoch and append its mean losses, and the use of the codebook over it, to `state.history`.
 
     `network` is the model, or its distributed wrapper. Raises `FloatingPointError` if the loss is
     not finite, before the weights are touched.
@@ -76,6 +77,7 @@ def train_epoch(
     network.train()
     started = time.monotonic()
     sums: dict[str, float] = defaultdict(float)
+    use: dict[str, torch.Tensor | int] = defaultdict(int)
     steps = 0
     for batch in progress(batches):
         batch = batch.to(device)
@@ -94,10 +96,11 @@ def train_epoch(
             sums[name] += float(value.detach())
         sums["gradient_norm"] += float(norm)
         if output.quantization is not None:
-            sums["codebook_perplexity"] += float(output.quantization.perplexity)
-            sums["codebook_usage"] += float(output.quantization.usage)
+            use["codebook_perplexity"] += output.quantization.global_use_K
+            use["codebook_perplexity_local"] += output.quantization.local_use_K
         steps += 1
     figures = {name: value / steps for name, value in sums.items()}
+    figures |= {name: perplexity(use_K) for name, use_K in use.items()}
     figures["learning_rate"] = state.optimizer.param_groups[0]["lr"]
     figures["seconds"] = time.monotonic() - started
     state.history.append({"epoch": state.epochs_done + 1, **figures})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qdformer.model.quantizer import Quantizer
+from qdformer.model.quantizer import Quantizer, perplexity
 
 
 @pytest.fixture
@@ -51,11 +51,13 @@ def test_each_loss_moves_its_own_side(quantizer):
     assert set(moved.nonzero().flatten().tolist()) == set(codes.tolist())
 
 
-def test_use():
+def test_use_and_its_perplexity():
     quantizer = Quantizer(codes=8, width=4)
-    perplexity, usage = quantizer.use(torch.tensor([[0, 1], [2, 3]]))
-    assert (float(perplexity), float(usage)) == pytest.approx((4.0, 0.5))
-    assert float(quantizer.use(torch.tensor([5, 5]))[0]) == pytest.approx(1.0)
+    use_K = quantizer.use(torch.tensor([[0, 1], [2, 3]]))
+    assert use_K.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert perplexity(use_K) == pytest.approx(4.0)
+    assert perplexity(quantizer.use(torch.tensor([5, 5]))) == pytest.approx(1.0)
+    assert perplexity(quantizer.use(None)) == 0.0
 
 
 def test_half_precision_picks_the_same_codes(quantizer):
