@@ -227,13 +227,19 @@ def _write_noisy(
     return rows
 
 
+def write_sound(path: Path, samples: np.ndarray, bits: int) -> None:
+    """Write [S] samples, which are multiples of 2 ** (1 - bits), at 16 kHz; kind of file by the ending, no rounding."""
+    import soundfile
+
+    # whole numbers, for soundfile scales floats by 32767; of 32 bits it keeps the upper ones
+    soundfile.write(path, (samples.astype(np.float64) * 2**31).astype(np.int32), SAMPLE_RATE, subtype=f"PCM_{bits}")
+
+
 def _write_checked(path: Path, clean: np.ndarray, mix: Mix, snr_db: float) -> float:
     """Write the mix as FLAC and return the SNR of what the file holds."""
     import soundfile
 
-    # whole numbers, for soundfile scales floats by 32767; of 32 bits it keeps the upper ones
-    samples = (mix.audio.astype(np.float64) * 2**31).astype(np.int32)
-    soundfile.write(path, samples, SAMPLE_RATE, subtype=f"PCM_{mix.bits}")
+    write_sound(path, mix.audio, mix.bits)
     written, _ = soundfile.read(path, dtype="float32")
     achieved = achieved_snr(clean, written, mix.scale)
     if math.isfinite(mix.achieved_snr) and not abs(achieved - snr_db) <= TOLERANCE_DB:
