@@ -98,7 +98,7 @@ class Fetcher:
                 _cut(track, segment, self._path(segment))
             except AudioError as error:
                 return self._failed(segment, str(error))
-            except yt_dlp.utils.DownloadError as error:
+            except yt_dlp.utils.YoutubeDLError as error:
                 reason = " ".join(str(error).split())
                 kind = _kind(yt_dlp, error)
                 if kind == "gone":

@@ -80,7 +80,8 @@ def youtube(monkeypatch) -> YouTube:
     names = ("yt_dlp", "yt_dlp.utils", "yt_dlp.networking", "yt_dlp.networking.exceptions")
     package, utils, networking, exceptions = modules = [ModuleType(name) for name in names]
     package.utils, package.networking, networking.exceptions = utils, networking, exceptions
-    utils.DownloadError = type("DownloadError", (Exception,), {})
+    utils.YoutubeDLError = type("YoutubeDLError", (Exception,), {})
+    utils.DownloadError = type("DownloadError", (utils.YoutubeDLError,), {})
     exceptions.RequestError = type("RequestError", (Exception,), {})
     exceptions.HTTPError = type("HTTPError", (exceptions.RequestError,), {})
     exceptions.TransportError = type("TransportError", (exceptions.RequestError,), {})
