@@ -22,11 +22,12 @@ from typing import NamedTuple
 from qdformer.errors import InputError
 
 CLASSES_CSV = Path(__file__).with_name("audioset_classes.csv")
-MID = re.compile(r"/[mtg]/[\w]+")
+MID = re.compile(r"/[mtg]/\w+", re.ASCII)
 SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 CONTAINERS = {".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".aac", ".3gp", ".ts"}
 
-_YOUTUBE_ID = re.compile(r"[\w-]{11}")
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_LINE = re.compile(rf'([\w-]{{11}}), *{_NUMBER}, *{_NUMBER}, *"({MID.pattern}(?:,{MID.pattern})*)"\s*', re.ASCII)
 # {id}, {id}_{start}, {id}_{start}_{end}, in seconds or milliseconds, with or without a Y before
 _CLIP_NAMES = [
     re.compile(prefix + r"(?P<id>[\w-]{11})(?:_(?P<start>\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?") for prefix in ("", "Y")
@@ -128,20 +129,13 @@ def read_segments(path: str | Path) -> Iterator[Segment]:
 
 
 def _parse(line: str, path: Path, number: int) -> Segment:
-    fields = next(csv.reader([line], skipinitialspace=True))
-    try:
-        youtube_id, start, end, labels = fields
-        segment = Segment(youtube_id, float(start), float(end), tuple(label.strip() for label in labels.split(",")))
-        if not (_YOUTUBE_ID.fullmatch(youtube_id) and 0 <= segment.start < segment.end < float("inf")):
-            raise ValueError
-        if not all(map(MID.fullmatch, segment.labels)):
-            raise ValueError
-    except ValueError:
-        raise AudioSetError(
-            f'{path}, line {number}: {line.strip()!r}; expected YTID, start, end, "labels", as in'
-            ' --4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/0bt9lr"'
-        ) from None
-    return segment
+    match = _LINE.fullmatch(line)
+    if match and (start := float(match[2])) < (end := float(match[3])):
+        return Segment(match[1], start, end, tuple(match[4].split(",")))
+    raise AudioSetError(
+        f'{path}, line {number}: {line.strip()!r}; expected YTID, start, end, "labels", as in'
+        ' --4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/0bt9lr"'
+    )
 
 
 def read_classes_csv(path: Path = CLASSES_CSV) -> dict[str, tuple[str, ...]]:
@@ -189,7 +183,7 @@ def select(lists: Iterable[str | Path], wanted: frozenset[str], forbidden: froze
 def split_of(youtube_id: str, counts: Mapping[str, int], seed: int) -> str:
     """The split that a video belongs to: drawn from `seed` and its id alone, in proportion to `counts`."""
     place = int.from_bytes(_digest(seed, youtube_id)[:8]) % sum(counts.values())
-    for split, count in counts.items():
+    for split, count in sorted(counts.items()):
         place -= count
         if place < 0:
             return split

@@ -94,7 +94,7 @@ def collect_audioset(
                     path, outcome = fetcher.fetch(segment) if settings.fetch else (None, "missing")
                 tally[outcome] += 1
                 if path is not None and (row := _convert(path, segment, split, Path(folder), tally)):
-                    rows.append(row | {"labels": ";".join(map(ontology.names.get, segment.labels))})
+                    rows.append(row | {"labels": ";".join(ontology.names.get(mid, mid) for mid in segment.labels)})
                     tally["usable"] += 1
                     bar.update()
         counts = ", ".join(f"{name} {tally[name]}" for name in _TALLIED)

@@ -164,6 +164,8 @@ def test_a_video_belongs_to_one_split_in_proportion_to_the_counts():
     counts = {"train": 60, "val": 10, "test": 30}
     splits = [split_of(youtube_id(number), counts, 0) for number in range(3000)]
     assert splits == [split_of(youtube_id(number), counts, 0) for number in range(3000)]
+    turned = dict(reversed(counts.items()))
+    assert splits == [split_of(youtube_id(number), turned, 0) for number in range(3000)]
     for split, count in counts.items():
         assert splits.count(split) / 3000 == pytest.approx(count / 100, abs=0.03)
 

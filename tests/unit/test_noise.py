@@ -154,6 +154,12 @@ def test_a_wrong_label_is_named_before_anything_is_read(audioset, tmp_path):
         collect(wrong, tmp_path)
 
 
+def test_a_label_that_the_ontology_lacks_stays_an_id(audioset, tmp_path):
+    path = Path(audioset.segments[0])
+    path.write_text(path.read_text().replace(f"{WIND},{RAIN}", f"{WIND},/t/dd99999"))
+    assert set(collect(audioset, tmp_path)["labels"]) == {"Wind;/t/dd99999"}
+
+
 def test_the_noises_serve_the_mixing(audioset, tmp_path):
     collect(audioset, tmp_path)
     clip = write_tone(tmp_path / "clip.wav", seconds=5)
