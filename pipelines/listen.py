@@ -12,9 +12,10 @@ import numpy as np
 from pipelines.cli import command_main
 from pipelines.workspace import open_workspace, preset_settings
 from qdformer import plots
-from qdformer.audio.mixing import choose_noise, mix_at_snr, write_sound
+from qdformer.audio.mixing import choose_noise, mix_at_snr
 from qdformer.audio.noise import read_noises
 from qdformer.audio.read import SAMPLE_RATE, read_audio
+from qdformer.audio.write import quantise, write_sound
 from qdformer.data.layout import DataError
 from qdformer.data.manifest import read_manifest
 from qdformer.errors import InputError
@@ -42,7 +43,7 @@ def listen(settings: Settings, workspace: Path, uid: str, snr_db: float | None) 
             workspace / "listen" / f"{uid}-clean",
             f"{uid} · without noise",
             16,
-            _sixteen_bits(clean),
+            quantise(clean, 16),
         )
         panels = {"clip": clean}
     else:
@@ -63,10 +64,6 @@ def listen(settings: Settings, workspace: Path, uid: str, snr_db: float | None) 
     write_sound(sound, audio, bits)
     plots.save(plots.spectrograms(panels, SAMPLE_RATE, title), picture)
     return sound, picture
-
-
-def _sixteen_bits(samples: np.ndarray) -> np.ndarray:
-    return np.clip(np.round(samples * 32768.0), -32768, 32767) / 32768
 
 
 def _decibels(snr_db: float) -> str:

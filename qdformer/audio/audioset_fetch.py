@@ -14,7 +14,6 @@ one another, for then it is yt-dlp that no longer works.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 
 from qdformer.audio.audioset import AudioSetError, Segment
 from qdformer.audio.read import AudioError
+from qdformer.audio.write import quantise, write_sound
 
 REQUEST_SECONDS = 2.0
 """From the start of one request to YouTube to that of the next, at least."""
@@ -196,7 +196,6 @@ def _cut(track: Path, segment: Segment, target: Path) -> None:
         AudioError: the track cannot be read, or ends before the segment starts.
     """
     import av
-    import soundfile
 
     blocks = []
     try:
@@ -220,9 +219,7 @@ def _cut(track: Path, segment: Segment, target: Path) -> None:
         track.unlink()
         raise AudioError(f"{track.name}: ends before {segment.start} s, where the segment starts")
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    soundfile.write(partial, samples.clip(-1, 1), rate, format="FLAC", subtype="PCM_16")
-    os.replace(partial, target)
+    write_sound(target, quantise(samples, 16), sample_rate=rate)
 
 
 def _say_nothing(message: str) -> None:

@@ -31,7 +31,8 @@ import numpy as np
 import pandas
 from tqdm import tqdm
 
-from qdformer.audio.read import SAMPLE_RATE, AudioError, read_audio
+from qdformer.audio.read import AudioError, read_audio
+from qdformer.audio.write import quantise, write_sound
 
 SILENT_RMS = 1e-4  # -80 dB of full scale, three 16-bit steps: nothing but the dither of a recording
 SILENT_CLIP_RMS = 0.05
@@ -86,8 +87,7 @@ def mix_at_snr(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> Mix:
     mixed = clean + gain * noise
     scale = min(1.0, _PEAK / float(np.abs(mixed).max()))
     for bits in (16, 24):
-        steps = 2 ** (bits - 1)
-        audio = (np.round(mixed * scale * steps) / steps).astype(np.float32)  # exact: 24 bits are float32's mantissa
+        audio = quantise(mixed * scale, bits)
         achieved = achieved_snr(clean, audio, scale)
         if silent or abs(achieved - snr_db) <= TOLERANCE_DB:
             return Mix(audio, gain, scale, achieved, bits)
@@ -225,14 +225,6 @@ def _write_noisy(
         listed = "\n  ".join(bad[:_LISTED] + more)
         raise AudioError(f"{len(bad)} of {len(clips)} clips cannot be mixed at {snr_db:g} dB:\n  {listed}")
     return rows
-
-
-def write_sound(path: Path, samples: np.ndarray, bits: int) -> None:
-    """Write [S] samples, which are multiples of 2 ** (1 - bits), at 16 kHz; kind of file by the ending, no rounding."""
-    import soundfile
-
-    # whole numbers, for soundfile scales floats by 32767; of 32 bits it keeps the upper ones
-    soundfile.write(path, (samples.astype(np.float64) * 2**31).astype(np.int32), SAMPLE_RATE, subtype=f"PCM_{bits}")
 
 
 def _write_checked(path: Path, clean: np.ndarray, mix: Mix, snr_db: float) -> float:

@@ -30,6 +30,7 @@ from qdformer.audio.audioset import (
 )
 from qdformer.audio.mixing import SILENT_RMS, rms
 from qdformer.audio.read import SAMPLE_RATE, AudioError, read_audio
+from qdformer.audio.write import quantise, write_sound
 from qdformer.settings import Noise
 
 COLUMNS = ("path", "split", "source", "labels", "youtube_id", "start")
@@ -129,8 +130,6 @@ def read_noises(folder: str | Path) -> pandas.DataFrame:
 
 def _convert(path: Path, segment: Segment, split: str, folder: Path, tally: Counter[str]) -> dict | None:
     """Write a segment's noise and return its row; None, and a word why, if the file is no good."""
-    import soundfile
-
     try:
         audio = _cut(read_audio(path), segment, path)
     except AudioError as error:
@@ -143,8 +142,7 @@ def _convert(path: Path, segment: Segment, split: str, folder: Path, tally: Coun
         return None
     name = f"{split}/{segment.name}.flac"
     (folder / split).mkdir(parents=True, exist_ok=True)
-    samples = np.round(audio * (PEAK / np.abs(audio).max()) * 32767).astype(np.int16)
-    soundfile.write(folder / name, samples, SAMPLE_RATE, subtype="PCM_16")
+    write_sound(folder / name, quantise(audio * (PEAK / np.abs(audio).max()), 16))
     return {
         "path": name,
         "split": split,

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from pipelines.stages.mix import mix
@@ -11,6 +18,7 @@ from qdformer.audio.read import AudioError
 from qdformer.data.toy import compose_toy
 from qdformer.settings import Clips, Download, load_settings
 
+PROJECT = Path(__file__).parents[2]
 TOY = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=2), frames=2, image_size=32)
 
 
@@ -54,3 +62,20 @@ def test_a_failure_leaves_the_outs_alone(data, tmp_path):
     with pytest.raises(AudioError, match="no sound with the role noise"):
         noise(settings, data, tmp_path / "cache")
     assert (data / "noise.sha256").read_text() == before and (data / "noise" / "noise.csv").is_file()
+
+
+@pytest.mark.parametrize(("stage", "out"), [(["noise"], "noise"), (["mix", "snr0"], "mixed/snr0")])
+def test_a_disk_that_takes_no_more_ends_the_stage_with_the_reason(data, tmp_path, stage, out):
+    if stage[0] == "mix":
+        noise(load_settings().noise, data, tmp_path / "cache")
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipelines.stages.{stage[0]}", *stage[1:]],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "File too large" in done.stderr and "Traceback" not in done.stderr
+    assert not (data / out).exists()
