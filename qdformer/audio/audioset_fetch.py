@@ -1,4 +1,4 @@
-"""Fetch segments of AudioSet from YouTube with yt-dlp, an optional extra: `pip install '.[audioset]'`.
+"""Fetch segments of AudioSet from YouTube with yt-dlp, an optional extra: `pip install --editable '.[audioset]'`.
 
 One sound track at a time, at a limited rate, each cut to its segment and kept as FLAC in a cache:
 
@@ -173,7 +173,7 @@ def _import_yt_dlp() -> ModuleType:
         import yt_dlp.networking.exceptions
         import yt_dlp.utils
     except ImportError:
-        raise FetchError("noise.fetch needs yt-dlp, an optional extra: pip install '.[audioset]'") from None
+        raise FetchError("noise.fetch needs yt-dlp, an optional extra: pip install --editable '.[audioset]'") from None
     return yt_dlp
 
 

@@ -35,6 +35,7 @@ from qdformer.settings import Noise
 
 COLUMNS = ("path", "split", "source", "labels", "youtube_id", "start")
 PEAK = 0.9
+_TALLIED = ("picked", "found", "fetched", "gone", "failed", "missing", "unreadable", "silent")
 _LONGER = 1.0  # seconds by which a file may pass its segment's length before it counts as the whole video
 
 
@@ -108,9 +109,6 @@ def collect_audioset(
     if problems:
         raise AudioSetError("\n  ".join(["too few noises from AudioSet", *problems]))
     return _write_table(Path(folder), rows)
-
-
-_TALLIED = ("picked", "found", "fetched", "gone", "failed", "missing", "unreadable", "silent")
 
 
 def read_noises(folder: str | Path) -> pandas.DataFrame:

@@ -43,7 +43,7 @@ class YouTube:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.answers: dict[str, list[Exception | None]] = {}
+        self.answers: dict[str, list[BaseException | None]] = {}
         self.requests: list[tuple[str, float]] = []
         self.seconds = 60.0
         self.duration = 0.5
@@ -142,6 +142,20 @@ def test_what_was_fetched_is_not_asked_for_again(tmp_path, youtube):
     assert later.cached(segment(1, start=50)) is None
 
 
+def test_an_interrupted_fetch_goes_on_where_it_was(tmp_path, youtube):
+    youtube.answers[youtube_id(2)] = [KeyboardInterrupt()]
+    first = fetcher(tmp_path, youtube)
+    with pytest.raises(KeyboardInterrupt):
+        for number in range(4):
+            first.fetch(segment(number))
+    later = fetcher(tmp_path, youtube)
+    left = [number for number in range(4) if not later.cached(segment(number))]
+    assert left == [2, 3]
+    assert (tmp_path / "tracks" / f"{youtube_id(2)}.wav.part").exists()
+    assert [later.fetch(segment(number))[1] for number in left] == ["fetched"] * 2
+    assert not list((tmp_path / "tracks").iterdir())
+
+
 def test_a_video_that_is_gone_is_written_down_and_never_asked_for_again(tmp_path, youtube):
     words = ["Private video. Sign in", "Video unavailable", "This video has been removed by the uploader"]
     words += ["The uploader has not made this video available in your country", "Sign in to confirm your age"]
@@ -233,5 +247,7 @@ def test_requests_keep_their_distance(tmp_path, youtube):
 
 def test_without_yt_dlp_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "yt_dlp", None)
-    with pytest.raises(FetchError, match=r"noise.fetch needs yt-dlp, an optional extra: pip install '\.\[audioset\]'"):
+    with pytest.raises(
+        FetchError, match=r"noise.fetch needs yt-dlp, an optional extra: pip install --editable '\.\[audioset\]'"
+    ):
         Fetcher(tmp_path).fetch(segment(1))
