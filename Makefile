@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 DATA ?=
 CRON ?= 0 3 * * *
+CLIP ?=
+SNR ?= 0
 PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +12,7 @@ READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow sweep retrain schedule ui lint lock clean
+.PHONY: help setup repro test test-slow listen sweep retrain schedule ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +35,9 @@ test: setup ## Fast tests, no network
 
 test-slow: setup ## End-to-end and fault tests
 	@python -m pytest -m slow
+
+listen: setup ## Hear and see a clip under its noise (CLIP=test-00004 SNR=5, or SNR=clean)
+	@python -m pipelines.listen --data "$(DATA)" --clip="$(CLIP)" --snr="$(SNR)"
 
 sweep: setup ## Table 2 of the paper: ablation runs, compared in MLflow
 	@python -m pipelines.flows.sweep --data "$(DATA)"
@@ -57,4 +62,4 @@ lock: ## Rewrite requirements.lock from pyproject.toml
 	@mv requirements.lock.new requirements.lock && rm -rf .cache/lock build
 
 clean: ## Remove everything that was computed (keeps .venv, downloads and the MLflow record)
-	@rm -rf data models workspaces sweeps reports/*
+	@rm -rf data models workspaces sweeps listen reports/*

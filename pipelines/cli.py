@@ -15,14 +15,19 @@ FAILED, BAD_SETTINGS, INTERRUPTED = 1, 2, 130
 
 
 def stage_main(run: Callable[[Settings], None]) -> NoReturn:
-    """Run one stage on `params.yaml` of the working directory and exit.
+    """Run one stage on `params.yaml` of the working directory and exit, as `command_main` does."""
+    os.environ.update(tracking_environment())
+    command_main(lambda: run(load_settings()))
+
+
+def command_main(run: Callable[[], None]) -> NoReturn:
+    """Run a command and exit.
 
     The code is 2 for unusable settings, 1 for unusable input (one line says which), 130 for Ctrl-C.
     A fault of the program itself keeps its traceback.
     """
-    os.environ.update(tracking_environment())
     try:
-        run(load_settings())
+        run()
     except SettingsError as error:
         _fail(BAD_SETTINGS, f"error: {error}")
     except (InputError, OSError) as error:

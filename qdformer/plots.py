@@ -186,6 +186,47 @@ def robustness_curve(
     return figure
 
 
+def spectrograms(sounds: Mapping[str, np.ndarray], sample_rate: int, title: str) -> Figure:
+    """One spectrogram under another of equally long sounds [S] in -1..1, by name, on a mel scale of frequency.
+
+    Magnitudes of a 32 ms Hann window every 8 ms, in dB of a sine of full scale; all panels share the colours.
+    """
+    window, hop = round(0.032 * sample_rate), round(0.008 * sample_rate)
+    lowest, highest = 60.0, sample_rate / 2
+    ticks = [hertz for hertz in (250, 500, 1000, 2000, 4000, 8000, 16000) if hertz <= highest]
+    hann = np.hanning(window + 1)[:-1]
+    with _figure(8.4, 0.9 + 1.75 * len(sounds)) as figure:
+        figure.set_layout_engine("constrained")
+        column = figure.subplots(len(sounds), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, (name, sound) in zip(column, sounds.items(), strict=True):
+            padded = np.pad(sound, (window // 2, window))  # frame i is centred on sample i * hop
+            frames_TW = np.lib.stride_tricks.sliding_window_view(padded, window)[: len(sound) : hop]
+            level_TF = np.abs(np.fft.rfft(frames_TW * hann)) * 2 / hann.sum()
+            image = axes.pcolormesh(
+                np.arange(len(level_TF)) * hop / sample_rate,
+                np.fft.rfftfreq(window, 1 / sample_rate),
+                20 * np.log10(np.maximum(level_TF.T, 1e-6)),
+                vmin=-100,
+                vmax=-10,
+                cmap="magma",
+                shading="nearest",
+                rasterized=True,
+            )
+            axes.set_yscale("function", functions=(_mel, _hertz))
+            axes.set_ylim(lowest, highest)
+            axes.set_xlim(0, len(sound) / sample_rate)
+            axes.set_yticks(ticks, [f"{hertz:,}".replace(",", "\u2009") for hertz in ticks])
+            axes.set_yticks([], minor=True)
+            axes.set_ylabel("Hz")
+            axes.set_title(name, fontsize=9)
+            axes.grid(visible=False)
+        column[-1].set_xlabel("s")
+        figure.suptitle(title, x=0.012, ha="left", fontweight="bold", fontsize=10)
+        figure.colorbar(image, ax=list(column), label="dB of full scale", pad=0.015, aspect=14 * len(sounds))
+        figure.get_layout_engine().set(h_pad=0.06, w_pad=0.08)
+    return figure
+
+
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """Losses, codebook, gradient norm and learning rate over the epochs of `qdformer.training`'s history.
 
@@ -344,6 +385,14 @@ def _chips(axes: Axes, x: float, y: float, items: Sequence[tuple[str, Sequence[f
         axes.add_patch(Rectangle((x, y - side / 2), side, side, facecolor=colour, linewidth=0))
         axes.text(x + side + 0.04, y, text, fontsize=size, va="center")
         x += side + 0.14 + len(text) * size * 0.0088
+
+
+def _mel(hertz: np.ndarray) -> np.ndarray:
+    return 2595 * np.log10(1 + np.maximum(hertz, 0) / 700)
+
+
+def _hertz(mel: np.ndarray) -> np.ndarray:
+    return 700 * (10 ** (mel / 2595) - 1)
 
 
 def _spread(levels: list[float], least: float) -> list[float]:

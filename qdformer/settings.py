@@ -80,6 +80,35 @@ class Pretrain(Section):
         return self
 
 
+class Noise(Section):
+    """Stage `noise`: the recordings that `mix` lays under the clips.
+
+    `dataset` takes the data set's own sounds of the role noise. `audioset` takes segments of AudioSet: from the
+    official lists `segments`, those with one of `labels` (names or ids of `ontology`, the published ontology.json)
+    or what lies below it, and with no label that the data set's classes can sound as; `count` for each split,
+    drawn by `seed`, from the clips in `folder` and, where `fetch` allows it, from YouTube. A split that gets
+    fewer than `minimum` is an error.
+    """
+
+    source: Literal["dataset", "audioset"]
+    segments: list[str]
+    ontology: str | None
+    folder: str | None
+    fetch: bool
+    labels: Annotated[list[str], Field(min_length=1)]
+    count: Annotated[dict[Split, Positive], Field(min_length=1)]
+    minimum: Positive
+    seed: Count
+
+    @model_validator(mode="after")
+    def _audioset_is_named(self) -> Noise:
+        if self.source == "audioset" and not (self.segments and self.ontology and (self.folder or self.fetch)):
+            raise ValueError("source: audioset needs segments, ontology, and folder or fetch: true")
+        if self.minimum > min(self.count.values()):
+            raise ValueError(f"minimum ({self.minimum}) must not be above the counts ({min(self.count.values())})")
+        return self
+
+
 class Mix(Section):
     """Stage `mix`: background noise under the clips, one condition per SNR.
 
@@ -206,6 +235,7 @@ class Settings(Section):
 
     download: Download
     pretrain: Pretrain
+    noise: Noise
     mix: Mix
     features: Features
     train: Train
@@ -214,6 +244,10 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:
+        if self.noise.source == "audioset" and (without := set(self.mix.noisy_splits) - set(self.noise.count)):
+            raise ValueError(
+                f"noise.count must name every split of mix.noisy_splits; {', '.join(sorted(without))} is not"
+            )
         if self.evaluate.split not in self.mix.noisy_splits:
             raise ValueError(f"mix.noisy_splits must hold evaluate.split ({self.evaluate.split})")
         return self

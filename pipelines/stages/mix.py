@@ -1,4 +1,4 @@
-"""Stage `mix CONDITION`: data/dataset, data/sounds -> data/mixed/CONDITION."""
+"""Stage `mix CONDITION`: data/dataset, data/noise -> data/mixed/CONDITION."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipelines.cli import stage_main
 from qdformer.audio.mixing import write_condition
-from qdformer.data.manifest import read_manifest, read_sounds
+from qdformer.audio.noise import read_noises
+from qdformer.data.manifest import read_manifest
 from qdformer.settings import Settings, SettingsError
 
 
@@ -18,7 +19,7 @@ def mix(settings: Settings, condition: str, data: Path) -> None:
     manifest = write_condition(
         data / "mixed" / condition,
         read_manifest(data / "dataset"),
-        read_sounds(data / "sounds"),
+        read_noises(data / "noise"),
         settings.mix.conditions[condition],
         settings.mix.noisy_splits,
         settings.mix.seed,

@@ -12,8 +12,17 @@ import pandas
 import pytest
 import soundfile
 
-from qdformer.audio.mixing import MANIFEST_COLUMNS, choose_noise, mix_at_snr, read_condition, write_condition
+from qdformer.audio import mixing
+from qdformer.audio.mixing import (
+    MANIFEST_COLUMNS,
+    achieved_snr,
+    choose_noise,
+    mix_at_snr,
+    read_condition,
+    write_condition,
+)
 from qdformer.audio.read import AudioError
+from qdformer.audio.write import write_sound
 
 RANDOM = np.random.default_rng(0)
 CLEAN = (0.1 * RANDOM.standard_normal(80_000)).astype(np.float32)
@@ -57,6 +66,34 @@ def test_silent_noise_is_refused():
         mix_at_snr(CLEAN, np.zeros_like(CLEAN), 0.0)
 
 
+@pytest.mark.parametrize("snr", [40.0, 20.0, 0.0, -5.0])
+@pytest.mark.parametrize("level", [1.01e-4, 1e-3, 1e-2])
+def test_a_very_quiet_clip_gets_its_snr_too(snr, level):
+    """16-bit rounding alone would move these; every SNR up to 40 dB holds for all that is not silent."""
+    steps = np.round(CLEAN / CLEAN.std() * level * 32768) / 32768  # as a 16-bit file holds it
+    mix = mix_at_snr(steps * (level / math.sqrt(power(steps))), NOISE, snr)
+    assert mix.achieved_snr == pytest.approx(snr, abs=0.01)
+    assert mix.scale == 1.0
+
+
+def test_twenty_four_bits_only_where_sixteen_do_not_hold_the_snr():
+    quiet = CLEAN * np.float32(1e-3 / CLEAN.std())
+    assert mix_at_snr(CLEAN, NOISE, 40.0).bits == 16
+    assert mix_at_snr(quiet, NOISE, 0.0).bits == 16
+    mix = mix_at_snr(quiet, NOISE, 20.0)
+    assert mix.bits == 24
+    rounded = np.round(mix.audio * 32768.0) / 32768
+    assert abs(achieved_snr(quiet, rounded, 1.0) - 20.0) > 0.01
+
+
+def test_an_snr_that_no_file_holds_is_refused():
+    quiet = CLEAN * np.float32(2e-4 / CLEAN.std())
+    with pytest.raises(
+        AudioError, match=r"an SNR of 80 dB cannot be held: a clip of -74 dB full scale gets .* 24 bits"
+    ):
+        mix_at_snr(quiet, NOISE, 80.0)
+
+
 def test_other_lengths_are_refused():
     with pytest.raises(AudioError, match="one length"):
         mix_at_snr(CLEAN, NOISE[:100], 0.0)
@@ -98,7 +135,7 @@ def tables(tmp_path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     for split in ("train", "test"):
         path = tmp_path / f"noise_{split}.flac"
         soundfile.write(path, NOISE, 16000)
-        sounds.append({"path": path, "role": "noise", "split": split, "label": ""})
+        sounds.append({"path": path, "split": split})
     return pandas.DataFrame(clips), pandas.DataFrame(sounds)
 
 
@@ -135,20 +172,90 @@ def test_the_same_call_gives_the_same_bytes(tables, tmp_path):
     assert contents("one") == contents("two")
 
 
-def test_a_bad_clip_leaves_nothing_half_written(tables, tmp_path):
+def test_a_clip_s_mix_depends_on_no_other_clip(tables, tmp_path):
+    clips, noises = tables
+    several = pandas.concat([clips.assign(uid=[f"{uid}-{copy}" for uid in clips["uid"]]) for copy in range(4)])
+
+    def mixes(name: str, chosen: pandas.DataFrame) -> dict[str, tuple]:
+        manifest = write_condition(tmp_path / name, chosen, noises, -5.0, ["train", "test"], seed=1)
+        rows = {row.uid: tuple(row)[1:] for row in manifest.itertuples()}
+        return {uid: (row, (tmp_path / name / f"{uid}.flac").read_bytes()) for uid, row in rows.items()}
+
+    whole = mixes("whole", several)
+    assert mixes("turned", several[::-1]) == whole
+    assert mixes("subset", several[5:7]) == {uid: whole[uid] for uid in several["uid"][5:7]}
+    assert len({row[5] for row, _ in whole.values()}) > 6  # each its own place in the noise
+
+
+def test_forgetting_noises_changes_nothing(tables, tmp_path, monkeypatch):
+    def contents(name: str) -> dict[str, bytes]:
+        write_condition(tmp_path / name, *tables, 0.0, ["train", "test"], seed=3)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    kept = contents("kept")
+    monkeypatch.setattr(mixing, "_RECORDINGS_KEPT", 0)
+    assert contents("forgotten") == kept
+
+
+def test_the_scaling_of_a_loud_clip_is_recorded(tables, tmp_path):
+    clips, noises = tables
+    soundfile.write(clips["audio"].iloc[1], np.clip(8 * CLEAN[:32000], -1, 1), 16000)
+    manifest = write_condition(tmp_path / "snr-5", clips, noises, -5.0, ["test"], seed=0).set_index("uid")
+    assert manifest["scale"]["clip1"] < 1 and manifest["scale"]["clip2"] == 1
+    assert np.abs(soundfile.read(tmp_path / "snr-5" / "clip1.flac")[0]).max() < 1
+    assert manifest["snr_achieved"].tolist() == pytest.approx([-5.0, -5.0], abs=0.01)
+
+
+def test_a_quiet_clip_is_written_with_its_snr(tables, tmp_path):
+    clips, noises = tables
+    quiet = np.round(CLEAN[:32000] / CLEAN.std() * 20) / 32768
+    soundfile.write(clips["audio"].iloc[1], quiet, 16000, subtype="PCM_16")
+    manifest = write_condition(tmp_path / "snr40", clips, noises, 40.0, ["test"], seed=0)
+    assert manifest["snr_achieved"].tolist() == pytest.approx([40.0, 40.0], abs=0.01)
+    mixed, _ = soundfile.read(tmp_path / "snr40" / "clip1.flac")
+    assert 10 * math.log10(power(quiet) / power(mixed - quiet)) == pytest.approx(40.0, abs=0.01)
+
+
+def test_a_silent_clip_is_written_and_its_snr_is_minus_infinity(tables, tmp_path):
+    clips, noises = tables
+    soundfile.write(clips["audio"].iloc[1], np.zeros(32000), 16000)
+    write_condition(tmp_path / "snr0", clips, noises, 0.0, ["test"], seed=0)
+    manifest = read_condition(tmp_path / "snr0").set_index("uid")
+    assert manifest["snr_achieved"]["clip1"] == -math.inf
+    assert math.sqrt(power(soundfile.read(tmp_path / "snr0" / "clip1.flac")[0])) == pytest.approx(0.05, rel=0.01)
+
+
+def test_bad_clips_are_counted_and_named_and_leave_nothing_half_written(tables, tmp_path, capsys, monkeypatch):
+    clips, noises = tables
+    clips = pandas.concat([clips, clips[1:2].assign(uid="clip3")])
     (tmp_path / "clip2.wav").write_bytes(b"RIFF")
-    with pytest.raises(AudioError, match="clip2.wav"):
-        write_condition(tmp_path / "mixed" / "snr0", *tables, 0.0, ["test"], seed=0)
+    tried = []
+    monkeypatch.setattr(mixing, "write_sound", lambda path, *rest: (tried.append(path.name), write_sound(path, *rest)))
+    with pytest.raises(
+        AudioError, match=r"1 of 3 clips cannot be mixed at 0 dB:\n  clip clip2: .*clip2.wav: cannot be"
+    ):
+        write_condition(tmp_path / "mixed" / "snr0", clips, noises, 0.0, ["test"], seed=0)
+    assert tried == ["clip1.flac", "clip3.flac"]
+    assert "clip clip2: " in capsys.readouterr().err
     assert not (tmp_path / "mixed" / "snr0").exists()
 
 
+def test_a_file_that_does_not_hold_the_snr_is_an_error_that_names_the_clip(tables, tmp_path, monkeypatch):
+    def write_other(path, samples, bits):
+        write_sound(path, np.round(samples * 0.99 * 32768) / 32768, bits)
+
+    monkeypatch.setattr(mixing, "write_sound", write_other)
+    with pytest.raises(AudioError, match=r"clip clip1: clip1.flac: written with an SNR of .* dB, asked 20 dB"):
+        write_condition(tmp_path / "snr20", *tables, 20.0, ["test"], seed=0)
+
+
 def test_a_split_without_noise_is_named(tables, tmp_path):
-    clips, sounds = tables
+    clips, noises = tables
     with pytest.raises(AudioError, match="no noise of the split test, which clip clip1 needs"):
-        write_condition(tmp_path / "snr0", clips, sounds[sounds["split"] == "train"], 0.0, ["test"], seed=0)
+        write_condition(tmp_path / "snr0", clips, noises[noises["split"] == "train"], 0.0, ["test"], seed=0)
 
 
 def test_mixing_needs_no_torch():
-    code = "import sys, qdformer.audio.mixing, qdformer.data.manifest; print('torch' in sys.modules)"
+    code = "import sys, pipelines.stages.mix, pipelines.stages.noise; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

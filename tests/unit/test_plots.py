@@ -115,3 +115,20 @@ def test_saved_figures_are_the_same_bytes(tmp_path):
 def test_importing_does_not_load_matplotlib():
     code = "import sys, qdformer.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_spectrograms_have_axes_in_seconds_and_hertz():
+    rate = 16000
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2 * rate) / rate)
+    figure = plots.spectrograms({"clip": tone, "noise": np.zeros(2 * rate)}, rate, "a title")
+    upper, lower, colours = figure.axes
+    assert [axes.get_title(loc="left") for axes in (upper, lower)] == ["clip", "noise"]
+    assert lower.get_xlabel() == "s" and upper.get_ylabel() == "Hz" and colours.get_ylabel() == "dB of full scale"
+    assert upper.get_xlim() == (0, 2) and upper.get_ylim()[1] == rate / 2
+    assert [label.get_text() for label in upper.get_yticklabels()][-1] == "8\u2009000"
+    level_FT = upper.collections[0].get_array()
+    hertz = np.fft.rfftfreq(512, 1 / rate)
+    assert hertz[level_FT[:, 100].argmax()] == 1000
+    assert level_FT[:, 100].max() == pytest.approx(20 * np.log10(0.5), abs=0.1)
+    assert lower.collections[0].get_array().max() == -120
+    assert figure.get_suptitle() == "a title"

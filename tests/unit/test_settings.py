@@ -12,6 +12,18 @@ from qdformer.settings import SettingsError, load_settings, parse_settings
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
+AUDIOSET = {
+    "source": "audioset",
+    "segments": ["eval_segments.csv"],
+    "ontology": "ontology.json",
+    "folder": "clips",
+    "fetch": False,
+    "labels": ["Wind"],
+    "count": {"test": 50},
+    "minimum": 20,
+    "seed": 0,
+}
+
 
 @pytest.fixture
 def values() -> dict:
@@ -20,6 +32,10 @@ def values() -> dict:
 
 def test_the_project_s_own_settings_are_valid():
     assert load_settings(PARAMS).train.model.codes == 128
+
+
+def test_audioset_s_settings_are_valid(values):
+    assert parse_settings(values | {"noise": AUDIOSET}).noise.count == {"test": 50}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +53,13 @@ def test_the_project_s_own_settings_are_valid():
         ("download.image_size", 100, r"download\.image_size: .*multiple of 32, not 100"),
         ("mix.conditions", {"clean": None, "snr20": 10.0}, r"mix: condition snr20 must be 20\.0, not 10\.0"),
         ("mix.conditions", {"snr20": 20.0}, r"mix: conditions must hold clean"),
+        ("noise.source", "youtube", r"noise\.source: .*'dataset' or 'audioset', not 'youtube'"),
+        ("noise.source", "audioset", r"noise: source: audioset needs segments, ontology, and folder or fetch: true"),
+        ("noise.labels", [], r"noise\.labels: .*at least 1 item"),
+        ("noise.count", {"test": 0}, r"noise\.count\.test: .*greater than 0, not 0"),
+        ("noise.count", {"exam": 9}, r"noise\.count\.exam.*: .*'train', 'val' or 'test'"),
+        ("noise.minimum", 60, r"noise: minimum \(60\) must not be above the counts \(50\)"),
+        ("noise", AUDIOSET | {"count": {"val": 50}}, r"noise\.count must name every split of mix\.noisy_splits; test"),
         ("pretrain.weights", "official", r"pretrain: weights: official needs official_source"),
         ("sweep.rows", {"x": {"decomposed": True}}, r"sweep: row 'x': unknown part decomposed; expected decompose"),
         ("evaluate.split", "val", r"mix\.noisy_splits must hold evaluate\.split \(val\)"),

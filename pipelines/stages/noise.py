@@ -1,0 +1,40 @@
+"""Stage `noise`: data/sounds, or AudioSet -> data/noise and its digest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pipelines.cli import stage_main
+from qdformer.audio.noise import collect_audioset, copy_noises
+from qdformer.data.manifest import read_classes, read_sounds
+from qdformer.digests import tree_sha256
+from qdformer.settings import Noise, Settings
+
+
+def noise(settings: Noise, data: Path, cache: Path) -> None:
+    """Write `data/noise`, whole or not at all, and then its digest.
+
+    What was fetched is kept in `cache`, for DVC empties the outs before a rerun.
+    """
+    partial = data / ".noise.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if settings.source == "dataset":
+        table = copy_noises(partial, data / "sounds", read_sounds(data / "sounds"))
+    else:
+        table = collect_audioset(partial, settings, read_classes(data / "dataset").names, cache)
+    folder = data / "noise"
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    (data / "noise.sha256").write_text(tree_sha256(folder) + "\n", encoding="ascii")
+    print(f"noise: {len(table)} recordings from {settings.source}")
+
+
+def main(settings: Settings) -> None:
+    noise(settings.noise, Path("data"), Path(".cache/audioset"))
+
+
+if __name__ == "__main__":
+    stage_main(main)
