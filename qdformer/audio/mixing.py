@@ -118,14 +118,20 @@ def choose_noise(
 ) -> NoisePiece:
     """The noise of clip `uid`: a recording and a place in it that depend on `seed` and `uid` alone.
 
+    Every recording's name has a rank of its own for the clip, and the first is taken: one that comes or goes changes
+    no clip but those that it is taken for (rendezvous hashing, Thaler and Ravishankar, 1998).
+
     Raises:
         AudioError: there is no noise to choose from, or the one chosen is silent wherever tried.
     """
     if not noises:
         raise AudioError(f"clip {uid}: no noise to choose from")
-    digest = hashlib.sha256(f"{seed}/{uid}".encode()).digest()
-    random = np.random.default_rng(np.frombuffer(digest, np.uint32))
-    path = noises[int(random.integers(len(noises)))]
+
+    def rank(path: Path) -> bytes:
+        return hashlib.sha256(f"{seed}/{uid}/{path.name}".encode()).digest()
+
+    path = min(noises, key=rank)
+    random = np.random.default_rng(np.frombuffer(rank(path), np.uint32))
     recording = read(path)
     for _ in range(_DRAWS):
         places = len(recording) - samples + 1 if len(recording) >= samples else len(recording)

@@ -110,6 +110,19 @@ def test_noise_depends_on_seed_and_clip_alone():
     assert len({place(seed, uid) for seed in range(3) for uid in "abcd"}) == 12
 
 
+def test_a_noise_that_goes_changes_only_the_clips_that_it_was_taken_for():
+    noises = [Path(f"{i}.flac") for i in range(5)]
+
+    def chosen(pool: list[Path]) -> dict[str, tuple[Path, int]]:
+        pieces = {uid: choose_noise(pool, 0, uid, 8000, lambda path: NOISE) for uid in map(str, range(100))}
+        return {uid: (piece.path, piece.offset) for uid, piece in pieces.items()}
+
+    before, after = chosen(noises), chosen(noises[::-1][:-1])
+    assert {path for path, _ in before.values()} == set(noises)
+    for uid, place in before.items():
+        assert (after[uid] == place) == (place[0] != noises[0])
+
+
 def test_short_noise_is_repeated_and_long_noise_is_cut_whole():
     short = choose_noise([Path("a")], 0, "clip", 1000, lambda path: NOISE[:300])
     assert np.array_equal(short.audio[:300], short.audio[300:600])
