@@ -142,7 +142,10 @@ class Features(Section):
 
 
 class Model(Section):
-    """QDFormer's architecture. The last four are the parts that Table 2 of the paper ablates."""
+    """QDFormer's architecture. The last four are the parts that Table 2 of the paper ablates.
+
+    `quantize_after` is the share of the training in which tokens pass unquantized, until the codes are set among them.
+    """
 
     backbone: Literal["efficientnet_lite0"]
     pretrained_backbone: bool
@@ -155,6 +158,7 @@ class Model(Section):
     decoder_layers: Positive
     prototypes: Positive
     codes: Positive
+    quantize_after: Share
     mask_channels: Positive
     mask_head: Literal["linear", "condinst"]
     decompose: bool

@@ -92,7 +92,7 @@ class QDFormer(nn.Module):
         self.fusion = Fusion(AUDIO_SIZE, width, heads)
         self.prototypes_ND = nn.Parameter(torch.randn(settings.prototypes, width))
         self.global_decoder = SemanticDecoder(width, heads, ffn_width, layers) if settings.decompose else None
-        self.quantizer = Quantizer(settings.codes, width) if settings.quantize else None
+        self.quantizer = Quantizer(settings.codes, width, settings.quantize_after > 0) if settings.quantize else None
         self.recombination = Recombination(width, settings.prototypes) if settings.recombine else None
         self.local_decoder = SemanticDecoder(width, heads, ffn_width, layers) if settings.calibrate else None
         self.mask_decoder = MaskDecoder(

@@ -5,11 +5,17 @@ Shapes: K codes, D width, `...` any leading dimensions (tokens of clips or of fr
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
+
+TOKENS_PER_CODE = 4
+"""How many tokens k-means wants at least for each code."""
+SEEN_BATCHES = 128
+"""How many batches of tokens it takes at most, the last ones; a training step gives two, the clips' and the frames'."""
 
 
 @dataclass
@@ -36,11 +42,17 @@ class Quantizer(nn.Module):
     The paper's Eq. 2 reads as one code per sub-space, its Eq. 4 as N full-width tokens; here each of the N tokens is
     a sub-space of full width, and all share one codebook. The gradient passes straight through (van den Oord et
     al., 2017); the codes are moved by the codebook loss alone.
+
+    Until `start`, if it is `delayed`, tokens pass as they are. `start` then puts the codes where the tokens are, by
+    k-means (as SoundStream does, Zeghidour et al., 2021): random codes, far from all tokens, hold up the learning of
+    everything behind them.
     """
 
-    def __init__(self, codes: int, width: int) -> None:
+    def __init__(self, codes: int, width: int, delayed: bool = False) -> None:
         super().__init__()
         self.free_KD = nn.Parameter(torch.randn(codes, width))
+        self.register_buffer("started", torch.tensor(not delayed))
+        self._seen: deque[torch.Tensor] = deque(maxlen=SEEN_BATCHES)
 
     @property
     def codebook_KD(self) -> torch.Tensor:
@@ -52,21 +64,53 @@ class Quantizer(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [..., D] -> quantized tokens [..., D], with gradient to the tokens only, and code indices [...]."""
+        if self.training and not self.started:
+            self._seen.append(tokens.detach().flatten(0, -2).float())
         # In half precision near codes would tie.
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             codebook_KD, values = self.codebook_KD, tokens.float()
             # |z - e|^2 without |z|^2, which is the same for every code.
             codes = (codebook_KD.square().sum(-1) - 2 * values @ codebook_KD.T).argmin(-1)
             step = (codebook_KD[codes] - values).to(tokens.dtype)
-        return tokens + step, codes
+        return tokens + step * self.started, codes
 
     def codebook_loss(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Pulls the codes [...] of `tokens` [..., D] towards them; no gradient to the tokens."""
         return functional.mse_loss(self.codebook_KD[codes], tokens.detach().float())
 
     def commitment_loss(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Pulls `tokens` [..., D] towards their codes [...]; no gradient to the codebook."""
-        return functional.mse_loss(tokens.float(), self.codebook_KD.detach()[codes])
+        """Pulls `tokens` [..., D] towards their codes [...]; no gradient to the codebook. Nothing before the start."""
+        return functional.mse_loss(tokens.float(), self.codebook_KD.detach()[codes]) * self.started
+
+    def forget(self) -> None:
+        """Drop the tokens seen, so that what `start` will see does not depend on an interruption before now."""
+        self._seen.clear()
+
+    @torch.no_grad()
+    def start(self, at_once: bool = False) -> None:
+        """Quantize from now on, with codes among the tokens seen since `forget`, the clips' and the frames' alike.
+
+        Where these are too few, nothing changes; or, `at_once`, the codes stay as they are and are used. Processes that
+        train together get the first one's codes.
+        """
+        tokens_SD = torch.cat([*self._seen, self.free_KD[:0]])
+        enough = torch.tensor(len(tokens_SD) >= TOKENS_PER_CODE * len(self.free_KD), device=self.free_KD.device).int()
+        together = distributed.is_available() and distributed.is_initialized()
+        if together:
+            distributed.all_reduce(enough, distributed.ReduceOp.MIN)
+        if enough:
+            self._place(tokens_SD, together)
+        if enough or at_once:
+            self.started.fill_(True)
+            self.forget()
+
+    def _place(self, tokens_SD: torch.Tensor, together: bool) -> None:
+        from scipy.cluster.vq import kmeans2  # only training needs SciPy
+
+        codes_KD, _ = kmeans2(tokens_SD.cpu().numpy(), len(self.free_KD), minit="++", rng=0)
+        self.free_KD.copy_(torch.from_numpy(codes_KD))
+        if together:
+            distributed.broadcast(self.free_KD, 0)
 
     def use(self, codes: torch.Tensor | None) -> torch.Tensor:
         """How often each code occurs among `codes` (of any shape): [K]."""

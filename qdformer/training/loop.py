@@ -12,7 +12,7 @@ from torch import nn
 
 from qdformer.data.dataset import Batch
 from qdformer.loss.criterion import Criterion
-from qdformer.model.qdformer import parameter_groups
+from qdformer.model.qdformer import QDFormer, parameter_groups
 from qdformer.model.quantizer import perplexity
 from qdformer.settings import Train
 
@@ -20,18 +20,24 @@ from qdformer.settings import Train
 class TrainingState:
     """Everything that a resumed run needs: optimiser, schedule, epochs done and their figures."""
 
-    def __init__(self, model: nn.Module, recipe: Train, steps_per_epoch: int) -> None:
+    def __init__(self, model: QDFormer, recipe: Train, steps_per_epoch: int) -> None:
         self.model = model
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, recipe.learning_rate, recipe.backbone_factor, recipe.weight_decay), fused=True
         )
-        factor = learning_rate_factor(recipe.epochs * steps_per_epoch, recipe.warmup_steps, recipe.drop_at)
+        steps = recipe.epochs * steps_per_epoch
+        self.quantize_from = recipe.model.quantize_after * steps
+        factor = learning_rate_factor(steps, recipe.warmup_steps, recipe.drop_at)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.history: list[dict[str, float]] = []
 
     @property
     def epochs_done(self) -> int:
         return len(self.history)
+
+    @property
+    def steps_done(self) -> int:
+        return self.scheduler.last_epoch
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -75,6 +81,9 @@ def train_epoch(
     not finite, before the weights are touched.
     """
     network.train()
+    quantizer = state.model.quantizer
+    if quantizer is not None:
+        quantizer.forget()
     started = time.monotonic()
     sums: dict[str, float] = defaultdict(float)
     use: dict[str, torch.Tensor | int] = defaultdict(int)
@@ -92,6 +101,8 @@ def train_epoch(
         norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_gradient)
         state.optimizer.step()
         state.scheduler.step()
+        if quantizer is not None and not quantizer.started and state.steps_done >= state.quantize_from:
+            quantizer.start()
         for name, value in losses.items():
             sums[name] += float(value.detach())
         sums["gradient_norm"] += float(norm)
@@ -99,6 +110,8 @@ def train_epoch(
             use["codebook_perplexity"] += output.quantization.global_use_K
             use["codebook_perplexity_local"] += output.quantization.local_use_K
         steps += 1
+    if quantizer is not None and not quantizer.started and state.steps_done >= state.quantize_from:
+        quantizer.start(at_once=True)  # an epoch of too few tokens to place codes by
     figures = {name: value / steps for name, value in sums.items()}
     figures |= {name: perplexity(use_K) for name, use_K in use.items()}
     figures["learning_rate"] = state.optimizer.param_groups[0]["lr"]

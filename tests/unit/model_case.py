@@ -18,6 +18,7 @@ SMALL = PARAMS.train.model.model_copy(
         "heads": 4,
         "ffn_width": 64,
         "codes": 16,
+        "quantize_after": 0.0,
         "prototypes": 3,
         "encoder": "dense",
         "decompose": True,

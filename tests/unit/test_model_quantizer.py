@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from qdformer.model.quantizer import Quantizer, perplexity
 
@@ -66,3 +67,39 @@ def test_half_precision_picks_the_same_codes(quantizer):
         half, codes = quantizer(tokens)
     assert half.dtype == torch.bfloat16
     assert torch.equal(codes, quantizer(tokens.float())[1])
+
+
+def test_a_delayed_start_puts_the_codes_among_the_tokens():
+    torch.manual_seed(0)
+    quantizer = Quantizer(codes=4, width=16, delayed=True)
+    places = functional.layer_norm(torch.randn(4, 16), (16,))
+    tokens = (places.repeat(8, 1) + 0.01 * torch.randn(32, 16)).requires_grad_()
+    values, codes = quantizer(tokens)
+    assert torch.equal(values, tokens) and not quantizer.commitment_loss(tokens, codes)
+
+    quantizer.start()
+    values, codes = quantizer(tokens)
+    assert torch.allclose(values, places.repeat(8, 1), atol=0.05)
+    assert sorted(codes[:4].tolist()) == [0, 1, 2, 3]
+    assert quantizer.commitment_loss(tokens, codes) > 0
+    restored = Quantizer(codes=4, width=16, delayed=True)
+    restored.load_state_dict(quantizer.state_dict())
+    assert torch.equal(restored(tokens)[0], values)
+
+
+def test_a_start_waits_for_enough_tokens_since_it_last_forgot():
+    quantizer = Quantizer(codes=4, width=16, delayed=True)
+    before = quantizer.free_KD.clone()
+    quantizer(torch.randn(15, 16))
+    quantizer.forget()
+    quantizer(torch.randn(15, 16))
+    quantizer.eval()(torch.randn(100, 16))
+    quantizer.start()
+    assert not quantizer.started
+    quantizer.start(at_once=True)
+    assert quantizer.started and torch.equal(quantizer.free_KD, before)
+
+    waiting = Quantizer(codes=4, width=16, delayed=True)
+    waiting(torch.randn(16, 16))
+    waiting.start()
+    assert waiting.started

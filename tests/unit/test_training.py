@@ -18,7 +18,7 @@ from qdformer.training.loop import TrainingState, learning_rate_factor, train_ep
 
 RECIPE = load_settings(Path(__file__).parents[2] / "params.yaml").train.model_copy(update={"epochs": 2})
 SMALL = RECIPE.model.model_copy(
-    update={"pretrained_backbone": False, "width": 16, "heads": 2, "ffn_width": 32, "codes": 8, "prototypes": 2}
+    update={"pretrained_backbone": False, "width": 16, "heads": 2, "ffn_width": 32, "codes": 4, "prototypes": 2}
 )
 CLASSES = Classes(("circle", "square"), (False, True))
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     save_state(tmp_path, first.state_dict())
     second, criterion = fresh()
     second.load_state_dict(load_state(tmp_path))
-    assert second.epochs_done == 1
+    assert second.epochs_done == 1 and second.model.quantizer.started
     run(second, criterion, 2)
 
     assert second.history[1]["total"] == whole.history[1]["total"]
