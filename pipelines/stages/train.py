@@ -9,6 +9,7 @@ import pandas
 from pipelines.cli import stage_main
 from pipelines.workspace import provenance
 from qdformer import tracking
+from qdformer.audio.store import FeatureStore
 from qdformer.digests import file_sha256
 from qdformer.settings import Settings
 from qdformer.training.launch import Job, launch
@@ -21,12 +22,17 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     a crash is kept in `.cache/ray` until the run is finished, for DVC empties `out` before a rerun.
     """
     workspace = workspace.resolve()
+    features = workspace / "data" / "features" / "clean.h5"
+    asked = settings.features
+    FeatureStore(
+        features, short_clips=asked.short_clips, centre=asked.centre, pca=asked.pca_sha256 if asked.pca else ""
+    )
     storage = workspace / ".cache" / "ray"
     storage.mkdir(parents=True, exist_ok=True)
     job = Job(
         recipe=settings.train,
         dataset=workspace / "data" / "dataset",
-        features=workspace / "data" / "features" / "clean.h5",
+        features=features,
         storage=storage,
         run_id=run_id,
         tracking_uri=tracking.tracking_uri(),
