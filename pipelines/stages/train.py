@@ -24,9 +24,8 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     workspace = workspace.resolve()
     features = workspace / "data" / "features" / "clean.h5"
     asked = settings.features
-    FeatureStore(
-        features, short_clips=asked.short_clips, centre=asked.centre, pca=asked.pca_sha256 if asked.pca else ""
-    )
+    pca = asked.pca_sha256 if asked.pca else ""
+    FeatureStore(features, short_clips=asked.short_clips, centre=asked.centre, pca=pca)  # refuses any others
     storage = workspace / ".cache" / "ray"
     storage.mkdir(parents=True, exist_ok=True)
     job = Job(

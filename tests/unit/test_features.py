@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from qdformer.audio import features as features_module
 from qdformer.audio.features import Clip, Embedder, Recipe, embed_here, make_features
 from qdformer.audio.read import AudioError
 from qdformer.audio.store import FeatureStore
-from qdformer.audio.vggish import log_mel, log_mel_patches
+from qdformer.audio.vggish import VGGish, log_mel, log_mel_patches, save_vggish
 
 RECIPE = Recipe(Path("none"), "a" * 64, "repeat")
 
@@ -284,3 +285,92 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, echo, monkeypatch, moment, 
     assert summary.written == 64
     assert (tmp_path / "clean.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert not (tmp_path / ".clean.h5.partial").exists()
+
+
+EXECUTORS = """
+import sys
+from pathlib import Path
+import ray
+from qdformer.audio.cluster import embed_over_ray
+from qdformer.audio.features import Clip, Recipe, make_features
+from qdformer.digests import file_sha256
+
+folder = Path(sys.argv[1])
+weights = folder / "vggish.safetensors"
+recipe = Recipe(weights, file_sha256(weights), "repeat")
+clips = [Clip(path.stem, path, 2) for path in sorted(folder.glob("*.wav"))]
+ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+summary = make_features(folder / "ray.h5", clips, recipe, "clean", folder / "ray", 0.1, embed_over_ray, progress=False)
+print(summary.written, summary.left_out)
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_bytes(tmp_path):
+    """The real network with random weights, two workers, and one sound that cannot be used."""
+    torch.manual_seed(0)
+    weights = tmp_path / "vggish.safetensors"
+    digest = save_vggish(VGGish(), weights)
+    clips = write_clips(tmp_path, 40)
+    clips[7].path.write_bytes(b"no sound")
+    clips.sort(key=lambda clip: clip.path.name)
+    recipe = Recipe(weights, digest, "repeat")
+    make_features(tmp_path / "here.h5", clips, recipe, "clean", tmp_path / "here", 0.1, progress=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTORS, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("39 [('clip7', ")
+    assert (tmp_path / "ray.h5").read_bytes() == (tmp_path / "here.h5").read_bytes()
+
+
+MEMORY = """
+import sys, threading, time
+from pathlib import Path
+import psutil, torch
+from qdformer.audio import features
+from qdformer.audio.features import Clip, Recipe, make_features
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, 64, 3, padding=1)  # as wide as VGGish's largest layer
+    def forward(self, patches):
+        return self.first(patches).mean(dim=(2, 3)).repeat(1, 2)
+
+features.load_vggish = lambda *_: Small()
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+clips = [Clip(f"{i:05}", folder / f"clip{i % 8}.wav", 5) for i in range(count)]
+peak, process, over = 0, psutil.Process(), threading.Event()
+def watch():
+    global peak
+    while not over.wait(0.01):
+        peak = max(peak, process.memory_info().rss)
+watcher = threading.Thread(target=watch)
+watcher.start()
+make_features(folder / f"{count}.h5", clips, Recipe(Path("none"), "a", "repeat"), "clean", folder / str(count),
+              progress=False)
+over.set()
+watcher.join()
+print(peak)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
+    """Peak of 100 and of 2,000 clips within 10 %; the network is one layer, for its memory is the same for all."""
+    write_clips(tmp_path, 8, seconds=5.0)
+    peaks = []
+    for count in (100, 2000):
+        command = [sys.executable, "-c", MEMORY, str(tmp_path), str(count)]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+    print(f"peak memory: {peaks[0] / 1e6:.0f} MB for 100 clips, {peaks[1] / 1e6:.0f} MB for 2,000")
+    assert peaks[1] < 1.1 * peaks[0]
