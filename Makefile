@@ -4,13 +4,14 @@ PYTHON ?= python3.11
 DATA ?=
 CRON ?= 0 3 * * *
 PORT ?= 5000
+BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow sweep retrain schedule ui lint lock clean
+.PHONY: help setup repro test test-slow bench sweep retrain schedule ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +34,13 @@ test: setup ## Fast tests, no network
 
 test-slow: setup ## End-to-end and fault tests
 	@python -m pytest -m slow
+
+bench: setup .cache/bench/.ready ## Speed of the parts, beside torchvggish (BENCH=features for one of them)
+	@PYTHONPATH=.cache/bench python -m tests.benchmarks $(BENCH)
+
+.cache/bench/.ready: tests/benchmarks/requirements.txt
+	@rm -rf $(@D) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) --requirement $<
+	@touch $@
 
 sweep: setup ## Table 2 of the paper: ablation runs, compared in MLflow
 	@python -m pipelines.flows.sweep --data "$(DATA)"
