@@ -36,7 +36,7 @@ test-slow: setup ## End-to-end and fault tests
 	@python -m pytest -m slow
 
 bench: setup .cache/bench/.ready ## Speed of the parts, beside torchvggish (BENCH=features for one of them)
-	@PYTHONPATH=.cache/bench python -m tests.benchmarks $(BENCH)
+	@PYTHONPATH=.cache/bench python tests/benchmarks $(BENCH)
 
 .cache/bench/.ready: tests/benchmarks/requirements.txt
 	@rm -rf $(@D) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) --requirement $<

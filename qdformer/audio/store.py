@@ -18,6 +18,7 @@ import base64
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,37 +70,66 @@ def write_features(
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    count = 0
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
+        output = _Output(partial, "w+")
     try:
-        with _naming(path):
-            file = h5py.File(partial, "x", libver="v110")
-        try:
-            group = file.create_group(_GROUP, track_order=True)
-            for uid, embeddings in features:
-                with _naming(path):
-                    clip = group.create_dataset(
-                        uid, data=embeddings.astype("<f4"), chunks=embeddings.shape, track_times=False
-                    )
-                    clip.attrs["sha256"] = clip_digest(uid, embeddings)
-                count += 1
+        with output:
+            count = _write(path, output, features, info, left_out)
+            output.check(path)
             with _naming(path):
-                if left_out:
-                    file.create_dataset(_LEFT_OUT, data=list(left_out), dtype=h5py.string_dtype(), track_times=False)
-                for name, value in (asdict(info) | {"clips": count}).items():
-                    file.attrs[name] = value
-        finally:
-            with _naming(path):
-                file.close()
+                os.fsync(output.fileno())
         with _naming(path):
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
             os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    return count
+
+
+class _Output(io.FileIO):
+    """A file that HDF5 writes through. HDF5 crashes at exit when it cannot write what it has in memory: on a
+    full disk it is told that all went well, and `check` raises what really happened."""
+
+    _error: OSError | None = None
+
+    def check(self, path: Path) -> None:
+        """Raise `FeatureError`, with `path` in it, if anything could not be written."""
+        if self._error:
+            raise FeatureError(f"{path}: cannot be written: {self._error.strerror}")
+
+    def write(self, data: memoryview) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and not self._error:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = error
+            return size or 0
+
+
+def _write(
+    path: Path, output: _Output, features: Iterable[tuple[str, np.ndarray]], info: FeatureInfo, left_out: Sequence[str]
+) -> int:
+    count = 0
+    with h5py.File(output, "w", libver="v110") as file:
+        group = file.create_group(_GROUP, track_order=True)
+        for uid, embeddings in features:
+            clip = group.create_dataset(uid, data=embeddings.astype("<f4"), chunks=embeddings.shape, track_times=False)
+            clip.attrs["sha256"] = clip_digest(uid, embeddings)
+            output.check(path)
+            count += 1
+        if left_out:
+            file.create_dataset(_LEFT_OUT, data=list(left_out), dtype=h5py.string_dtype(), track_times=False)
+        for name, value in (asdict(info) | {"clips": count}).items():
+            file.attrs[name] = value
     return count
 
 
@@ -259,12 +289,11 @@ def clip_digest(uid: str, embeddings: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in what the operating system, or HDF5 in its own words, says about writing it."""
+    """Name the file in what the operating system says about writing it."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise FeatureError(f"{path}: cannot be written: {reason}") from error
+    except OSError as error:
+        raise FeatureError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _read_info(path: Path) -> tuple[FeatureInfo, frozenset[str]]:

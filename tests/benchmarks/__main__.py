@@ -18,4 +18,4 @@ if __name__ == "__main__":
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"no benchmark {unknown[0]!r}; there are: {', '.join(known)}")
     for name in names:
-        importlib.import_module(f"tests.benchmarks.bench_{name}").run()
+        importlib.import_module(f"bench_{name}").run()

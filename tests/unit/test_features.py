@@ -17,7 +17,7 @@ import torch
 from qdformer.audio import features as features_module
 from qdformer.audio.features import Clip, Embedder, Recipe, embed_here, make_features
 from qdformer.audio.read import AudioError
-from qdformer.audio.store import FeatureStore
+from qdformer.audio.store import FeatureError, FeatureStore, Journal
 from qdformer.audio.vggish import VGGish, log_mel, log_mel_patches, save_vggish
 
 RECIPE = Recipe(Path("none"), "a" * 64, "repeat")
@@ -179,6 +179,18 @@ def test_bad_sounds_are_named_and_the_rest_is_kept(tmp_path, echo, monkeypatch):
     assert (summary.written, summary.left_out) == (25, [])
 
 
+def test_while_another_makes_the_same_features_they_are_left_alone(tmp_path, echo):
+    path, clips = tmp_path / "clean.h5", write_clips(tmp_path, 3)
+    make_features(path, clips, RECIPE, "clean", tmp_path / "cache", progress=False)
+    before = path.read_bytes()
+    with (
+        Journal(tmp_path / "cache" / "clean.journal", RECIPE.info("clean")),
+        pytest.raises(FeatureError, match="another process is making the features of clean"),
+    ):
+        make_features(path, clips[:1], RECIPE, "clean", tmp_path / "cache", progress=False)
+    assert path.read_bytes() == before
+
+
 def test_no_usable_clip_is_an_error_whatever_is_allowed(tmp_path, echo):
     clips = [Clip("a", tmp_path / "a.wav", 2)]
     with pytest.raises(AudioError, match="1 of 1 clips cannot be used"):
@@ -220,7 +232,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np, torch
 from qdformer.audio import features, store
-from tests.unit.test_features import Echo, RECIPE, read_clips
+from test_features import Echo, RECIPE, read_clips
 
 folder, moment, when = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
@@ -259,6 +271,20 @@ print("saved")
 """
 
 
+def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process of its own, beside this file."""
+    here = Path(__file__).parent
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=here,
+        env=kept | {"PYTHONPATH": str(here.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
 def read_clips(folder: Path) -> list[Clip]:
     return [Clip(uid, folder / f"{uid}.wav", 2) for uid in json.loads((folder / "clips.json").read_text())]
 
@@ -274,9 +300,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, echo, monkeypatch, moment, 
     clips = write_clips(tmp_path, 64)
     (tmp_path / "clips.json").write_text(json.dumps([clip.uid for clip in clips]))
     make_features(tmp_path / "whole.h5", clips, RECIPE, "clean", tmp_path / "other", progress=False)
-    project = Path(__file__).parents[2]
-    command = [sys.executable, "-c", KILLED, str(tmp_path), moment, str(when)]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=120)
+    done = run_python(KILLED, tmp_path, moment, when)
     assert done.returncode == -9 and done.stdout == "", done.stderr
     assert (tmp_path / "clean.h5").exists() == (moment == "finish")
 
@@ -316,15 +340,7 @@ def test_a_ray_cluster_gives_the_same_bytes(tmp_path):
     clips.sort(key=lambda clip: clip.path.name)
     recipe = Recipe(weights, digest, "repeat")
     make_features(tmp_path / "here.h5", clips, recipe, "clean", tmp_path / "here", 0.1, progress=False)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", EXECUTORS, str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run_python(EXECUTORS, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("39 [('clip7', ")
     assert (tmp_path / "ray.h5").read_bytes() == (tmp_path / "here.h5").read_bytes()
@@ -368,8 +384,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
     write_clips(tmp_path, 8, seconds=5.0)
     peaks = []
     for count in (100, 2000):
-        command = [sys.executable, "-c", MEMORY, str(tmp_path), str(count)]
-        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240)
+        done = run_python(MEMORY, tmp_path, count)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
     print(f"peak memory: {peaks[0] / 1e6:.0f} MB for 100 clips, {peaks[1] / 1e6:.0f} MB for 2,000")
