@@ -6,13 +6,14 @@ CRON ?= 0 3 * * *
 CLIP ?=
 SNR ?= 0
 PORT ?= 5000
+BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow listen sweep retrain schedule ui lint lock clean
+.PHONY: help setup repro test test-slow bench listen sweep retrain schedule ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +36,13 @@ test: setup ## Fast tests, no network
 
 test-slow: setup ## End-to-end and fault tests
 	@python -m pytest -m slow
+
+bench: setup .cache/bench/.ready ## Speed of the parts, beside torchvggish (BENCH=features for one of them)
+	@PYTHONPATH=.cache/bench python tests/benchmarks $(BENCH)
+
+.cache/bench/.ready: tests/benchmarks/requirements.txt
+	@rm -rf $(@D) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) --requirement $<
+	@touch $@
 
 listen: setup ## Hear and see a clip under its noise (CLIP=test-00004 SNR=5, or SNR=clean)
 	@python -m pipelines.listen --data "$(DATA)" --clip="$(CLIP)" --snr="$(SNR)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ import torch
 from tqdm import tqdm
 
 from pipelines.cli import stage_main
+from pipelines.stages.features import recipe
 from pipelines.workspace import provenance
 from qdformer import plots, tracking
-from qdformer.audio.features import FeatureStore, embed_silence
-from qdformer.audio.vggish import load_vggish
+from qdformer.audio.store import FeatureStore
 from qdformer.data.dataset import AVSDataset, Batch, Constant, Shuffled, build_loader
 from qdformer.data.manifest import Classes, read_manifest
 from qdformer.evaluation import Evaluation, evaluate
@@ -35,7 +36,13 @@ def evaluate_checkpoint(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     manifest = read_manifest(workspace / "data" / "dataset")
-    clips = manifest[manifest["split"] == settings.evaluate.split]
+    made = recipe(settings.features, workspace)
+    stores = {
+        name: FeatureStore(workspace / "data" / "features" / f"{name}.h5", **asdict(made.info(name)))
+        for name in settings.mix.conditions
+    }
+    left_out = frozenset().union(*(store.left_out for store in stores.values()))  # the same clips in all conditions
+    clips = manifest[(manifest["split"] == settings.evaluate.split) & ~manifest["uid"].isin(left_out)]
     uids = clips["uid"].tolist()
     generator = np.random.default_rng(settings.evaluate.seed)
     shown = set(generator.choice(uids, min(settings.evaluate.pictures, len(uids)), replace=False))
@@ -45,13 +52,11 @@ def evaluate_checkpoint(
         models["untrained"] = load_model(checkpoint, trained=False)
 
     def features(name: str) -> Mapping[str, np.ndarray]:
-        condition = name if name in settings.mix.conditions else "clean"
-        store = FeatureStore(workspace / "data" / "features" / f"{condition}.h5")
+        store = stores.get(name, stores["clean"])
         if name == "shuffled":
             return Shuffled(store, uids, settings.evaluate.seed)
         if name == "silence":
-            vggish = load_vggish(workspace / "models" / "vggish" / "vggish.safetensors")
-            return Constant(embed_silence(settings.download.frames, vggish), uids)
+            return Constant(made.load().silence(settings.download.frames), uids)
         return store
 
     results = {}

@@ -3,31 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipelines.cli import stage_main
-from qdformer.audio.features import FeatureInfo, extract, write_features
+from qdformer.audio.features import Clip, Executor, Recipe, embed_here, make_features
 from qdformer.audio.mixing import read_condition
-from qdformer.audio.vggish import load_vggish
 from qdformer.digests import file_sha256
-from qdformer.settings import Settings
+from qdformer.settings import Features, Settings
+
+WEIGHTS = Path("models", "vggish", "vggish.safetensors")
 
 
-def features(settings: Settings, condition: str, data: Path, weights: Path) -> None:
-    """Write `data/features/CONDITION.h5`: an embedding for each frame of each clip of the condition."""
-    manifest = read_condition(data / "mixed" / condition)
-    clips = tqdm(list(zip(manifest["uid"], manifest["audio"], manifest["frames"], strict=True)), desc=condition)
-    short_clips = settings.features.short_clips
-    embeddings = extract(clips, load_vggish(weights), short_clips)
-    info = FeatureInfo(condition, file_sha256(weights), short_clips)
-    write_features(data / "features" / f"{condition}.h5", embeddings, info)
+def recipe(settings: Features, workspace: Path) -> Recipe:
+    """What the workspace's features are made with, by absolute paths: a Ray worker's folder is not ours."""
+    weights = workspace.resolve() / WEIGHTS
+    pca = Path(settings.pca).expanduser().resolve() if settings.pca else None
+    return Recipe(
+        weights, file_sha256(weights), settings.short_clips, settings.centre, pca, settings.pca_sha256 if pca else ""
+    )
+
+
+def features(settings: Settings, condition: str, workspace: Path) -> None:
+    """Write `data/features/CONDITION.h5`: an embedding for each frame of each clip of the condition.
+
+    The work is done in this process, or over the Ray cluster that `RAY_ADDRESS` names. What is ready
+    is kept in `.cache/features`, for DVC removes the file before a rerun.
+    """
+    workspace = workspace.resolve()
+    manifest = read_condition(workspace / "data" / "mixed" / condition)
+    clips = [Clip(row.uid, row.audio, row.frames) for row in manifest.itertuples()]
+    summary = make_features(
+        workspace / "data" / "features" / f"{condition}.h5",
+        clips,
+        recipe(settings.features, workspace),
+        condition,
+        workspace / ".cache" / "features",
+        settings.features.bad_clips,
+        _executor(),
+    )
+    for uid, problem in summary.left_out:
+        print(f"left out: clip {uid}: {problem}")
+    resumed = f", {summary.resumed} of them from a run before" if summary.resumed else ""
+    left_out = f", {len(summary.left_out)} left out" if summary.left_out else ""
+    print(f"{condition}: {summary.written} clips{resumed}{left_out}")
+
+
+def _executor() -> Executor:
+    if not os.environ.get("RAY_ADDRESS"):
+        return embed_here
+    from qdformer.audio.cluster import embed_over_ray  # Ray takes seconds to import
+
+    return embed_over_ray
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("condition", help="a name in mix.conditions, such as snr20")
     arguments = parser.parse_args()
-    weights_file = Path("models/vggish/vggish.safetensors")
-    stage_main(lambda settings: features(settings, arguments.condition, Path("data"), weights_file))
+    stage_main(lambda settings: features(settings, arguments.condition, Path.cwd()))

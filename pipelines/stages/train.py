@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas
 
 from pipelines.cli import stage_main
+from pipelines.stages.features import recipe
 from pipelines.workspace import provenance
 from qdformer import tracking
+from qdformer.audio.store import FeatureStore
 from qdformer.digests import file_sha256
 from qdformer.settings import Settings
 from qdformer.training.launch import Job, launch
@@ -21,12 +24,15 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     a crash is kept below `.cache/ray` until the run is finished, for DVC empties `out` before a rerun.
     """
     workspace = workspace.resolve()
+    features = workspace / "data" / "features" / "clean.h5"
+    made = recipe(settings.features, workspace).info("clean")
+    FeatureStore(features, **asdict(made))  # refuses any others
     storage = workspace / ".cache" / "ray" / out.name
     storage.mkdir(parents=True, exist_ok=True)
     job = Job(
         recipe=settings.train,
         dataset=workspace / "data" / "dataset",
-        features=workspace / "data" / "features" / "clean.h5",
+        features=features,
         storage=storage,
         run_id=run_id,
         tracking_uri=tracking.tracking_uri(),

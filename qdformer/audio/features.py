@@ -1,184 +1,229 @@
-"""VGGish embeddings of clips, one for each video frame, kept in HDF5.
+"""VGGish embeddings of clips, one for each video frame, made in bounded memory and kept in HDF5.
 
-A file holds one condition: the group `embeddings` has one dataset [T, 128] float32 for each clip,
-named by its uid and chunked as a whole. The file's attributes say how they were made:
-`version`, `condition`, `weights_sha256`, `sample_rate`, `short_clips`, `clips`.
+Every patch passes the network in a batch of one fixed shape and on one thread, so its 128 numbers
+are the same whatever else is in the batch, however many workers there are, and wherever a run was
+interrupted. Speed comes from several such batches at once.
 
-Shapes: P patches of a clip, T frames, A = 128.
+Shapes: P patches of a clip, T frames, F frames of 10 ms, M = 64 mel bands, A = 128.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
-import h5py
 import numpy as np
 import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from qdformer.audio.read import SAMPLE_RATE, read_audio
-from qdformer.audio.vggish import EMBEDDING, PATCH_SAMPLES, VGGish, log_mel_patches
-from qdformer.errors import InputError
+from qdformer.audio.read import SAMPLE_RATE, AudioError, read_audio
+from qdformer.audio.store import FeatureInfo, Journal, ShortClips, write_features
+from qdformer.audio.vggish import (
+    EMBEDDING,
+    PATCH_SAMPLES,
+    centred_patches,
+    load_pca,
+    load_vggish,
+    log_mel_patches,
+)
 
-VERSION = 1
-ShortClips = Literal["repeat", "zero"]
-_GROUP = "embeddings"
+BATCH_PATCHES = 16  # as fast as larger ones, with a quarter of the memory of 64
+CHUNK_CLIPS = 16  # clips of T frames fill T batches
 
 
-class FeatureError(InputError):
-    """A feature file cannot be used; the message names it, what it holds and what was expected."""
+class Clip(NamedTuple):
+    """A clip to embed: its name, sound file and number of video frames."""
+
+    uid: str
+    path: Path
+    frames: int
+
+    def stamp(self) -> str:
+        """What changes when the sound or the number of frames does; empty for a missing file."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return ""
+        return f"{self.frames} {status.st_size} {status.st_mtime_ns}"
+
+
+class Embedding(NamedTuple):
+    """What became of a clip: its embeddings [T, 128] float32, or why its sound cannot be used."""
+
+    clip: Clip
+    embeddings: np.ndarray | None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
-class FeatureInfo:
-    """How the features of a file were made."""
+class Recipe:
+    """What embeddings are made with, as files and settings, so that it can be sent to other machines.
 
-    condition: str
+    `weights_sha256` and `pca_sha256` are digests that the files must have, or their first digits.
+    """
+
+    weights: Path
     weights_sha256: str
     short_clips: ShortClips
-    sample_rate: int = SAMPLE_RATE
-    version: int = VERSION
+    centre: bool = False
+    pca: Path | None = None
+    pca_sha256: str = ""
+
+    def info(self, condition: str) -> FeatureInfo:
+        """What the feature file of `condition` says about itself."""
+        pca = self.pca_sha256 if self.pca else ""
+        return FeatureInfo(condition, self.weights_sha256, self.short_clips, self.centre, pca)
+
+    def load(self) -> Embedder:
+        """Raise `WeightsError` if a file cannot be used."""
+        pca = load_pca(self.pca, self.pca_sha256) if self.pca else None
+        return Embedder(load_vggish(self.weights, self.weights_sha256), self.short_clips, self.centre, pca)
 
 
-def extract(
-    clips: Iterable[tuple[str, Path, int]], vggish: VGGish, short_clips: ShortClips, batch_patches: int = 64
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Embed clips given as (uid, sound file, T); yields (uid, [T, 128] float32) in the same order.
+class Embedder:
+    """VGGish with the rules that give each video frame one embedding.
 
-    Patch i (0.96 s long, from 0.96 i s) is frame i's. A longer sound's further patches are not used;
-    for a shorter one the last patch is repeated, or zeros follow, as `short_clips` says. A sound
-    shorter than one patch is filled up with silence. Patches of several clips share a batch.
-
-    Raises:
-        AudioError: a sound cannot be read.
+    Patch i is frame i's: 0.96 s long, from 0.96 i s, as published; with `centre`, around i + 0.5 s.
+    A longer sound's further patches are not used. For a shorter one the last embedding is repeated,
+    or zeros follow, as `short_clips` says. A sound shorter than one patch is filled up with silence.
     """
-    waiting: list[tuple[str, int, torch.Tensor]] = []
-    for uid, path, frames in clips:
-        waiting.append((uid, frames, _patches(path)[:frames]))
-        if sum(len(patches) for _, _, patches in waiting) >= batch_patches:
-            yield from _embed(waiting, vggish, short_clips)
-            waiting = []
-    if waiting:
-        yield from _embed(waiting, vggish, short_clips)
+
+    def __init__(
+        self, vggish: nn.Module, short_clips: ShortClips, centre: bool = False, pca: nn.Module | None = None
+    ) -> None:
+        self.vggish, self.short_clips, self.pca = vggish, short_clips, pca
+        self._cut = centred_patches if centre else log_mel_patches
+
+    def embed(self, clips: Sequence[Clip]) -> list[Embedding]:
+        """Embed a few clips; call it where `torch.get_num_threads()` is 1."""
+        results: list[Embedding] = []
+        usable: list[Clip] = []
+        patches: list[Tensor] = []
+        for clip in clips:
+            try:
+                patches.append(self._patches(read_audio(clip.path))[: clip.frames])
+                usable.append(clip)
+            except AudioError as error:
+                results.append(Embedding(clip, None, str(error)))
+        if usable:
+            parts = self._run(torch.cat(patches)).split([len(part) for part in patches])
+            results += [Embedding(clip, self._fill(own, clip.frames)) for clip, own in zip(usable, parts, strict=True)]
+        return results
+
+    def silence(self, frames: int) -> np.ndarray:
+        """What digital silence of `frames` frames gives: [T, 128] float32."""
+        return self._run(self._patches(np.zeros(0, np.float32))).numpy().repeat(frames, axis=0)
+
+    def _patches(self, samples: np.ndarray) -> Tensor:
+        return self._cut(np.pad(samples, (0, max(0, PATCH_SAMPLES - len(samples)))), SAMPLE_RATE)
+
+    @torch.inference_mode()
+    def _run(self, patches_P1FM: Tensor) -> Tensor:
+        """The embeddings [P, 128], computed in batches of one shape."""
+        results = []
+        for batch in patches_P1FM.split(BATCH_PATCHES):
+            filled = torch.cat([batch, batch.new_zeros(BATCH_PATCHES - len(batch), *batch.shape[1:])])
+            embeddings = self.vggish(filled)
+            results.append((self.pca(embeddings) if self.pca else embeddings)[: len(batch)])
+        return torch.cat(results)
+
+    def _fill(self, own: Tensor, frames: int) -> np.ndarray:
+        embeddings = own.numpy()
+        fill = embeddings[-1:] if self.short_clips == "repeat" else np.zeros((1, EMBEDDING), np.float32)
+        return np.concatenate([embeddings, np.repeat(fill, frames - len(embeddings), axis=0)])
 
 
-@torch.inference_mode()
-def embed_silence(frames: int, vggish: VGGish) -> np.ndarray:
-    """What VGGish makes of `frames` patches of digital silence: [T, 128] float32."""
-    patch = log_mel_patches(np.zeros(PATCH_SAMPLES, np.float32), SAMPLE_RATE)
-    return vggish(patch).numpy().repeat(frames, axis=0)
+Executor = Callable[[Recipe, Iterable[list[Clip]]], Iterator[list[Embedding]]]
+"""Embeds chunks of clips; gives each chunk's results as they get ready, in any order. It draws the
+next chunk only when a worker is about to want it, so that little waits in memory."""
 
 
-def write_features(path: str | Path, features: Iterable[tuple[str, np.ndarray]], info: FeatureInfo) -> int:
-    """Write a feature file and return its number of clips.
-
-    It is written beside `path` under another name and moved there when it is complete, so that
-    `path` always holds a whole file. The same features give the same bytes.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    count = 0
-    with h5py.File(partial, "x", libver="v110") as file:
-        group = file.create_group(_GROUP, track_order=True)
-        for uid, embeddings in features:
-            group.create_dataset(uid, data=embeddings.astype("<f4"), chunks=embeddings.shape, track_times=False)
-            count += 1
-        for name, value in (asdict(info) | {"clips": count}).items():
-            file.attrs[name] = value
-    os.replace(partial, path)
-    return count
+def embed_here(recipe: Recipe, chunks: Iterable[list[Clip]]) -> Iterator[list[Embedding]]:
+    """An `Executor` on threads of this process, as many as PyTorch would use (`OMP_NUM_THREADS` sets it)."""
+    embedder, threads = recipe.load(), torch.get_num_threads()
+    chunks = iter(chunks)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        waiting = deque(pool.submit(embedder.embed, chunk) for chunk in islice(chunks, 2 * threads))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(embedder.embed, chunk) for chunk in islice(chunks, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # the workers' calls also set what the matrix library uses in this one
 
 
-class FeatureStore(Mapping[str, np.ndarray]):
-    """Features of a file by clip uid: [T, 128] float32, read when asked for.
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended: clips written, of which a run before had left `resumed`, and (uid, reason) of those left out."""
 
-    The file is opened at the first read, anew in each process, so that a store can be passed to
-    data-loader workers by fork or pickle.
+    written: int
+    resumed: int
+    left_out: list[tuple[str, str]]
+
+
+def make_features(
+    path: str | Path,
+    clips: Sequence[Clip],
+    recipe: Recipe,
+    condition: str,
+    cache: str | Path,
+    bad_clips: float = 0.0,
+    executor: Executor = embed_here,
+    progress: bool = True,
+) -> Summary:
+    """Write the feature file `path` of a condition; a run that was killed goes on where it was.
 
     Args:
-        path: the file.
-        weights_sha256: digest of the VGGish weights that must have made it; None takes any.
+        path: the HDF5 file. It appears when it is complete; its bytes depend on the arguments above alone.
+        clips: what it is to hold, in this order.
+        recipe: what the embeddings are made with.
+        cache: folder for what is finished until the file is written.
+        bad_clips: share of the clips whose sound may be unusable; they are left out.
+        executor: where the embeddings are computed.
+        progress: show a progress bar.
 
     Raises:
-        FeatureError: the file is missing, damaged, of another version, or made with other weights.
+        AudioError: too many sounds are unusable; all of them are named, and the others are kept in `cache`.
+        FeatureError: another process makes the same features, or a file cannot be written.
+        WeightsError: the weights cannot be used.
     """
-
-    def __init__(self, path: str | Path, weights_sha256: str | None = None) -> None:
-        self.path = Path(path)
-        self._handle: tuple[int, h5py.File] | None = None
-        self.info = _read_info(self.path)
-        if weights_sha256 is not None and self.info.weights_sha256 != weights_sha256:
-            made, asked = self.info.weights_sha256, weights_sha256
-            raise FeatureError(f"{self.path}: made with VGGish weights {made}, expected {asked}")
-
-    def __getitem__(self, uid: str) -> np.ndarray:
-        group = self._group()
-        if uid not in group:
-            raise KeyError(f"{self.path}: no features of clip {uid}")
-        return group[uid][()]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._group())
-
-    def __len__(self) -> int:
-        return len(self._group())
-
-    def __contains__(self, uid: object) -> bool:
-        return uid in self._group()
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_handle": None}
-
-    def close(self) -> None:
-        """Close this process's handle; the next read opens another."""
-        if self._handle is not None and self._handle[0] == os.getpid():
-            self._handle[1].close()
-        self._handle = None
-
-    def _group(self) -> h5py.Group:
-        if self._handle is None or self._handle[0] != os.getpid():
-            self._handle = (os.getpid(), h5py.File(self.path, "r"))
-        return self._handle[1][_GROUP]
+    path, info = Path(path), recipe.info(condition)
+    stamps = {clip.uid: clip.stamp() for clip in clips}
+    with Journal(Path(cache) / f"{path.stem}.journal", info) as journal:
+        missing = [clip for clip in clips if not journal.has(clip.uid, stamps[clip.uid])]
+        problems: dict[str, str] = {}
+        bar = tqdm(total=len(clips), initial=len(clips) - len(missing), desc=condition, disable=not progress)
+        with bar:
+            for results in executor(recipe, _chunks(missing)) if missing else ():
+                problems |= {result.clip.uid: result.problem for result in results if result.problem}
+                good = [result for result in results if not result.problem]
+                journal.add((clip.uid, stamps[clip.uid], embeddings) for clip, embeddings, _ in good)
+                bar.update(len(results))
+        left_out = [(clip.uid, problems[clip.uid]) for clip in clips if clip.uid in problems]
+        _check_share(left_out, len(clips), bad_clips)
+        usable = (clip.uid for clip in clips if clip.uid not in problems)
+        written = write_features(path, ((uid, journal.read(uid)) for uid in usable), info, [uid for uid, _ in left_out])
+        journal.finish()
+    return Summary(written, len(clips) - len(missing), left_out)
 
 
-def _read_info(path: Path) -> FeatureInfo:
-    if not path.is_file():
-        raise FeatureError(f"{path}: no such feature file; the stage features writes it")
-    try:
-        with h5py.File(path, "r") as file:
-            values = {name: file.attrs[name] for name in FeatureInfo.__dataclass_fields__}
-            complete = _GROUP in file and len(file[_GROUP]) == file.attrs["clips"]
-    except (OSError, KeyError) as error:
-        raise FeatureError(f"{path}: not a feature file: {error}") from None
-    if values["version"] != VERSION:
-        raise FeatureError(f"{path}: features of version {values['version']}, expected {VERSION}")
-    if not complete:
-        raise FeatureError(f"{path}: does not hold all the clips it was made of")
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-    return FeatureInfo(**plain)
+def _chunks(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
+    for start in range(0, len(clips), CHUNK_CLIPS):
+        yield list(clips[start : start + CHUNK_CLIPS])
 
 
-def _patches(path: Path) -> torch.Tensor:
-    samples = read_audio(path)
-    if len(samples) < PATCH_SAMPLES:
-        samples = np.pad(samples, (0, PATCH_SAMPLES - len(samples)))
-    return log_mel_patches(samples, SAMPLE_RATE)
-
-
-@torch.inference_mode()
-def _embed(
-    clips: list[tuple[str, int, torch.Tensor]], vggish: VGGish, short_clips: ShortClips
-) -> Iterator[tuple[str, np.ndarray]]:
-    device = next(vggish.parameters()).device
-    batch = torch.cat([patches for _, _, patches in clips]).to(device)
-    embeddings = vggish(batch).cpu().numpy()
-    ends = np.cumsum([len(patches) for _, _, patches in clips])
-    for (uid, frames, _), part in zip(clips, np.split(embeddings, ends[:-1]), strict=True):
-        missing = frames - len(part)
-        fill = part[-1:] if short_clips == "repeat" else np.zeros((1, EMBEDDING), np.float32)
-        yield uid, np.concatenate([part, np.repeat(fill, missing, axis=0)]) if missing else part
+def _check_share(left_out: list[tuple[str, str]], clips: int, allowed: float) -> None:
+    if len(left_out) > allowed * clips or (left_out and len(left_out) == clips):
+        reasons = "".join(f"\n  clip {uid}: {problem}" for uid, problem in left_out)
+        raise AudioError(
+            f"{len(left_out)} of {clips} clips cannot be used, and features.bad_clips allows {allowed:.1%}; "
+            f"the others are kept, and a new run goes on from them:{reasons}"
+        )

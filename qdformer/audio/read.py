@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,8 @@ from qdformer.errors import InputError
 SAMPLE_RATE = 16_000
 """Rate in Hz that VGGish, and so the whole project, works at."""
 
-# resampy's "kaiser_best" filter, which the public VGGish port resamples with.
-_KAISER_BEST = {
-    "resampling_method": "sinc_interp_kaiser",
-    "lowpass_filter_width": 64,
-    "rolloff": 0.9475937167399596,
-    "beta": 14.769656459379492,
-}
 _CONTAINERS = {".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".aac", ".3gp", ".ts"}
+_UNKNOWN_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 _UNKNOWN_LENGTH = 0xFFFFFFFF  # written by programs that stream a wav and cannot go back to its header
 
 
@@ -29,7 +24,8 @@ class AudioError(InputError):
 def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bool = True) -> np.ndarray:
     """Read an audio file or a video's first sound track.
 
-    wav, flac, ogg and mp3 are read with soundfile, video containers with PyAV.
+    wav, flac, ogg and mp3 are read with soundfile, video containers with PyAV; what the file holds
+    decides, whatever its name ends with.
 
     Args:
         path: the file.
@@ -40,14 +36,18 @@ def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bo
         float32 samples, nominally in -1..1: [samples], or [samples, channels] where `mono` is false.
 
     Raises:
-        AudioError: the file is missing, empty, cut short, not audio, or holds NaN or infinite samples.
+        AudioError: the file is missing, unreadable, empty, cut short, not audio, or holds NaN or
+            infinite samples.
     """
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: the file is empty (0 bytes)")
-    samples, rate = _decode_container(path) if path.suffix.lower() in _CONTAINERS else _decode_sound(path)
+    try:
+        samples, rate = _decode(path)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not len(samples):
         raise AudioError(f"{path}: holds no samples")
     if not np.isfinite(samples).all():
@@ -56,29 +56,34 @@ def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bo
     if mono:
         samples = samples.mean(axis=1)
     if sample_rate is not None and rate != sample_rate:
+        from qdformer.audio.resample import resample  # here, so that reading 16 kHz files starts without torch
+
         samples = resample(samples, rate, sample_rate)
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Resample [samples] or [samples, channels] with a windowed sinc; float32."""
-    import torch  # here, so that stages which read 16 kHz files start without it
-    from torchaudio.functional import resample as torchaudio_resample
+def _decode(path: Path) -> tuple[np.ndarray, int]:
+    """Samples [samples, channels] and their rate, by the reader that the name suggests or else the other."""
+    if path.suffix.lower() in _CONTAINERS:
+        return _decode_container(path)  # FFmpeg looks at the content, and knows soundfile's formats too
+    import soundfile
 
-    waveform = torch.from_numpy(np.ascontiguousarray(samples.T, dtype=np.float32))
-    return torchaudio_resample(waveform, rate, new_rate, **_KAISER_BEST).numpy().T
+    try:
+        return _decode_sound(path)
+    except soundfile.LibsndfileError as error:
+        if error.code == _UNKNOWN_FORMAT:
+            with contextlib.suppress(AudioError):
+                return _decode_container(path)
+        raise AudioError(f"{path}: cannot be read as audio: {error}") from None
 
 
 def _decode_sound(path: Path) -> tuple[np.ndarray, int]:
     import soundfile
 
     _check_wav_length(path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            expected, rate = file.frames, file.samplerate
-            samples = file.read(dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise AudioError(f"{path}: cannot be read as audio: {error}") from None
+    with soundfile.SoundFile(path) as file:
+        expected, rate = file.frames, file.samplerate
+        samples = file.read(dtype="float32", always_2d=True)
     if len(samples) < expected:
         raise AudioError(f"{path}: cut short: {len(samples)} of {expected} samples can be read")
     return samples, rate

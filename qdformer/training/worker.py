@@ -12,7 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from qdformer.audio.features import FeatureStore
+from qdformer.audio.store import FeatureStore
 from qdformer.data.dataset import AVSDataset, Batch, build_loader
 from qdformer.data.manifest import read_classes, read_manifest
 from qdformer.loss.criterion import Criterion
@@ -35,8 +35,9 @@ def work(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
 
     manifest, classes = read_manifest(job.dataset), read_classes(job.dataset)
-    train_clips = manifest[manifest["split"] == "train"]
-    data = AVSDataset(train_clips, FeatureStore(job.features), recipe.image_size, flip=recipe.flip, seed=recipe.seed)
+    features = FeatureStore(job.features)
+    train_clips = manifest[(manifest["split"] == "train") & ~manifest["uid"].isin(features.left_out)]
+    data = AVSDataset(train_clips, features, recipe.image_size, flip=recipe.flip, seed=recipe.seed)
     model = QDFormer(recipe.model, len(classes)).to(device)
     criterion = Criterion(recipe.loss, len(classes)).to(device)
     network = ray.train.torch.prepare_model(model)
