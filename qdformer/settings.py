@@ -199,6 +199,18 @@ class Loss(Section):
     auxiliary: bool
 
 
+class Augment(Section):
+    """Random views of the training clips, each the same in all frames of a clip.
+
+    `flip` is the share of clips mirrored left to right; a crop's side is `crop` to 1 of the frame's; brightness,
+    contrast and saturation are multiplied by 1 - `colour` to 1 + `colour`, each colour channel by half as much.
+    """
+
+    flip: Share
+    crop: Annotated[float, Field(gt=0, le=1)]
+    colour: Annotated[float, Field(ge=0, lt=1)]
+
+
 class Train(Section):
     """Stage `train`: the optimiser's recipe, on the condition without noise."""
 
@@ -213,7 +225,7 @@ class Train(Section):
     warmup_steps: Count
     drop_at: Annotated[list[Share], Field(max_length=3)]
     clip_gradient: Rate
-    flip: Share
+    augment: Augment
     precision: Literal["float32", "bfloat16"]
     seed: Count
 

@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from qdformer.data.augment import View, draw_view
 from qdformer.data.layout import IGNORE, DataError, frame_path, label_path
+from qdformer.settings import Augment
 
 FEATURE_WIDTH = 128
 _SIZE_STEP = 32  # batches are padded to a multiple of it, the coarsest stride of the model
@@ -60,7 +62,7 @@ class AVSDataset(Dataset):
     """The clips of a manifest with their audio features.
 
     `features` maps a clip's uid to float32 [T, A]. Pictures are scaled so that the longer side is
-    `image_size`; `flip` is the share of clips mirrored left to right, picture and labels.
+    `image_size`. With `augment` each is seen in a random view, drawn from (seed, epoch, index).
     """
 
     def __init__(
@@ -68,13 +70,13 @@ class AVSDataset(Dataset):
         manifest: pandas.DataFrame,
         features: Mapping[str, np.ndarray],
         image_size: int,
-        flip: float = 0.0,
+        augment: Augment | None = None,
         seed: int = 0,
     ) -> None:
         self.clips = list(manifest.itertuples(index=False))
         self.features = features
         self.image_size = image_size
-        self.flip = flip
+        self.augment = augment
         self.seed = seed
 
     def __len__(self) -> int:
@@ -84,14 +86,14 @@ class AVSDataset(Dataset):
         """The clip at `index`, or at (epoch, index); without an epoch it is that of epoch 0."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         clip = self.clips[index]
-        mirrored = np.random.default_rng([self.seed, epoch, index]).random() < self.flip
+        view = draw_view(self.augment, np.random.default_rng([self.seed, epoch, index])) if self.augment else None
 
-        images = np.stack([self._read_image(clip, second) for second in range(clip.frames)])
+        images = np.stack([self._read_image(clip, second, view) for second in range(clip.frames)])
         labels = np.full(images.shape[:3], IGNORE, np.uint8)
         for second in range(clip.labelled):
-            labels[second] = _resize(Image.open(label_path(clip.folder, second)), self.image_size, labels=True)
-        if mirrored:
-            images, labels = images[:, :, ::-1], labels[:, :, ::-1]
+            labels[second] = _resize(Image.open(label_path(clip.folder, second)), self.image_size, view, labels=True)
+        if view is not None:
+            images, labels = view.mirror(view.recolour(images)), view.mirror(labels)
         return Sample(
             uid=clip.uid,
             images_TCHW=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
@@ -100,9 +102,9 @@ class AVSDataset(Dataset):
             labelled=clip.labelled,
         )
 
-    def _read_image(self, clip, second: int) -> np.ndarray:
+    def _read_image(self, clip, second: int, view: View | None) -> np.ndarray:
         image = Image.open(frame_path(clip.folder, second)).convert("RGB")
-        return _resize(image, self.image_size, labels=False)
+        return _resize(image, self.image_size, view, labels=False)
 
     def _read_features(self, clip) -> torch.Tensor:
         try:
@@ -234,11 +236,13 @@ class Constant(Mapping):
         return len(self.uids)
 
 
-def _resize(image: Image.Image, longest: int, labels: bool) -> np.ndarray:
-    """The picture with its longer side scaled to `longest`: bilinear, or nearest for label maps."""
+def _resize(image: Image.Image, longest: int, view: View | None, labels: bool) -> np.ndarray:
+    """The picture, or the view's crop of it, with the longer side scaled to `longest`: bilinear, labels nearest."""
     scale = longest / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     resample = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
+    if view is not None:
+        return np.asarray(image.resize(size, resample, view.box(*image.size)))
     return np.asarray(image if image.size == size else image.resize(size, resample))
 
 

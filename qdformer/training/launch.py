@@ -27,7 +27,7 @@ from qdformer.settings import Train
 from qdformer.training.worker import work
 
 PACKAGE = Path(__file__).resolve().parents[1]
-CODE = ("data/dataset.py", "data/manifest.py", "loss", "model", "training")
+CODE = ("data/augment.py", "data/dataset.py", "data/manifest.py", "loss", "model", "training")
 
 # A local session of one training run has no use for these services; each costs a process, seconds or lines.
 QUIET = {

@@ -37,7 +37,7 @@ def work(config: dict[str, Any]) -> None:
     manifest, classes = read_manifest(job.dataset), read_classes(job.dataset)
     features = FeatureStore(job.features)
     train_clips = manifest[(manifest["split"] == "train") & ~manifest["uid"].isin(features.left_out)]
-    data = AVSDataset(train_clips, features, recipe.image_size, flip=recipe.flip, seed=recipe.seed)
+    data = AVSDataset(train_clips, features, recipe.image_size, recipe.augment, recipe.seed)
     model = QDFormer(recipe.model, len(classes)).to(device)
     criterion = Criterion(recipe.loss, len(classes)).to(device)
     network = ray.train.torch.prepare_model(model)

@@ -4,9 +4,11 @@ import torch
 from PIL import Image
 from small_dataset import FRAMES, write_small
 
+from qdformer.data.augment import View
 from qdformer.data.dataset import AVSDataset, Constant, EpochSampler, Shuffled, build_loader, collate
-from qdformer.data.layout import DataError
+from qdformer.data.layout import DataError, frame_path, label_path
 from qdformer.data.manifest import read_manifest
+from qdformer.settings import Augment
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +39,58 @@ def test_the_longer_side_is_scaled_and_labels_stay_class_ids(manifest):
 
 
 def test_flip_mirrors_picture_and_labels(manifest):
-    plain = AVSDataset(manifest, features(), image_size=48, flip=0.0)[0]
-    mirrored = AVSDataset(manifest, features(), image_size=48, flip=1.0)[0]
+    plain = AVSDataset(manifest, features(), image_size=48)[0]
+    mirrored = AVSDataset(manifest, features(), 48, Augment(flip=1.0, crop=1.0, colour=0.0))[0]
     assert torch.equal(mirrored.images_TCHW, plain.images_TCHW.flip(-1))
     assert torch.equal(mirrored.labels_THW, plain.labels_THW.flip(-1))
     assert not torch.equal(mirrored.labels_THW, plain.labels_THW)
 
 
 def test_flip_is_drawn_anew_every_epoch(manifest):
-    dataset = AVSDataset(manifest, features(), image_size=48, flip=0.5, seed=3)
+    dataset = AVSDataset(manifest, features(), 48, Augment(flip=0.5, crop=1.0, colour=0.0), seed=3)
     drawn = [dataset[epoch, 0].labels_THW for epoch in range(30)]
     assert len({tuple(labels[0, 10].tolist()) for labels in drawn}) == 2
     again = [dataset[epoch, 0].labels_THW for epoch in range(30)]
     assert all(torch.equal(one, two) for one, two in zip(drawn, again, strict=True))
+
+
+def test_a_crop_takes_picture_and_labels_from_the_same_place(manifest, tmp_path):
+    clip = manifest.iloc[:1].assign(folder=tmp_path)
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "labels_semantic").mkdir()
+    bright = np.zeros((32, 48), np.uint8)
+    bright[10:20, 15:35] = 1
+    for second in range(FRAMES):
+        Image.fromarray(bright.repeat(3).reshape(32, 48, 3) * 255).save(frame_path(tmp_path, second), quality=100)
+        Image.fromarray(bright).save(label_path(tmp_path, second))
+    dataset = AVSDataset(clip, features(), 48, Augment(flip=0.5, crop=0.5, colour=0.0))
+    areas = set()
+    for epoch in range(10):
+        sample = dataset[epoch, 0]
+        assert sample.images_TCHW.shape == (3, 3, 32, 48)
+        agree = (sample.images_TCHW[:, 0] > 127) == (sample.labels_THW == 1)
+        assert agree.float().mean() > 0.95
+        areas.add(int((sample.labels_THW[0] == 1).sum()))
+    assert len(areas) > 5 and max(areas) > 1.5 * bright.sum()
+
+
+def test_colours_change_alike_in_all_frames_and_labels_do_not(manifest):
+    plain = AVSDataset(manifest, features(), image_size=48)[0]
+    coloured = AVSDataset(manifest, features(), 48, Augment(flip=0.0, crop=1.0, colour=0.4))[0]
+    assert torch.equal(coloured.labels_THW, plain.labels_THW)
+    assert (coloured.images_TCHW.float() - plain.images_TCHW.float()).abs().mean() > 3
+
+
+def test_recolour_is_brightness_contrast_saturation_and_tint():
+    images = np.random.default_rng(0).integers(60, 120, (2, 4, 5, 3)).astype(np.uint8)
+    same = View((0, 0), 1.0, False, 1.0, 1.0, 1.0, np.ones(3))
+    assert np.array_equal(same.recolour(images), images)
+    view = View((0, 0), 1.0, False, 1.2, 0.7, 1.3, np.array([1.1, 1.0, 0.9]))
+    bright = 1.2 * images
+    contrasted = bright.mean() + 0.7 * (bright - bright.mean())
+    grey = contrasted.mean(-1, keepdims=True)
+    expected = (grey + 1.3 * (contrasted - grey)) * [1.1, 1.0, 0.9]
+    assert np.abs(view.recolour(images) - expected).max() <= 0.51
 
 
 def test_collate_pads_and_marks(manifest):
@@ -84,7 +125,7 @@ def test_missing_or_misshapen_features_name_the_clip(manifest):
 def test_batches_do_not_depend_on_workers_nor_on_torch_state(manifest):
     def epochs(workers, state):
         torch.manual_seed(state)
-        dataset = AVSDataset(manifest, features(), image_size=48, flip=0.5, seed=1)
+        dataset = AVSDataset(manifest, features(), 48, Augment(flip=0.5, crop=0.5, colour=0.3), seed=1)
         loader = build_loader(dataset, 2, shuffle=True, workers=workers)
         batches = []
         for epoch in range(2):

@@ -49,7 +49,7 @@ def test_audioset_s_settings_are_valid(values):
         ("train.model.backbone", "resnet51", r"train\.model\.backbone: .*'efficientnet_lite0'.*not 'resnet51'"),
         ("train.model.heads", 7, r"train\.model: width \(\d+\) must be a multiple of heads \(7\)"),
         ("train.model.decompose", False, r"train\.model: quantize, recombine and calibrate need decompose"),
-        ("train.flip", 1.5, r"train\.flip: .*less than or equal to 1, not 1\.5"),
+        ("train.augment.flip", 1.5, r"train\.augment\.flip: .*less than or equal to 1, not 1\.5"),
         ("download.image_size", 100, r"download\.image_size: .*multiple of 32, not 100"),
         ("mix.conditions", {"clean": None, "snr20": 10.0}, r"mix: condition snr20 must be 20\.0, not 10\.0"),
         ("mix.conditions", {"snr20": 20.0}, r"mix: conditions must hold clean"),

@@ -1,0 +1,63 @@
+"""Random views of training clips: a crop, a mirror image and other colours, the same in every frame of a clip.
+
+Shapes: T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qdformer.settings import Augment
+
+
+@dataclass(frozen=True)
+class View:
+    """How to look at a clip."""
+
+    corner: tuple[float, float]
+    """Left and top of the crop, as shares of the room that it leaves."""
+    side: float
+    """Of the crop, as a share of the frame's."""
+    mirrored: bool
+    brightness: float
+    contrast: float
+    saturation: float
+    tint_3: np.ndarray
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The crop of a frame: left, top, right, bottom, in pixels."""
+        left, top = ((1 - self.side) * room * length for room, length in zip(self.corner, (width, height), strict=True))
+        return left, top, left + self.side * width, top + self.side * height
+
+    def mirror(self, frames_THW: np.ndarray) -> np.ndarray:
+        """[T, H, W, ...], mirrored left to right or not."""
+        return frames_THW[:, :, ::-1] if self.mirrored else frames_THW
+
+    def recolour(self, images_THW3: np.ndarray) -> np.ndarray:
+        """uint8 [T, H, W, 3] in the view's colours: brighter, then more contrast about the mean, saturated, tinted."""
+        mean = float(images_THW3.mean()) * self.brightness
+        saturate_33 = self.saturation * np.eye(3) + (1 - self.saturation) / 3
+        colours_33 = self.tint_3[:, None] * saturate_33  # all four are linear: one product does them
+        scale_33, shift_3 = self.brightness * self.contrast * colours_33, (1 - self.contrast) * mean * self.tint_3
+        shown = images_THW3.reshape(-1, 3).astype(np.float32) @ scale_33.T.astype(np.float32)
+        shown += shift_3.astype(np.float32)
+        return np.clip(shown, 0, 255, out=shown).round().astype(np.uint8).reshape(images_THW3.shape)
+
+
+def draw_view(augment: Augment, generator: np.random.Generator) -> View:
+    """A view drawn within the limits of `augment`."""
+
+    def around_one(most: float, size: int | None = None):
+        return generator.uniform(1 - most, 1 + most, size)
+
+    return View(
+        corner=tuple(generator.random(2)),
+        side=generator.uniform(augment.crop, 1),
+        mirrored=generator.random() < augment.flip,
+        brightness=around_one(augment.colour),
+        contrast=around_one(augment.colour),
+        saturation=around_one(augment.colour),
+        tint_3=around_one(augment.colour / 2, 3),
+    )
