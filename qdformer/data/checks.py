@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 from PIL import Image, UnidentifiedImageError
 
-from qdformer.data.layout import IGNORE, DataError, frame_path, label_path
+from qdformer.data.layout import IGNORE, DataError
 from qdformer.data.manifest import read_classes, read_manifest, read_sounds
 
 _LISTED = 10  # problems named in one message
@@ -55,10 +55,10 @@ def _clip_problem(clip, num_classes: int) -> str | None:
     """The first problem of one row of the manifest."""
     try:
         sounds = not clip.silent
-        for index in range(clip.frames):
-            size = _picture_size(frame_path(clip.folder, index))
-            if index < clip.labelled:
-                labels = _read_labels(label_path(clip.folder, index), size, num_classes)
+        for image, label in zip(clip.images, clip.labels, strict=True):
+            size = _picture_size(image)
+            if label is not None:
+                labels = _read_labels(label, size, num_classes)
                 sounds = sounds or bool(((labels > 0) & (labels != IGNORE)).any())
         _check_sound(clip.audio, clip.frames, sounds)
     except DataError as error:

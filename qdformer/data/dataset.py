@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -18,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from qdformer.data.augment import View, draw_view
-from qdformer.data.layout import IGNORE, DataError, frame_path, label_path
+from qdformer.data.layout import IGNORE, DataError
 from qdformer.settings import Augment
 
 FEATURE_WIDTH = 128
@@ -88,10 +89,11 @@ class AVSDataset(Dataset):
         clip = self.clips[index]
         view = draw_view(self.augment, np.random.default_rng([self.seed, epoch, index])) if self.augment else None
 
-        images = np.stack([self._read_image(clip, second, view) for second in range(clip.frames)])
+        images = np.stack([self._read_image(path, view) for path in clip.images])
         labels = np.full(images.shape[:3], IGNORE, np.uint8)
-        for second in range(clip.labelled):
-            labels[second] = _resize(Image.open(label_path(clip.folder, second)), self.image_size, view, labels=True)
+        for second, path in enumerate(clip.labels):
+            if path is not None:
+                labels[second] = _resize(Image.open(path), self.image_size, view, labels=True)
         if view is not None:
             images, labels = view.mirror(view.recolour(images)), view.mirror(labels)
         return Sample(
@@ -102,9 +104,8 @@ class AVSDataset(Dataset):
             labelled=clip.labelled,
         )
 
-    def _read_image(self, clip, second: int, view: View | None) -> np.ndarray:
-        image = Image.open(frame_path(clip.folder, second)).convert("RGB")
-        return _resize(image, self.image_size, view, labels=False)
+    def _read_image(self, path: Path, view: View | None) -> np.ndarray:
+        return _resize(Image.open(path).convert("RGB"), self.image_size, view, labels=False)
 
     def _read_features(self, clip) -> torch.Tensor:
         try:

@@ -20,9 +20,12 @@ from qdformer.data.layout import (
     DataError,
     audio_path,
     clip_folder,
+    frame_path,
     is_safe_name,
+    label_path,
 )
 
+VIDEO_ID = 11  # characters of a YouTube id, with which the published names begin
 _PUBLISHED_FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}  # AVSBench-Semantic has no column for it
 
 
@@ -72,10 +75,11 @@ def read_classes(root: str | Path) -> Classes:
 def read_manifest(root: str | Path) -> pandas.DataFrame:
     """Read `metadata.csv`; one row per clip, in the file's order.
 
-    Columns: uid, subset (str), split ('train', 'val', 'test'), classes (tuple of the names that
-    sound while visible), silent (bool: nothing sounds, in or out of the picture), frames (int: T),
-    labelled (int: how many frames, from the first, have a label map), unseen (bool), folder
-    (Path), audio (Path).
+    Columns: uid, video (the YouTube id, '' where there is none), subset (str), split ('train',
+    'val', 'test'), classes (tuple of the names that sound while visible), silent (bool: nothing
+    sounds, in or out of the picture), frames (int: T), labelled (int: how many frames, from the
+    first, have a label map), unseen (bool), images (tuple of T Paths), labels (tuple of T Paths,
+    None for a frame without a label map), audio (Path).
     """
     root = Path(root)
     path = root / "metadata.csv"
@@ -103,6 +107,7 @@ def read_manifest(root: str | Path) -> pandas.DataFrame:
         rows.append(
             {
                 "uid": row["uid"],
+                "video": "" if "frames" in row else row["vid"][:VIDEO_ID],  # composed clips come from no video
                 "subset": row["label"],
                 "split": row["split"],
                 "classes": classes,
@@ -110,7 +115,8 @@ def read_manifest(root: str | Path) -> pandas.DataFrame:
                 "frames": int(frames),
                 "labelled": int(frames),
                 "unseen": unseen == "1",
-                "folder": folder,
+                "images": tuple(frame_path(folder, index) for index in range(int(frames))),
+                "labels": tuple(label_path(folder, index) for index in range(int(frames))),
                 "audio": audio_path(folder),
             }
         )

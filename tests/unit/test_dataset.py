@@ -6,7 +6,7 @@ from small_dataset import FRAMES, write_small
 
 from qdformer.data.augment import View
 from qdformer.data.dataset import AVSDataset, Constant, EpochSampler, Shuffled, build_loader, collate
-from qdformer.data.layout import DataError, frame_path, label_path
+from qdformer.data.layout import DataError
 from qdformer.data.manifest import read_manifest
 from qdformer.settings import Augment
 
@@ -25,7 +25,7 @@ def test_a_sample(manifest):
     assert sample.uid == "a" and sample.labelled == 3
     assert sample.images_TCHW.shape == (3, 3, 32, 48) and sample.images_TCHW.dtype == torch.uint8
     assert sample.audio_TA.shape == (3, 128) and sample.audio_TA.dtype == torch.float32
-    picture = np.asarray(Image.open(manifest["folder"][0] / "frames" / "1.jpg"))
+    picture = np.asarray(Image.open(manifest["images"][0][1]))
     np.testing.assert_array_equal(sample.images_TCHW[1].permute(1, 2, 0), picture)
     assert (sample.labels_THW[0, 8:16, 4:12] == 1).all() and (sample.labels_THW[0, 8:16, 30:40] == 2).all()
     assert (sample.labels_THW == 0).sum() == 3 * (32 * 48 - 64 - 80)
@@ -55,14 +55,14 @@ def test_flip_is_drawn_anew_every_epoch(manifest):
 
 
 def test_a_crop_takes_picture_and_labels_from_the_same_place(manifest, tmp_path):
-    clip = manifest.iloc[:1].assign(folder=tmp_path)
-    (tmp_path / "frames").mkdir()
-    (tmp_path / "labels_semantic").mkdir()
+    images = [tuple(tmp_path / f"{second}.jpg" for second in range(FRAMES))]
+    labels = [tuple(tmp_path / f"{second}.png" for second in range(FRAMES))]
+    clip = manifest.iloc[:1].assign(images=images, labels=labels)
     bright = np.zeros((32, 48), np.uint8)
     bright[10:20, 15:35] = 1
-    for second in range(FRAMES):
-        Image.fromarray(bright.repeat(3).reshape(32, 48, 3) * 255).save(frame_path(tmp_path, second), quality=100)
-        Image.fromarray(bright).save(label_path(tmp_path, second))
+    for image, label in zip(images[0], labels[0], strict=True):
+        Image.fromarray(bright.repeat(3).reshape(32, 48, 3) * 255).save(image, quality=100)
+        Image.fromarray(bright).save(label)
     dataset = AVSDataset(clip, features(), 48, Augment(flip=0.5, crop=0.5, colour=0.0))
     areas = set()
     for epoch in range(10):
@@ -96,6 +96,8 @@ def test_recolour_is_brightness_contrast_saturation_and_tint():
 def test_collate_pads_and_marks(manifest):
     manifest = manifest.copy()
     manifest.loc[1, ["frames", "labelled"]] = 2, 1  # as AVSBench's clips with one ground truth
+    manifest.at[1, "images"] = manifest["images"][1][:2]
+    manifest.at[1, "labels"] = (manifest["labels"][1][0], None)
     short = features(1.0)
     short["b"] = short["b"][:2]
     dataset = AVSDataset(manifest, short, image_size=48)
