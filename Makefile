@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 DATA ?=
+METADATA ?=
 CRON ?= 0 3 * * *
 CLIP ?=
 SNR ?= 0
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow bench listen sweep retrain schedule ui lint lock clean
+.PHONY: help setup repro check test test-slow bench listen sweep retrain schedule ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +31,9 @@ $(READY): requirements.lock pyproject.toml
 
 repro: setup ## Bring the whole pipeline up to date and print the test metrics
 	@python -m pipelines.flows.reproduce --data "$(DATA)"
+
+check: setup ## What is wrong with the data set, or with a published list alone (METADATA=path.csv)
+	@python -m pipelines.check --data "$(DATA)" --metadata "$(METADATA)"
 
 test: setup ## Fast tests, no network
 	@python -m pytest

@@ -55,6 +55,19 @@ class Download(Section):
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 
 
+class Check(Section):
+    """Stage `check`: what is wrong with the data set.
+
+    A connected component of a class that covers less than the share `speck` of its label map is reported; 0.0003 is
+    one pixel of masks at stride 4 of a picture of 224 x 224. Errors of the kinds in `tolerate` are reported as
+    warnings and stop nothing: the later stages pad or repeat the features of a short sound, and those of a silent one
+    are as good as any.
+    """
+
+    speck: Share
+    tolerate: list[Literal["audio-length", "silent-audio"]]
+
+
 class Pretrain(Section):
     """Stage `pretrain`: where VGGish's weights come from.
 
@@ -260,6 +273,7 @@ class Settings(Section):
     """All of `params.yaml`."""
 
     download: Download
+    check: Check
     pretrain: Pretrain
     noise: Noise
     mix: Mix

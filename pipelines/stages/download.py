@@ -1,23 +1,24 @@
-"""Stage `download`: the network or nothing -> data/dataset, data/sounds and their digests."""
+"""Stage `download`: the network or nothing -> data/dataset, data/sounds and their digests in data/digests.json."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.data.checks import check_dataset, check_sounds
 from qdformer.data.toy import compose_toy
 from qdformer.digests import tree_sha256
 from qdformer.settings import Download, Settings
 
 
 def download(settings: Download, data: Path, cache: Path) -> None:
-    """Write `data/dataset` and `data/sounds`, both whole and checked, or neither, and then their digests.
+    """Write `data/dataset` and `data/sounds`, both whole, or neither, and then their digests.
 
-    The later stages depend on the digests in place of the folders: DVC would look at every one of
-    their files again for each stage. What was fetched is kept in `cache`, for DVC empties the outs before a rerun.
+    The later stages depend on digests in place of the folders: DVC would look at every one of their files again for
+    each stage. The stage `check` passes them on. What was fetched is kept in `cache`, for DVC empties the outs before
+    a rerun.
     """
     partial = data / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -28,14 +29,12 @@ def download(settings: Download, data: Path, cache: Path) -> None:
         from qdformer.data.stamps import compose_stamps
 
         compose_stamps(dataset, sounds, settings, cache, progress=True)
-    check_dataset(dataset)
-    check_sounds(sounds)
     for whole in (dataset, sounds):
         shutil.rmtree(data / whole.name, ignore_errors=True)
         os.replace(whole, data / whole.name)
     partial.rmdir()
-    for folder in ("dataset", "sounds"):
-        (data / f"{folder}.sha256").write_text(tree_sha256(data / folder) + "\n", encoding="ascii")
+    digests = {folder: tree_sha256(data / folder) for folder in ("dataset", "sounds")}
+    (data / "digests.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="ascii")
 
 
 def main(settings: Settings) -> None:

@@ -39,6 +39,24 @@ def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bo
         AudioError: the file is missing, unreadable, empty, cut short, not audio, or holds NaN or
             infinite samples.
     """
+    samples, rate = decode_audio(path)
+    if not np.isfinite(samples).all():
+        bad = int((~np.isfinite(samples)).any(axis=1).argmax())
+        raise AudioError(f"{path}: sample {bad} is NaN or infinite")
+    if mono:
+        samples = samples.mean(axis=1)
+    if sample_rate is not None and rate != sample_rate:
+        from qdformer.audio.resample import resample  # here, so that reading 16 kHz files starts without torch
+
+        samples = resample(samples, rate, sample_rate)
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def decode_audio(path: str | Path) -> tuple[np.ndarray, int]:
+    """The samples as the file has them, float32 [samples, channels], NaN or not, and their rate in Hz.
+
+    Raises `AudioError` for a file that is missing, unreadable, empty, cut short or not audio.
+    """
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: no such file")
@@ -50,16 +68,7 @@ def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bo
         raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not len(samples):
         raise AudioError(f"{path}: holds no samples")
-    if not np.isfinite(samples).all():
-        bad = int((~np.isfinite(samples)).any(axis=1).argmax())
-        raise AudioError(f"{path}: sample {bad} is NaN or infinite")
-    if mono:
-        samples = samples.mean(axis=1)
-    if sample_rate is not None and rate != sample_rate:
-        from qdformer.audio.resample import resample  # here, so that reading 16 kHz files starts without torch
-
-        samples = resample(samples, rate, sample_rate)
-    return np.ascontiguousarray(samples, dtype=np.float32)
+    return samples, rate
 
 
 def _decode(path: Path) -> tuple[np.ndarray, int]:

@@ -63,7 +63,7 @@ def read_classes(root: str | Path) -> Classes:
         raise DataError(f"{index_path}: expected {BACKGROUND} with id 0 and at least one class")
     names = tuple(indices)[1:]
 
-    table = _read_table(table_path, ("id", "name", "unseen"))
+    table = read_table(table_path, ("id", "name", "unseen"))
     expected = [(str(index), name) for index, name in enumerate(names, start=1)]
     if list(zip(table["id"], table["name"], strict=True)) != expected:
         raise DataError(f"{table_path}: its ids and names are not those of {index_path.name}")
@@ -83,7 +83,7 @@ def read_manifest(root: str | Path) -> pandas.DataFrame:
     """
     root = Path(root)
     path = root / "metadata.csv"
-    table = _read_table(path, METADATA_COLUMNS)
+    table = read_table(path, METADATA_COLUMNS)
     known = set(read_classes(root).names)
     rows = []
     for line, row in enumerate(table.to_dict("records"), start=2):
@@ -136,7 +136,7 @@ def read_sounds(root: str | Path) -> pandas.DataFrame:
     """
     root = Path(root)
     path = root / "sounds.csv"
-    table = _read_table(path, SOUND_COLUMNS)
+    table = read_table(path, SOUND_COLUMNS)
     for line, row in enumerate(table.to_dict("records"), start=2):
         where = f"{path}, line {line}, sound {row['path']!r}"
         relative = PurePosixPath(row["path"])
@@ -153,7 +153,7 @@ def read_sounds(root: str | Path) -> pandas.DataFrame:
     return table[list(SOUND_COLUMNS)].assign(path=[root / value for value in table["path"]])
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> pandas.DataFrame:
+def read_table(path: Path, columns: tuple[str, ...]) -> pandas.DataFrame:
     """All cells as text; `DataError` if the file is missing, broken or lacks one of `columns`."""
     try:
         table = pandas.read_csv(path, dtype=str, keep_default_na=False)
