@@ -30,8 +30,8 @@ def labels_of(clip):
 
 
 def test_it_passes_the_checks_and_has_what_was_asked(toy):
-    check_dataset(toy / "dataset")
-    check_sounds(toy / "sounds")
+    assert not check_dataset(toy / "dataset").errors
+    assert not check_sounds(toy / "sounds").findings
     manifest = read_manifest(toy / "dataset")
     assert manifest["split"].value_counts().to_dict() == {"train": 10, "val": 3, "test": 5}
     assert Image.open(manifest["images"][0][4]).size == (64, 64)

@@ -199,7 +199,8 @@ class _Notes:
             return
         if size is not None and image.size != size:
             message = f"{_by(image.size)} pixels; expected {_by(size)} like its picture"
-            media.findings.append(self.found("wrong-size", message, path))
+            others = [str(picture.relative_to(self.root))]
+            media.findings.append(self.found("wrong-size", message, path, others=others))
         labels_HW = np.asarray(image)
         present = np.flatnonzero(np.bincount(labels_HW.ravel(), minlength=IGNORE + 1))
         named = present[(present > 0) & (present != IGNORE)]
@@ -220,9 +221,9 @@ class _Notes:
             despite = f", yet its row names {', '.join(self.clip.classes)}" if self.clip.classes else ""
             all_empty = len(self.empty) == labelled
             message = (
-                f"all {labelled} label maps are empty{despite}"
+                f"nothing is labelled in all {labelled} label maps{despite}"
                 if all_empty
-                else (f"{len(self.empty)} of {labelled} label maps are empty")
+                else f"nothing is labelled in {len(self.empty)} of {labelled} label maps"
             )
             context = {"picture": str(picture.relative_to(self.root))}
             yield self.found("empty-mask", message, path, empty=len(self.empty), labelled=labelled, **context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from qdformer.audio.read import AudioError, decode_audio
+from qdformer.audio.read import decode_audio
 from qdformer.data.checks.findings import KINDS, Finding, Report
 from qdformer.data.layout import IGNORE, PALETTE
 
@@ -40,13 +41,13 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .error { color: var(--error); font-weight: 600; } .warning { color: var(--warning); font-weight: 600; }
 .good { color: var(--good); font-weight: 600; }
 ul.cards { list-style: none; margin: .6rem 0 0; padding: 0; display: grid; gap: .75rem;
-  grid-template-columns: repeat(auto-fill, minmax(15.5rem, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
 .cards li { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem; min-width: 0; }
 .cards .shots { display: flex; gap: .35rem; margin-bottom: .5rem; min-height: 5rem; align-items: center; }
-.cards .shots > * { min-width: 0; max-width: 100%; border-radius: 3px; } .cards img { flex: 0 1 auto; }
+.cards .shots > * { min-width: 0; max-width: 100%; border-radius: 3px; } .cards img { flex: 0 1 auto; height: auto; }
 .cards .none { flex: 1; align-self: stretch; display: grid; place-items: center; color: var(--soft);
   border: 1px dashed var(--line); font-size: .85rem; }
-.cards b { overflow-wrap: anywhere; } .cards code { display: block; color: var(--soft); }
+.cards b { overflow-wrap: anywhere; } .cards code { display: block; color: var(--soft); font-size: .78em; }
 svg { color: var(--wave); width: 100%; }
 ol.lines { background: var(--card); border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0 0;
   padding: .6rem .9rem .6rem 2.6rem; } ol.lines li { padding: .1rem 0; overflow-wrap: anywhere; }
@@ -94,10 +95,7 @@ def _report(report: Report) -> Iterator[str]:
         yield f'{KINDS[kind].title} <span class="soft">({len(findings):,})</span></h3>\n'
         yield f'<p class="soft">{KINDS[kind].meaning}</p>\n'
         shown = findings[:SHOWN]
-        if any(Path(finding.file).suffix in _PICTURES + _SOUNDS for finding in shown):
-            yield f'<ul class="cards">{"".join(_card(Path(report.source), finding) for finding in shown)}</ul>\n'
-        else:
-            yield f'<ol class="lines">{"".join(f"<li>{escape(str(finding))}</li>" for finding in shown)}</ol>\n'
+        yield _examples(Path(report.source), shown)
         if len(findings) > SHOWN:
             yield f'<p class="soft">and {len(findings) - SHOWN:,} more, all in check.json</p>\n'
 
@@ -130,9 +128,16 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -
     return f'<div class="scroll"><table>{lines}</table></div>\n'
 
 
-def _card(root: Path, finding: Finding) -> str:
-    files = [finding.file, *finding.values.get("others", [])[:_OTHERS]]
-    shots = [shot for file in files if (shot := _shot(root, file, finding))]
+def _examples(root: Path, findings: Sequence[Finding]) -> str:
+    """Cards with pictures, or plain lines where there is nothing to show."""
+    shots = [_shots(root, finding) for finding in findings]
+    if any(shots):
+        cards = "".join(_card(finding, shown) for finding, shown in zip(findings, shots, strict=True))
+        return f'<ul class="cards">{cards}</ul>\n'
+    return f'<ol class="lines">{"".join(f"<li>{escape(str(finding))}</li>" for finding in findings)}</ol>\n'
+
+
+def _card(finding: Finding, shots: Sequence[str]) -> str:
     drawn = "".join(shots) or '<span class="none">nothing to show</span>'
     return (
         f'<li><div class="shots">{drawn}</div><b>{escape(finding.clip)}</b> {escape(finding.message)}'
@@ -140,17 +145,31 @@ def _card(root: Path, finding: Finding) -> str:
     )
 
 
-def _shot(root: Path, file: str, finding: Finding) -> str | None:
-    """A picture of a file, None where it cannot be read."""
-    try:
-        if Path(file).suffix in _SOUNDS:
-            return _wave(root / file)
-        if "picture" in finding.values:
-            return _image(_overlay(root / finding.values["picture"], root / file, finding.values.get("box")))
+def _shots(root: Path, finding: Finding) -> list[str]:
+    """Pictures of a finding's files, without those that cannot be read: some are shown for being so."""
+    shots = []
+    for file in [finding.file, *finding.values.get("others", [])[:_OTHERS]]:
+        with contextlib.suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            shots += _shots_of(root, file, finding)
+    return shots
+
+
+def _shots_of(root: Path, file: str, finding: Finding) -> list[str]:
+    if Path(file).suffix in _SOUNDS:
+        return [_wave(root / file)]
+    if Path(file).suffix not in _PICTURES:
+        return []
+    if "picture" not in finding.values:
         with Image.open(root / file) as image:
-            return _image(_coloured(image) if image.mode == "P" else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, AudioError, Image.DecompressionBombError):
-        return None  # it is shown for being unreadable
+            return [_image(_coloured(image) if image.mode == "P" else image.convert("RGB"))]
+    shown = _overlay(root / finding.values["picture"], root / file)
+    if "box" not in finding.values:
+        return [_image(shown)]
+    room = max(6, max(shown.size) // 20)
+    left, top, right, bottom = (int(side) for side in np.array(finding.values["box"]) + (-room, -room, room, room))
+    near = shown.crop((left, top, right, bottom))
+    ImageDraw.Draw(shown).rectangle((left, top, right - 1, bottom - 1), outline="white", width=max(1, room // 6))
+    return [_image(shown), _image(near)]
 
 
 def _coloured(labels: Image.Image) -> Image.Image:
@@ -159,20 +178,13 @@ def _coloured(labels: Image.Image) -> Image.Image:
     return coloured.convert("RGB")
 
 
-def _overlay(picture: Path, label: Path, box: Sequence[int] | None) -> Image.Image:
-    """The picture, darkened, with the colours of its label map, and a frame around `box`."""
+def _overlay(picture: Path, label: Path) -> Image.Image:
+    """The picture, darkened, with the colours of its label map."""
     with Image.open(picture) as image, Image.open(label) as labels:
         ground = image.convert("RGB")
-        colours = _coloured(labels).resize(ground.size, Image.Resampling.NEAREST)
-        labelled = labels.resize(ground.size, Image.Resampling.NEAREST)
-        labelled = Image.fromarray(np.isin(np.asarray(labelled), (0, IGNORE), invert=True))
-    shown = Image.blend(ground, Image.new("RGB", ground.size), 0.45)
-    shown.paste(colours, mask=labelled)
-    if box is not None:
-        left, top, right, bottom = box
-        room = max(4, max(ground.size) // 40)
-        frame = (left - room, top - room, right + room - 1, bottom + room - 1)
-        ImageDraw.Draw(shown).rectangle(frame, outline=(255, 255, 255), width=max(1, max(ground.size) // 160))
+        labels = labels.resize(ground.size, Image.Resampling.NEAREST)
+        shown = Image.blend(ground, Image.new("RGB", ground.size), 0.45)
+        shown.paste(_coloured(labels), mask=Image.fromarray(np.isin(np.asarray(labels), (0, IGNORE), invert=True)))
     return shown
 
 

@@ -192,7 +192,7 @@ def _check_classes(rows: pandas.DataFrame, known: Collection[str], where: str) -
         present = _all_names(rows["names"][rows["split"] == split])
         if absent := sorted(set(known) - present):
             count = "1 class" if len(absent) == 1 else f"{len(absent)} classes"
-            message = f"no clip of {split} names {count}: {', '.join(absent)}"
+            message = f"{count} in no clip of {split}: {', '.join(absent)}"
             yield found("absent-class", message, file=where, split=split, classes=absent)
 
 
