@@ -56,12 +56,58 @@ class Speck(NamedTuple):
 
 @dataclass
 class _Media:
-    """What the files of one clip are: what is wrong with them, and digests of those that can be read."""
+    """What the files of one clip, or one lone sound, are: what is wrong, and digests of what could be read."""
 
-    findings: list[Finding] = field(default_factory=list)
+    root: Path
+    clip: str = ""
     files: int = 0
+    findings: list[Finding] = field(default_factory=list)
     pictures: str = ""
     sound: str = ""
+
+    def note(self, kind: str, message: str, path: Path, **values: object) -> None:
+        """Add a finding about the file `path`."""
+        self.findings.append(found(kind, message, clip=self.clip, file=path.relative_to(self.root), **values))
+
+    def read(self, path: Path) -> bytes | None:
+        """What the file holds; None and a finding if it cannot be read."""
+        self.files += 1
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            self.note("missing-file", "missing; expected one for every second", path)
+        except OSError as error:
+            self.note("unreadable-file", f"cannot be read ({error.strerror})", path)
+        return None
+
+    def decode(self, content: bytes, path: Path, modes: Sequence[str]) -> Image.Image | None:
+        """The picture, decoded; None and a finding if it is damaged or of another mode."""
+        try:
+            image = Image.open(io.BytesIO(content))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            self.note("unreadable-file", "not a readable picture (empty, damaged or far too large)", path)
+            return None
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            self.note("unreadable-file", f"damaged picture ({error})", path)
+            return None
+        if image.mode not in modes:
+            self.note("wrong-mode", f"mode {image.mode}; expected {' or '.join(modes)}", path, mode=image.mode)
+            return None
+        return image
+
+
+class _Labels(NamedTuple):
+    """A label map that could be read: class ids, where they lie, and the picture that they are of."""
+
+    ids_HW: np.ndarray
+    path: Path
+    picture: Path
+
+    @property
+    def empty(self) -> bool:
+        return not ((self.ids_HW > 0) & (self.ids_HW != IGNORE)).any()
 
 
 def check_dataset(root: str | Path, speck: float = SPECK, tolerate: Collection[str] = ()) -> Report:
@@ -77,7 +123,7 @@ def check_dataset(root: str | Path, speck: float = SPECK, tolerate: Collection[s
     files = 0
     if not any(finding.severity == "error" for finding in findings):
         manifest = list(read_manifest(root).itertuples(index=False))
-        media = _in_threads(lambda clip: _check_clip(clip, root, classes, speck), manifest)
+        media = _in_threads(lambda clip: _check_clip(clip, root, classes, speck), manifest, "clip")
         files = sum(one.files for one in media)
         findings += [finding for one in media for finding in one.findings]
         for what in ("pictures", "sound"):
@@ -98,7 +144,7 @@ def check_sounds(root: str | Path) -> Report:
     """Judge every sound of `sounds.csv`; raises `DataError` where that is of no use."""
     root = Path(root)
     sounds = read_sounds(root)
-    media = _in_threads(lambda path: _check_lone_sound(path, root), list(sounds["path"].unique()))
+    media = _in_threads(lambda path: _check_lone_sound(path, root), list(sounds["path"].unique()), "sound")
     findings = [finding for one in media for finding in one.findings]
     return make_report(str(root), clips_per_split(sounds["split"]), len(media), findings)
 
@@ -122,164 +168,119 @@ def find_specks(labels_HW: np.ndarray, share: float) -> list[Speck]:
     return specks
 
 
-def _in_threads(check: Callable[..., _Media], items: Sequence) -> list[_Media]:
+def _in_threads(check: Callable[..., _Media], items: Sequence, unit: str) -> list[_Media]:
     """What `check` says of each item, in their order. Decoding releases the interpreter lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(check, items), desc="check", total=len(items), unit="file", disable=None))
+        try:
+            return list(tqdm(pool.map(check, items), desc="check", total=len(items), unit=unit, disable=None))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest
+            raise
 
 
 def _check_clip(clip, root: Path, classes: Classes, speck: float) -> _Media:
     """Judge the files of one row of the manifest."""
-    media, notes = _Media(), _Notes(clip, root, classes, speck)
-    digest, whole, first = hashlib.sha256(), True, None
-    for image_path, label_path in zip(clip.images, clip.labels, strict=True):
-        size = None
-        if (content := notes.read(image_path, media)) is not None:
+    media, digest, sizes, maps = _Media(root, clip.uid), hashlib.sha256(), [], []
+    for picture, label in zip(clip.images, clip.labels, strict=True):
+        content = media.read(picture)
+        image = None if content is None else media.decode(content, picture, PICTURE_MODES)
+        if image is not None:
             digest.update(content)
-            if (image := notes.decode(content, image_path, media, PICTURE_MODES)) is not None:
-                size = image.size
-                first = first or size
-                if size != first:
-                    message = f"{_by(size)} pixels; expected {_by(first)} like the clip's first picture"
-                    media.findings.append(notes.found("wrong-size", message, image_path))
-        whole = whole and size is not None
-        if label_path is not None:
-            notes.judge_labels(label_path, image_path, size, media)
-    media.pictures = digest.hexdigest() if whole else ""
-    media.findings += notes.summary()
-    _judge_sound(clip.audio, root, media, clip.uid, clip.frames, notes.sounds or not clip.silent)
+            sizes.append(image.size)
+            if image.size != sizes[0]:
+                message = f"{_by(image.size)} pixels; expected {_by(sizes[0])} like the clip's first picture"
+                media.note("wrong-size", message, picture)
+        if label is not None:
+            size = None if image is None else image.size
+            if (labels := _read_labels(media, label, picture, size, len(classes))) is not None:
+                maps.append(labels)
+    if len(sizes) == clip.frames:
+        media.pictures = digest.hexdigest()
+    _judge_labels(media, clip, maps, classes, speck)
+    _judge_sound(media, clip.audio, clip.frames, sounds=not clip.silent or not all(labels.empty for labels in maps))
     return media
 
 
-class _Notes:
-    """What is gathered over the label maps of one clip."""
+def _check_lone_sound(path: Path, root: Path) -> _Media:
+    media = _Media(root)
+    _judge_sound(media, path, None, sounds=True)
+    return media
 
-    def __init__(self, clip, root: Path, classes: Classes, speck: float) -> None:
-        self.clip, self.root, self.classes, self.speck = clip, root, classes, speck
-        self.sounds = False
-        self.empty: list[tuple[Path, Path]] = []
-        self.specks: list[tuple[Speck, int, Path, Path]] = []
 
-    def found(self, kind: str, message: str, path: Path, **values: object) -> Finding:
-        return found(kind, message, clip=self.clip.uid, file=path.relative_to(self.root), **values)
-
-    def read(self, path: Path, media: _Media) -> bytes | None:
-        media.files += 1
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            media.findings.append(self.found("missing-file", "missing; expected one for every second", path))
-        except OSError as error:
-            media.findings.append(self.found("unreadable-file", f"cannot be read ({error.strerror})", path))
+def _read_labels(
+    media: _Media, path: Path, picture: Path, size: tuple[int, int] | None, num_classes: int
+) -> _Labels | None:
+    """The label map of a picture of `size` (None: unknown), if it is one."""
+    content = media.read(path)
+    image = None if content is None else media.decode(content, path, LABEL_MODES)
+    if image is None:
         return None
+    if size is not None and image.size != size:
+        message = f"{_by(image.size)} pixels; expected {_by(size)} like its picture"
+        media.note("wrong-size", message, path, others=[str(picture.relative_to(media.root))])
+    ids_HW = np.asarray(image)
+    if (unknown := (ids_HW > num_classes) & (ids_HW != IGNORE)).any():
+        first = int(ids_HW[unknown][0])
+        message = f"unknown class id {first}; expected 0..{num_classes}, or {IGNORE} for not labelled"
+        media.note("class-id", message, path, class_id=first)
+        return None
+    return _Labels(ids_HW, path, picture)
 
-    def decode(self, content: bytes, path: Path, media: _Media, modes: Sequence[str]) -> Image.Image | None:
-        try:
-            image = Image.open(io.BytesIO(content))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            media.findings.append(
-                self.found("unreadable-file", "not a readable picture (empty, damaged or far too large)", path)
-            )
-            return None
-        try:
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            media.findings.append(self.found("unreadable-file", f"damaged picture ({error})", path))
-            return None
-        if image.mode not in modes:
-            message = f"mode {image.mode}; expected {' or '.join(modes)}"
-            media.findings.append(self.found("wrong-mode", message, path, mode=image.mode))
-            return None
-        return image
 
-    def judge_labels(self, path: Path, picture: Path, size: tuple[int, int] | None, media: _Media) -> None:
-        content = self.read(path, media)
-        image = None if content is None else self.decode(content, path, media, LABEL_MODES)
-        if image is None:
-            return
-        if size is not None and image.size != size:
-            message = f"{_by(image.size)} pixels; expected {_by(size)} like its picture"
-            others = [str(picture.relative_to(self.root))]
-            media.findings.append(self.found("wrong-size", message, path, others=others))
-        labels_HW = np.asarray(image)
-        present = np.flatnonzero(np.bincount(labels_HW.ravel(), minlength=IGNORE + 1))
-        named = present[(present > 0) & (present != IGNORE)]
-        if named.size and named[-1] > len(self.classes):
-            message = f"unknown class id {named[-1]}; expected 0..{len(self.classes)}, or {IGNORE} for not labelled"
-            media.findings.append(self.found("class-id", message, path, class_id=int(named[-1])))
-            return
-        if named.size:
-            self.sounds = True
-            self.specks += [(one, labels_HW.size, path, picture) for one in find_specks(labels_HW, self.speck)]
-        else:
-            self.empty.append((path, picture))
-
-    def summary(self) -> Iterator[Finding]:
-        labelled = self.clip.labelled
-        if self.empty:
-            path, picture = self.empty[0]
-            despite = f", yet its row names {', '.join(self.clip.classes)}" if self.clip.classes else ""
-            all_empty = len(self.empty) == labelled
-            message = (
-                f"nothing is labelled in all {labelled} label maps{despite}"
-                if all_empty
-                else f"nothing is labelled in {len(self.empty)} of {labelled} label maps"
-            )
-            context = {"picture": str(picture.relative_to(self.root))}
-            yield self.found("empty-mask", message, path, empty=len(self.empty), labelled=labelled, **context)
-        for kind, alone in (("lone-speck", True), ("tiny-component", False)):
-            if specks := [one for one in self.specks if one[0].alone is alone]:
-                yield self._specks(kind, specks)
-
-    def _specks(self, kind: str, specks: list[tuple[Speck, int, Path, Path]]) -> Finding:
-        smallest, area, path, picture = min(specks, key=lambda one: (one[0].pixels / one[1], one[2], one[0]))
-        maps, name = len({one[2] for one in specks}), self.classes.names[smallest.class_id - 1]
-        count = "1 speck" if len(specks) == 1 else f"{len(specks)} specks"
-        return self.found(
+def _judge_labels(media: _Media, clip, maps: Sequence[_Labels], classes: Classes, speck: float) -> None:
+    """Note what is empty in the label maps of a clip, and the specks in them, once for each clip."""
+    if empty := [labels for labels in maps if labels.empty]:
+        count, yet = f"{len(empty)} of {clip.labelled} label maps", ""
+        if len(empty) == clip.labelled:
+            count, yet = f"all {clip.labelled} label maps", f", yet its row names {', '.join(clip.classes)}"
+        message = f"nothing is labelled in {count}{yet if clip.classes else ''}"
+        context = {"picture": str(empty[0].picture.relative_to(media.root))}
+        media.note("empty-mask", message, empty[0].path, empty=len(empty), labelled=clip.labelled, **context)
+    specks = [(one, labels) for labels in maps if not labels.empty for one in find_specks(labels.ids_HW, speck)]
+    for kind, alone in (("lone-speck", True), ("tiny-component", False)):
+        if not (group := [one for one in specks if one[0].alone is alone]):
+            continue
+        smallest, labels = min(group, key=lambda one: (one[0].pixels / one[1].ids_HW.size, one[1].path, one[0]))
+        in_maps, name, area = (
+            len({one[1].path for one in group}),
+            classes.names[smallest.class_id - 1],
+            labels.ids_HW.size,
+        )
+        media.note(
             kind,
-            f"{count} in {maps} of {self.clip.labelled} label maps; the smallest is {name}, "
-            f"{smallest.pixels} of {area:,} pixels",
-            path,
-            specks=len(specks),
-            maps=maps,
+            f"{'1 speck' if len(group) == 1 else f'{len(group)} specks'} in {in_maps} of {clip.labelled} label maps; "
+            f"the smallest is {name}, {smallest.pixels} of {area:,} pixels",
+            labels.path,
+            specks=len(group),
+            maps=in_maps,
             name=name,
             pixels=smallest.pixels,
             share=round(smallest.pixels / area, 6),
             box=list(smallest.box),
-            picture=str(picture.relative_to(self.root)),
+            picture=str(labels.picture.relative_to(media.root)),
         )
 
 
-def _check_lone_sound(path: Path, root: Path) -> _Media:
-    media = _Media()
-    _judge_sound(path, root, media, "", None, sounds=True)
-    return media
-
-
-def _judge_sound(path: Path, root: Path, media: _Media, uid: str, seconds: int | None, sounds: bool) -> None:
-    """Judge one sound: that of a clip of `seconds`, or a lone one. Silence, alike in many clips, gets no digest."""
-
-    def note(kind: str, message: str, **values: object) -> None:
-        media.findings.append(found(kind, message, clip=uid, file=path.relative_to(root), **values))
-
+def _judge_sound(media: _Media, path: Path, seconds: int | None, sounds: bool) -> None:
+    """Judge the sound of a clip of `seconds`, or a lone one. Silence, alike in many clips, gets no digest."""
     media.files += 1
     if not path.exists():
-        return note("missing-file", "missing; expected a sound")
+        return media.note("missing-file", "missing; expected a sound", path)
     try:
         samples, rate = decode_audio(path)
     except AudioError as error:
-        return note("unreadable-file", str(error).removeprefix(f"{path}: "))
+        return media.note("unreadable-file", str(error).removeprefix(f"{path}: "), path)
     length = len(samples) / rate
     if seconds is not None and abs(length - seconds) > LENGTH_TOLERANCE:
         message = f"{length:.2f} s long; expected {seconds} s, one for every picture"
-        note("audio-length", message, seconds=round(length, 3), expected=seconds)
-    finite = np.isfinite(samples)
-    if not finite.all():
-        return note("bad-samples", f"{int((~finite).sum()):,} samples are not numbers; expected finite samples")
+        media.note("audio-length", message, path, seconds=round(length, 3), expected=seconds)
+    if bad := int((~np.isfinite(samples)).sum()):
+        return media.note("bad-samples", f"{bad:,} samples are not numbers; expected finite samples", path)
     if samples.any():
         media.sound = hashlib.sha256(path.read_bytes()).hexdigest()
     elif sounds:
-        note("silent-audio", "all silence, yet its labels say that something sounds" if uid else "all silence")
+        yet = ", yet its labels say that something sounds" if seconds is not None else ""
+        media.note("silent-audio", f"all silence{yet}", path)
     return None
 
 
