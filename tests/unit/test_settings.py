@@ -42,7 +42,7 @@ def test_audioset_s_settings_are_valid(values):
     ("key", "value", "message"),
     [
         ("train.epoch", 3, r"train\.epoch: unknown key; known here: .*epochs"),
-        ("nosuch", {}, r"nosuch: unknown key; known here: download, pretrain"),
+        ("nosuch", {}, r"nosuch: unknown key; known here: download, check, pretrain"),
         ("train.epochs", "three", r"train\.epochs: .*integer.*'three'"),
         ("train.epochs", 0, r"train\.epochs: .*greater than 0, not 0"),
         ("train.epochs", True, r"train\.epochs: .*integer"),
