@@ -18,6 +18,7 @@ import numpy as np
 import soundfile
 from PIL import Image, UnidentifiedImageError
 
+from qdformer.data.labels import open_labels
 from qdformer.data.layout import IGNORE, DataError
 from qdformer.data.manifest import read_classes, read_manifest, read_sounds
 
@@ -58,7 +59,7 @@ def _clip_problem(clip, num_classes: int) -> str | None:
         for image, label in zip(clip.images, clip.labels, strict=True):
             size = _picture_size(image)
             if label is not None:
-                labels = _read_labels(label, size, num_classes)
+                labels = _read_labels(label, size, num_classes, clip.binary)
                 sounds = sounds or bool(((labels > 0) & (labels != IGNORE)).any())
         _check_sound(clip.audio, clip.frames, sounds)
     except DataError as error:
@@ -81,13 +82,15 @@ def _picture_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def _read_labels(path: Path, size: tuple[int, int], num_classes: int) -> np.ndarray:
+def _read_labels(path: Path, size: tuple[int, int], num_classes: int, binary: bool) -> np.ndarray:
     with _open_image(path) as image:
-        if image.mode not in ("P", "L"):
+        if image.mode not in ("P", "L") and not (binary and image.mode == "1"):
             raise DataError(f"{path}: mode {image.mode}; expected one class id a pixel (mode P or L)")
         if image.size != size:
             raise DataError(f"{path}: {_by(image.size)} pixels; expected {_by(size)} like its picture")
         _decode(image, path)
+        if binary:
+            return np.asarray(open_labels(path, True, "avs"))
         labels = np.asarray(image)
     unknown = np.unique(labels[(labels > num_classes) & (labels != IGNORE)])
     if unknown.size:
