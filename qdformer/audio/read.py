@@ -12,6 +12,9 @@ from qdformer.errors import InputError
 SAMPLE_RATE = 16_000
 """Rate in Hz that VGGish, and so the whole project, works at."""
 
+LOG_MEL_SUFFIX = ".pkl"
+"""Of AVSBench's spectrograms, which can stand in a sound's place where only features are wanted."""
+
 _CONTAINERS = {".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".aac", ".3gp", ".ts"}
 _UNKNOWN_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 _UNKNOWN_LENGTH = 0xFFFFFFFF  # written by programs that stream a wav and cannot go back to its header
@@ -58,6 +61,8 @@ def decode_audio(path: str | Path) -> tuple[np.ndarray, int]:
     Raises `AudioError` for a file that is missing, unreadable, empty, cut short or not audio.
     """
     path = Path(path)
+    if path.suffix == LOG_MEL_SUFFIX:
+        raise AudioError(f"{path}: a spectrogram; noise and listening need the sound itself (audio_wav)")
     if not path.is_file():
         raise AudioError(f"{path}: no such file")
     if path.stat().st_size == 0:

@@ -28,7 +28,6 @@ from PIL import Image
 
 from qdformer.errors import InputError
 
-METADATA_FILE = "metadata.csv"
 SAMPLE_RATE = 16000
 BACKGROUND = "background"
 OFF_SCREEN = "off-the-screen"  # in a_obj: something sounds that is not in the picture

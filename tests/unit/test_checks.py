@@ -1,4 +1,4 @@
-"""The checks of a data set's files. Those of its lists alone are in test_check_tables."""
+"""The checks of a data set's files. Those of its lists alone are in test_check_lists."""
 
 import json
 import re

@@ -165,16 +165,28 @@ def test_order_changes_with_the_epoch():
 def test_shuffled_gives_every_clip_anothers_sound_once():
     uids = [f"clip{index}" for index in range(30)]
     store = {uid: np.full((5, 128), index) for index, uid in enumerate(uids)}
-    shuffled = Shuffled(store, uids, seed=2)
+    frames = dict.fromkeys(uids, 5)
+    shuffled = Shuffled(store, frames, seed=2)
     heard = [shuffled[uid][0, 0] for uid in uids]
     assert all(other != own for own, other in enumerate(heard)) and sorted(heard) == list(range(30))
-    assert Shuffled(store, uids, seed=2).source == shuffled.source != Shuffled(store, uids, seed=3).source
+    assert Shuffled(store, frames, seed=2).source == shuffled.source != Shuffled(store, frames, seed=3).source
     assert set(shuffled) == set(uids) and len(shuffled) == 30
     with pytest.raises(DataError, match="at least 2"):
-        Shuffled(store, uids[:1], seed=0)
+        Shuffled(store, {uids[0]: 5}, seed=0)
+
+
+def test_shuffled_keeps_to_clips_of_one_length():
+    frames = {f"clip{index}": 5 if index % 3 else 10 for index in range(12)}
+    store = {uid: np.full((length, 128), 0.0) for uid, length in frames.items()}
+    shuffled = Shuffled(store, frames, seed=0)
+    assert all(len(shuffled[uid]) == length for uid, length in frames.items())
+    assert all(shuffled.source[uid] != uid for uid in frames)
+    with pytest.raises(DataError, match="1 clip of 7 frames"):
+        Shuffled(store, frames | {"odd": 7}, seed=0)
 
 
 def test_constant_gives_every_clip_the_same():
-    silence = Constant(np.zeros((5, 128)), ["a", "b"])
-    assert silence["a"] is silence["b"] and set(silence) == {"a", "b"} and len(silence) == 2
+    silence = Constant(np.arange(128), {"a": 5, "b": 10})
+    assert silence["a"].shape == (5, 128) and silence["b"].shape == (10, 128)
+    assert (silence["b"] == np.arange(128)).all() and set(silence) == {"a", "b"} and len(silence) == 2
     assert "c" not in silence

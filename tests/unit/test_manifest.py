@@ -42,7 +42,7 @@ def test_the_published_columns_are_enough(root):
     assert manifest["frames"].tolist() == [5, 10]
     assert manifest["video"].tolist() == ["Abcdefghij-", "y"]
     assert manifest["classes"].tolist() == [("dog",), ("cat",)]
-    assert not manifest["unseen"].any() and not manifest["silent"].any()
+    assert manifest["unseen"].all() and not manifest["silent"].any()
 
 
 @pytest.mark.parametrize(

@@ -28,19 +28,23 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from qdformer.audio.read import AudioError, decode_audio
+from qdformer.audio.read import LOG_MEL_SUFFIX, AudioError, decode_audio
+from qdformer.data.avsbench import read_about
 from qdformer.data.checks.findings import Finding, Report, found, make_report
-from qdformer.data.checks.tables import check_list, clips_per_split, read_list, share_videos, span_splits
-from qdformer.data.layout import IGNORE, METADATA_FILE
-from qdformer.data.manifest import Classes, read_classes, read_manifest, read_sounds
+from qdformer.data.checks.lists import check_list, clips_per_split, read_list, share_videos, span_splits
+from qdformer.data.labels import class_ids
+from qdformer.data.layout import IGNORE
+from qdformer.data.manifest import Classes, read_classes, read_manifest, read_sounds, table_path
 
 LENGTH_TOLERANCE = 0.5
 """Seconds by which a sound may be longer or shorter than its pictures."""
 SPECK = 0.0003
 """Share of a picture's area below which a component is a speck: one pixel of masks at stride 4 of a picture of 224 x
 224 pixels (16 of 50,176), so nothing that a model with such masks could draw."""
+PATCH_SECONDS = 0.96
 PICTURE_MODES = ("RGB", "L", "P", "RGBA")
 LABEL_MODES = ("P", "L")
+MASK_MODES = ("1", "P", "L")
 _CORNERS = np.ones((3, 3), bool)  # pixels that touch at a corner are connected
 
 
@@ -118,9 +122,10 @@ def check_dataset(root: str | Path, speck: float = SPECK, tolerate: Collection[s
     """
     root = Path(root)
     classes = read_classes(root)
-    clips = read_list(root / METADATA_FILE)
+    clips, about, files = read_list(table_path(root)), read_about(root), 0
+    if about and about.split != "published":
+        clips = clips.only(read_manifest(root)["uid"])
     findings = list(check_list(clips))
-    files = 0
     if not any(finding.severity == "error" for finding in findings):
         manifest = list(read_manifest(root).itertuples(index=False))
         media = _in_threads(lambda clip: _check_clip(clip, root, classes, speck), manifest, "clip")
@@ -192,7 +197,7 @@ def _check_clip(clip, root: Path, classes: Classes, speck: float) -> _Media:
                 media.note("wrong-size", message, picture)
         if label is not None:
             size = None if image is None else image.size
-            if (labels := _read_labels(media, label, picture, size, len(classes))) is not None:
+            if (labels := _read_labels(media, label, picture, size, clip.binary, len(classes))) is not None:
                 maps.append(labels)
     if len(sizes) == clip.frames:
         media.pictures = digest.hexdigest()
@@ -208,17 +213,17 @@ def _check_lone_sound(path: Path, root: Path) -> _Media:
 
 
 def _read_labels(
-    media: _Media, path: Path, picture: Path, size: tuple[int, int] | None, num_classes: int
+    media: _Media, path: Path, picture: Path, size: tuple[int, int] | None, binary: bool, num_classes: int
 ) -> _Labels | None:
     """The label map of a picture of `size` (None: unknown), if it is one."""
     content = media.read(path)
-    image = None if content is None else media.decode(content, path, LABEL_MODES)
+    image = None if content is None else media.decode(content, path, MASK_MODES if binary else LABEL_MODES)
     if image is None:
         return None
     if size is not None and image.size != size:
         message = f"{_by(image.size)} pixels; expected {_by(size)} like its picture"
         media.note("wrong-size", message, path, others=[str(picture.relative_to(media.root))])
-    ids_HW = np.asarray(image)
+    ids_HW = np.asarray(class_ids(image, binary, "avss"))
     if (unknown := (ids_HW > num_classes) & (ids_HW != IGNORE)).any():
         first = int(ids_HW[unknown][0])
         message = f"unknown class id {first}; expected 0..{num_classes}, or {IGNORE} for not labelled"
@@ -234,7 +239,7 @@ def _judge_labels(media: _Media, clip, maps: Sequence[_Labels], classes: Classes
         if len(empty) == clip.labelled:
             count, yet = f"all {clip.labelled} label maps", f", yet its row names {', '.join(clip.classes)}"
         message = f"nothing is labelled in {count}{yet if clip.classes else ''}"
-        context = {"picture": str(empty[0].picture.relative_to(media.root))}
+        context = {"picture": str(empty[0].picture.relative_to(media.root)), "binary": clip.binary}
         media.note("empty-mask", message, empty[0].path, empty=len(empty), labelled=clip.labelled, **context)
     specks = [(one, labels) for labels in maps if not labels.empty for one in find_specks(labels.ids_HW, speck)]
     for kind, alone in (("lone-speck", True), ("tiny-component", False)):
@@ -258,6 +263,7 @@ def _judge_labels(media: _Media, clip, maps: Sequence[_Labels], classes: Classes
             share=round(smallest.pixels / area, 6),
             box=list(smallest.box),
             picture=str(labels.picture.relative_to(media.root)),
+            binary=clip.binary,
         )
 
 
@@ -266,6 +272,8 @@ def _judge_sound(media: _Media, path: Path, seconds: int | None, sounds: bool) -
     media.files += 1
     if not path.exists():
         return media.note("missing-file", "missing; expected a sound", path)
+    if path.suffix == LOG_MEL_SUFFIX:
+        return _judge_log_mel(media, path, seconds)
     try:
         samples, rate = decode_audio(path)
     except AudioError as error:
@@ -281,6 +289,21 @@ def _judge_sound(media: _Media, path: Path, seconds: int | None, sounds: bool) -
     elif sounds:
         yet = ", yet its labels say that something sounds" if seconds is not None else ""
         media.note("silent-audio", f"all silence{yet}", path)
+    return None
+
+
+def _judge_log_mel(media: _Media, path: Path, seconds: int) -> None:
+    """Judge the spectrogram that stands in a sound's place."""
+    from qdformer.audio.log_mel import read_log_mel  # here, for it loads torch
+
+    try:
+        patches = len(read_log_mel(path))
+    except AudioError as error:
+        return media.note("unreadable-file", str(error).removeprefix(f"{path}: "), path)
+    if patches != (expected := int(seconds / PATCH_SECONDS)):
+        message = f"{patches} patches of {PATCH_SECONDS} s; expected {expected}"
+        media.note("audio-length", message, path, patches=patches, expected=expected)
+    media.sound = hashlib.sha256(path.read_bytes()).hexdigest()
     return None
 
 

@@ -62,7 +62,7 @@ KINDS: Mapping[str, Kind] = {
         "Too small to be drawn by a model whose masks have stride 4.",
     ),
 }
-"""In the order of every report."""
+"""In the order of every report. A finding can be graver, or be tolerated: errors come first in each kind."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def make_report(
     """A report in the order of `KINDS`; errors of the kinds in `tolerate` become warnings."""
     order = list(KINDS)
     eased = (replace(one, severity="warning") if one.kind in tolerate else one for one in findings)
-    return Report(source, clips, files, tuple(sorted(eased, key=lambda one: order.index(one.kind))), **more)
+    return Report(
+        source, clips, files, tuple(sorted(eased, key=lambda one: (order.index(one.kind), one.severity))), **more
+    )
 
 
 def stop_on_errors(report: Report) -> None:

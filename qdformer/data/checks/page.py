@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from qdformer.audio.read import decode_audio
 from qdformer.data.checks.findings import KINDS, Finding, Report
+from qdformer.data.labels import class_ids
 from qdformer.data.layout import IGNORE, PALETTE
 
 SHOWN = 20
@@ -162,7 +163,7 @@ def _shots_of(root: Path, file: str, finding: Finding) -> list[str]:
     if "picture" not in finding.values:
         with Image.open(root / file) as image:
             return [_image(_coloured(image) if image.mode == "P" else image.convert("RGB"))]
-    shown = _overlay(root / finding.values["picture"], root / file)
+    shown = _overlay(root / finding.values["picture"], root / file, finding.values["binary"])
     if "box" not in finding.values:
         return [_image(shown)]
     room = max(6, max(shown.size) // 20)
@@ -178,11 +179,11 @@ def _coloured(labels: Image.Image) -> Image.Image:
     return coloured.convert("RGB")
 
 
-def _overlay(picture: Path, label: Path) -> Image.Image:
+def _overlay(picture: Path, label: Path, binary: bool) -> Image.Image:
     """The picture, darkened, with the colours of its label map."""
     with Image.open(picture) as image, Image.open(label) as labels:
         ground = image.convert("RGB")
-        labels = labels.resize(ground.size, Image.Resampling.NEAREST)
+        labels = class_ids(labels, binary, "avss").resize(ground.size, Image.Resampling.NEAREST)
         shown = Image.blend(ground, Image.new("RGB", ground.size), 0.45)
         shown.paste(_coloured(labels), mask=Image.fromarray(np.isin(np.asarray(labels), (0, IGNORE), invert=True)))
     return shown
