@@ -14,6 +14,8 @@ from rich.table import Table
 
 from qdformer.data.checks import KINDS, Report, make_page
 
+_FEW = 3  # findings of a kind that the terminal names all of
+
 
 def save(reports: Sequence[Report], folder: Path) -> None:
     """Write `check.json` (every finding, by source) and `check.html`."""
@@ -42,11 +44,13 @@ def show(reports: Sequence[Report], folder: Path | None = None) -> None:
         table.add_column("")
         table.add_column("what", no_wrap=True)
         table.add_column("found", justify="right")
-        table.add_column("the first", overflow="fold")
+        table.add_column("which, or the first", overflow="fold")
         for kind, findings in report.by_kind().items():
             severity = findings[0].severity
             colour = "red" if severity == "error" else "yellow"
-            table.add_row(f"[{colour}]{severity}[/]", KINDS[kind].title, f"{len(findings):,}", escape(str(findings[0])))
+            shown = findings if len(findings) <= _FEW else findings[:1]
+            named = escape("\n".join(map(str, shown)))
+            table.add_row(f"[{colour}]{severity}[/]", KINDS[kind].title, f"{len(findings):,}", named)
         console.print("", table, sep="\n")
         _show_sharing(report, console)
     if folder is not None:

@@ -10,7 +10,7 @@ import pytest
 from pipelines import check as command
 from pipelines.stages import check as stage
 from pipelines.stages import download
-from qdformer.data.layout import DataError
+from qdformer.data.layout import DataError, write_sound_table
 from qdformer.digests import tree_sha256
 from qdformer.settings import Check, Clips, Download
 
@@ -57,6 +57,13 @@ def test_a_bad_sound_stops_too(place):
     with pytest.raises(DataError, match=f"data/sounds: .*{sound.name}: the file is empty"):
         run_check()
     assert not list((place / "data").glob("*.sha256"))
+
+
+def test_a_set_without_single_sounds(place):
+    write_sound_table(place / "data" / "sounds", [])
+    run_check()
+    assert set(json.loads((place / "reports" / "check.json").read_text())) == {"data/dataset"}
+    assert (place / "data" / "sounds.sha256").is_file()
 
 
 LIST = "vid,uid,s_min,s_sec,a_obj,split,label\n"
