@@ -34,7 +34,7 @@ repro: setup ## Bring the whole pipeline up to date and print the test metrics
 	@python -m pipelines.flows.reproduce --data "$(DATA)"
 
 data: setup ## Take in AVSBench (DATASET=s4|ms3|avss SOURCE="folder, archives or URLs")
-	@python -m pipelines.flows.data --data "$(DATASET)" --source '$(SOURCE)'
+	@python -m pipelines.flows.data --data "$(DATASET)" --source "$$SOURCE"
 
 test: setup ## Fast tests, no network
 	@python -m pytest

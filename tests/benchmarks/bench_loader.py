@@ -2,7 +2,8 @@
 
 On the clips that the stage download has left in `data/dataset` (or below the folder that
 QDFORMER_BENCH_DATA names), with the settings of `params.yaml` and zeros for features, which are read
-from memory. The step is a real one on the same machine, with the loader's processes idle. Every figure is the median of rounds in which all take turns.
+from memory. The step is a real one on the same machine, with the loader's processes idle. Every
+figure is the median of rounds in which all take turns.
 """
 
 from __future__ import annotations
