@@ -35,7 +35,7 @@ repro: setup ## Bring the whole pipeline up to date and print the test metrics
 	@python -m pipelines.flows.reproduce --data "$(DATA)"
 
 data: setup ## Take in AVSBench (DATASET=s4|ms3|avss SOURCE="folder, archives or URLs")
-	@python -m pipelines.flows.data --data "$(DATASET)" --source '$(SOURCE)'
+	@python -m pipelines.flows.data --data "$(DATASET)" --source "$$SOURCE"
 
 check: setup ## What is wrong with the data set, or with a published list alone (METADATA=path.csv)
 	@python -m pipelines.check --data "$(DATA)" --metadata "$(METADATA)"

@@ -13,6 +13,7 @@ import lzma
 import os
 import shutil
 import stat
+import struct
 import sys
 import tarfile
 import zipfile
@@ -33,6 +34,12 @@ _OPENERS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
     b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
 _ENCRYPTED = 0x1
+# What the readers raise for one that is damaged, or that holds a name twice in conflicting ways
+_DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError),
+    *(struct.error, ValueError, LookupError, NotImplementedError),
+    *(FileExistsError, NotADirectoryError, IsADirectoryError),
+)
 
 
 class ArchiveError(InputError):
@@ -78,10 +85,10 @@ def unpack(archive: Path, target: Path, limits: Limits | None = None, progress: 
             members(archive, file, partial, limits, bar)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+    except InputError:
+        raise
+    except _DAMAGE as error:
         raise ArchiveError(f"{archive}: not a readable tar or zip archive ({error})") from None
-    except (gzip.BadGzipFile, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise ArchiveError(f"{archive}: damaged ({error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -57,15 +57,14 @@ def write_fake(
     """Write the clips of `table`, pictures of `size` (width, height), as the release has them; return `root`.
 
     `log_mel` gives S4 and MS3 spectrograms in place of sounds. The label map is the made-up names', or names for
-    whatever the table holds.
+    whatever the table holds; a map shows the first object of its row.
     """
     base = {"s4": root / "s4_data", "ms3": root / "ms3_data", "avss": root}[kind]
     root.mkdir(parents=True, exist_ok=True)
     table.to_csv(root / LAYOUTS[kind].table, index=False)
     if kind == "avss":
         objects = {token.replace(" ", "") for value in table["a_obj"] for token in value.split("_")}
-        names = sorted(objects | set(NAMES) - {"background", "off-the-screen"}, key=lambda name: (name != "bird", name))
-        names = ["background", *(name for name in names if name not in ("background", "off-the-screen"))]
+        names = ["background", *sorted((objects | set(NAMES)) - {"background", "off-the-screen"})]
         (root / "label2idx.json").write_text(json.dumps({name: index for index, name in enumerate(names, start=1)}))
     for index, row in enumerate(table.to_dict("records")):
         random = np.random.default_rng(index)
@@ -75,7 +74,8 @@ def write_fake(
             images = [folder / "frames" / f"{number}.jpg" for number in range(frames)]
             labelled = 1 if (row["label"], row["split"]) == ("v1s", "train") else frames
             labels = [folder / "labels_semantic" / f"{number}.png" for number in range(labelled)]
-            values, mode, sound = [1 + index % 4], "P", folder / "audio.wav"
+            value = names.index(row["a_obj"].replace(" ", "").split("_")[0])
+            mode, sound = "P", folder / "audio.wav"
         else:
             frames, split = BINARY_FRAMES, row["split"]
             if kind == "s4":
@@ -87,14 +87,14 @@ def write_fake(
                 pictures = base / "visual_frames" / name
             images = [pictures / f"{name}{suffix}_{number}.png" for number in range(1, frames + 1)]
             labels = [base / "gt_masks" / inner / f"{name}_{number}.png" for number in range(1, labelled + 1)]
-            values, mode = [255], "1" if kind == "s4" else "P"
+            value, mode = 255, "1" if kind == "s4" else "P"
             sound = base / ("audio_log_mel" if log_mel else "audio_wav") / inner.with_name(f"{name}.wav")
         for path in (images[0], labels[0], sound):
             path.parent.mkdir(parents=True, exist_ok=True)
         for path in images:
             Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
         mask = np.zeros((size[1], size[0]), np.uint8)
-        mask[size[1] // 4 : size[1] // 2, size[0] // 4 : size[0] // 2] = values[0]
+        mask[size[1] // 4 : size[1] // 2, size[0] // 4 : size[0] // 2] = value
         for path in labels:
             picture = Image.fromarray(mask)
             if mode == "P":

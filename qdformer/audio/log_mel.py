@@ -55,10 +55,18 @@ def _load_storage(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    """What `_codecs.encode` does in pickles of the older protocols, which write bytes as text."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it holds text as {encoding}; expected latin1")
+    return text.encode(encoding)
+
+
 class _Numbers(pickle.Unpickler):
     """Knows tensors and arrays only."""
 
     _KNOWN = {
+        ("_codecs", "encode"): _latin1,
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
         ("torch.storage", "_load_from_bytes"): _load_storage,

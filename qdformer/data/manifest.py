@@ -101,6 +101,8 @@ def read_manifest(root: str | Path) -> pandas.DataFrame:
     """
     root = Path(root)
     about, table = read_about(root), table_path(root)
+    if not table.is_file():
+        raise DataError(f"{table}: missing; the stage download writes it")
     rows = read_rows(root, about.kind) if about else read_semantic(root, read_classes(root).names)
     manifest = pandas.DataFrame(rows)
     if manifest.empty:

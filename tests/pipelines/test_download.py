@@ -1,10 +1,18 @@
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
+from pipelines.flows.data import parse_source
 from pipelines.stages import download as stage
+from qdformer.data.manifest import read_manifest, read_sounds
 from qdformer.digests import tree_sha256
-from qdformer.settings import Clips, Download
+from qdformer.errors import InputError
+from qdformer.settings import Clips, Download, SettingsError
+
+sys.path.append(str(Path(__file__).parents[1]))
+from fake_avsbench import made_up, write_fake
 
 SETTINGS = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=1), frames=2, image_size=32)
 
@@ -21,6 +29,25 @@ def test_both_outs_are_whole_and_nothing_else_is_left(tmp_path):
     assert not (data / "dataset" / "old").exists()
     digests = json.loads((data / "digests.json").read_text())
     assert digests == {name: tree_sha256(data / name) for name in ("dataset", "sounds")}
+
+
+def test_a_published_set_has_no_single_sounds(tmp_path):
+    fake = write_fake(tmp_path / "fake", "s4", made_up("s4", 1))
+    settings = Download(dataset="s4", source=[str(fake)])
+    stage.download(settings, tmp_path / "data", tmp_path / "cache")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == OUTS
+    assert len(read_manifest(tmp_path / "data" / "dataset")) == 3
+    assert read_sounds(tmp_path / "data" / "sounds").empty
+    with pytest.raises(SettingsError, match=r"download.source is empty.*make data DATASET=s4 SOURCE="):
+        stage.download(Download(dataset="s4"), tmp_path / "other", tmp_path / "cache")
+
+
+def test_sources_are_divided_as_in_a_shell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = [str(tmp_path / "a.zip"), "https://x.test/b.zip?k=1", str(tmp_path / "my data"), "/c"]
+    assert parse_source("a.zip https://x.test/b.zip?k=1 'my data' /c") == expected
+    with pytest.raises(InputError, match="SOURCE='a: No closing quotation"):
+        parse_source("'a")
 
 
 def test_a_download_that_breaks_off_never_becomes_an_out(tmp_path, monkeypatch):

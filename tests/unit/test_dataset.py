@@ -5,9 +5,10 @@ from PIL import Image
 from small_dataset import FRAMES, write_small
 
 from qdformer.data.augment import View
-from qdformer.data.dataset import AVSDataset, Constant, EpochSampler, Shuffled, build_loader, collate
+from qdformer.data.dataset import AVSDataset, Constant, EpochSampler, Shuffled, build_loader, collate, fit
+from qdformer.data.labels import open_labels
 from qdformer.data.layout import DataError
-from qdformer.data.manifest import read_manifest
+from qdformer.data.manifest import Classes, read_manifest, task_classes
 from qdformer.settings import Augment
 
 
@@ -36,6 +37,61 @@ def test_the_longer_side_is_scaled_and_labels_stay_class_ids(manifest):
     assert sample.images_TCHW.shape == (3, 3, 64, 96) and sample.labels_THW.shape == (3, 64, 96)
     assert sample.labels_THW.unique().tolist() == [0, 1, 2]
     assert (sample.labels_THW[0, 16:32, 8:24] == 1).all()
+
+
+def avsbench_crop(image, side, resample):
+    """What AVSBench's loader does: the shorter side scaled to `side`, rounded down, and the middle cut out."""
+    width, height = image.size
+    if width > height:
+        size = int(1.0 * width * side / height), side
+    else:
+        size = side, int(1.0 * height * side / width)
+    image = image.resize(size, resample)
+    left, top = int(round((size[0] - side) / 2.0)), int(round((size[1] - side) / 2.0))
+    return image.crop((left, top, left + side, top + side))
+
+
+def test_squash_and_crop_are_those_of_avsbench(manifest):
+    for image_size in (32, 64):
+        squashed = AVSDataset(manifest, features(), image_size, resize="squash")[0]
+        cropped = AVSDataset(manifest, features(), image_size, resize="crop")[0]
+        picture, labels = Image.open(manifest["images"][0][1]), Image.open(manifest["labels"][0][1])
+        bilinear, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+        size = (image_size, image_size)
+        np.testing.assert_array_equal(squashed.images_TCHW[1].permute(1, 2, 0), picture.resize(size, bilinear))
+        np.testing.assert_array_equal(squashed.labels_THW[1], labels.resize(size, nearest))
+        expected = avsbench_crop(picture, image_size, bilinear)
+        np.testing.assert_array_equal(cropped.images_TCHW[1].permute(1, 2, 0), expected)
+        np.testing.assert_array_equal(cropped.labels_THW[1], avsbench_crop(labels, image_size, nearest))
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (720, 1280), (224, 224), (333, 500), (1, 99)])
+def test_sizes_of_every_resizing(size):
+    assert fit(size, 224, "squash") == ((224, 224), (0, 0))
+    (width, height), _ = fit(size, 224, "longest")
+    assert max(width, height) == 224 and abs(width * size[1] - height * size[0]) <= max(size)
+    (width, height), (left, top) = fit(size, 224, "crop")
+    assert min(width, height) == 224 and 0 <= left <= width - 224 and 0 <= top <= height - 224
+
+
+def test_every_resizing_goes_with_views(manifest):
+    for resize, shape in (("squash", (64, 64)), ("crop", (64, 64)), ("longest", (43, 64))):
+        dataset = AVSDataset(manifest, features(), 64, Augment(flip=1.0, crop=0.5, colour=0.1), resize=resize)
+        assert dataset[0].labels_THW.shape == (3, *shape) and dataset[0].images_TCHW.shape == (3, 3, *shape)
+
+
+def test_the_task_avs_takes_all_classes_as_one(manifest):
+    semantic = AVSDataset(manifest, features(), 48)[0].labels_THW
+    binary = AVSDataset(manifest, features(), 48, task="avs")[0].labels_THW
+    assert semantic.unique().tolist() == [0, 1, 2] and torch.equal(binary, (semantic > 0).to(torch.uint8))
+    assert task_classes(Classes(("dog", "cat"), (True, False)), "avs") == Classes(("object",), (False,))
+    assert task_classes(Classes(("dog", "cat"), (True, False)), "avss").names == ("dog", "cat")
+
+
+def test_what_is_not_labelled_stays_so_in_the_task_avs(tmp_path):
+    Image.fromarray(np.array([[0, 1, 70, 255]], np.uint8)).save(tmp_path / "a.png")
+    assert np.asarray(open_labels(tmp_path / "a.png", False, "avs")).tolist() == [[0, 1, 1, 255]]
+    assert np.asarray(open_labels(tmp_path / "a.png", True, "avs")).tolist() == [[0, 1, 1, 1]]
 
 
 def test_flip_mirrors_picture_and_labels(manifest):
