@@ -2,18 +2,21 @@
 
 PYTHON ?= python3.11
 DATA ?=
+METADATA ?=
 CRON ?= 0 3 * * *
 CLIP ?=
 SNR ?= 0
 PORT ?= 5000
 BENCH ?=
+DATASET ?=
+SOURCE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow bench listen sweep retrain schedule ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench listen sweep retrain schedule ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +33,12 @@ $(READY): requirements.lock pyproject.toml
 
 repro: setup ## Bring the whole pipeline up to date and print the test metrics
 	@python -m pipelines.flows.reproduce --data "$(DATA)"
+
+data: setup ## Take in AVSBench (DATASET=s4|ms3|avss SOURCE="folder, archives or URLs")
+	@python -m pipelines.flows.data --data "$(DATASET)" --source "$$SOURCE"
+
+check: setup ## What is wrong with the data set, or with a published list alone (METADATA=path.csv)
+	@python -m pipelines.check --data "$(DATA)" --metadata "$(METADATA)"
 
 test: setup ## Fast tests, no network
 	@python -m pytest

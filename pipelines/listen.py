@@ -14,7 +14,7 @@ from pipelines.workspace import open_workspace, preset_settings
 from qdformer import plots
 from qdformer.audio.mixing import choose_noise, mix_at_snr
 from qdformer.audio.noise import read_noises
-from qdformer.audio.read import SAMPLE_RATE, read_audio
+from qdformer.audio.read import SAMPLE_RATE, AudioError, read_audio
 from qdformer.audio.write import quantise, write_sound
 from qdformer.data.layout import DataError
 from qdformer.data.manifest import read_manifest
@@ -49,6 +49,8 @@ def listen(settings: Settings, workspace: Path, uid: str, snr_db: float | None) 
     else:
         noises = read_noises(workspace / "data" / "noise")
         pool = list(noises["path"][noises["split"] == clip["split"]])
+        if not pool:
+            raise AudioError(f"{workspace / 'data' / 'noise'}: no noise of the split {clip['split']}; try SNR=clean")
         noise = choose_noise(pool, settings.mix.seed, uid, len(clean))
         mix = mix_at_snr(clean, noise.audio, snr_db)
         target, bits, audio = workspace / "listen" / f"{uid}-snr{snr_db:g}", mix.bits, mix.audio

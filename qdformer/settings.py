@@ -21,6 +21,10 @@ Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "val", "test"]
+Task = Literal["avs", "avss"]
+Resize = Literal["longest", "squash", "crop"]
+PUBLISHED = ("s4", "ms3", "avss")
+"""The data sets that the user has and names; the others are composed."""
 
 
 class SettingsError(InputError):
@@ -42,31 +46,67 @@ class Clips(Section):
 
 
 class Download(Section):
-    """Stage `download`: the data set, written in the AVSBench-Semantic layout.
+    """Stage `download`: the data set.
 
-    `toy` and `stamps` are composed from `seed`: clips of `frames` seconds at one frame a second,
-    `image_size` pixels square.
+    `toy` and `stamps` are composed from `seed`, in the layout of AVSBench-Semantic: clips of `frames` seconds at one
+    frame a second, `image_size` pixels square.
+
+    `s4`, `ms3` and `avss` are AVSBench as published, from `source`: folders, archives or URLs. `sha256` may hold the
+    digest of each source, in their order. Some videos have clips in several of the published splits; `youtube_disjoint`
+    leaves out what leaks that way (`qdformer.data.avsbench.youtube_disjoint` has the rule).
     """
 
-    dataset: Literal["toy", "stamps"]
-    seed: Count
-    clips: Clips
-    frames: Annotated[int, Field(ge=1, le=10)]
-    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    dataset: Literal["toy", "stamps", "s4", "ms3", "avss"]
+    source: list[str] = []
+    sha256: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = []
+    split: Literal["published", "youtube_disjoint"] = "published"
+    seed: Count | None = None
+    clips: Clips | None = None
+    frames: Annotated[int, Field(ge=1, le=10)] | None = None
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_data_set(self) -> Download:
+        composed = {name: getattr(self, name) for name in ("seed", "clips", "frames", "image_size")}
+        if self.dataset in PUBLISHED:
+            if given := [name for name, value in composed.items() if value is not None]:
+                raise ValueError(f"dataset: {self.dataset} is not composed; {', '.join(given)} must be null")
+            if self.sha256 and len(self.sha256) != len(self.source):
+                raise ValueError(
+                    f"sha256 has {len(self.sha256)} digests; expected {len(self.source)}, as source, or []"
+                )
+        elif missing := [name for name, value in composed.items() if value is None]:
+            raise ValueError(f"dataset: {self.dataset} needs {', '.join(missing)}")
+        elif self.source or self.sha256 or self.split != "published":
+            raise ValueError(f"dataset: {self.dataset} is composed; source, sha256 and split are for AVSBench")
+        return self
+
+
+class Check(Section):
+    """Stage `check`: what is wrong with the data set.
+
+    A connected component of a class that covers less than the share `speck` of its label map is reported; 0.0003 is
+    one pixel of masks at stride 4 of a picture of 224 x 224. Errors of the kinds in `tolerate` are reported as
+    warnings and stop nothing: the later stages pad or repeat the features of a short sound, and those of a silent one
+    are as good as any.
+    """
+
+    speck: Share
+    tolerate: list[Literal["audio-length", "silent-audio"]]
 
 
 class Pretrain(Section):
     """Stage `pretrain`: where VGGish's weights come from.
 
     `official` takes the public PyTorch port's file from `official_source` (a path or a URL), whose
-    SHA-256 must be `official_sha256`. `pretrained_here` trains the same network on the training
+    SHA-256 must begin with `official_sha256`. `pretrained_here` trains the same network on the training
     split of the sounds for `steps` steps of `batch_size` patches, to repeat the AudioSet scores and
     the embedding of `teacher` (YAMNet), or from the class labels alone.
     """
 
     weights: Literal["official", "pretrained_here"]
     official_source: str | None
-    official_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    official_sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None
     teacher: Literal["yamnet", "labels"]
     steps: Positive
     batch_size: Positive
@@ -87,10 +127,10 @@ class Noise(Section):
     official lists `segments`, those with one of `labels` (names or ids of `ontology`, the published ontology.json)
     or what lies below it, and with no label that the data set's classes can sound as; `count` for each split,
     drawn by `seed`, from the clips in `folder` and, where `fetch` allows it, from YouTube. A split that gets
-    fewer than `minimum` is an error.
+    fewer than `minimum` is an error. `none` takes none: no condition but the clean one is then possible.
     """
 
-    source: Literal["dataset", "audioset"]
+    source: Literal["dataset", "audioset", "none"]
     segments: list[str]
     ontology: str | None
     folder: str | None
@@ -212,10 +252,17 @@ class Augment(Section):
 
 
 class Train(Section):
-    """Stage `train`: the optimiser's recipe, on the condition without noise."""
+    """Stage `train`: the optimiser's recipe, on the condition without noise; and what both it and `evaluate` see.
 
+    `task`: `avs` marks what sounds, all of it as one object; `avss` names it too. `resize`: the longer side of a
+    picture becomes `image_size` (`longest`, as the paper); both sides do, whatever their ratio (`squash`); the shorter
+    one does, and the square in the middle is taken (`crop`). AVSBench's public code has the last two.
+    """
+
+    task: Task
     model: Model
     loss: Loss
+    resize: Resize
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
     epochs: Positive
     batch_size: Positive
@@ -260,6 +307,7 @@ class Settings(Section):
     """All of `params.yaml`."""
 
     download: Download
+    check: Check
     pretrain: Pretrain
     noise: Noise
     mix: Mix
@@ -274,6 +322,10 @@ class Settings(Section):
             raise ValueError(
                 f"noise.count must name every split of mix.noisy_splits; {', '.join(sorted(without))} is not"
             )
+        if self.noise.source == "none" and (noisy := sorted(set(self.mix.conditions) - {"clean"})):
+            raise ValueError(f"noise.source: none leaves mix.conditions nothing for {', '.join(noisy)}")
+        if self.download.dataset in ("s4", "ms3") and self.train.task != "avs":
+            raise ValueError(f"download.dataset: {self.download.dataset} names no classes; expected train.task: avs")
         if self.evaluate.split not in self.mix.noisy_splits:
             raise ValueError(f"mix.noisy_splits must hold evaluate.split ({self.evaluate.split})")
         return self

@@ -47,8 +47,9 @@ def tracking_uri() -> str:
 
 
 def experiment_name(settings: Settings) -> str:
-    """Runs on one data set are one experiment, and its checkpoints the versions of one registered model."""
-    return f"qdformer-{settings.download.dataset}"
+    """Runs of one task on one data set are one experiment, and its checkpoints the versions of one registered model."""
+    binary = settings.train.task == "avs" and settings.download.dataset not in ("s4", "ms3")  # which have no other
+    return f"qdformer-{settings.download.dataset}{'-avs' if binary else ''}"
 
 
 @contextlib.contextmanager

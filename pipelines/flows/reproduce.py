@@ -47,7 +47,7 @@ def show(settings: Settings, workspace: Path, run_id: str, seconds: Mapping[str,
     columns = list(dict.fromkeys(key for figures in metrics.values() for key in figures))
     rows = [[name, *(_figure(figures.get(key)) for key in columns)] for name, figures in metrics.items()]
     timings = [[name, f"{value:.1f}"] for name, value in seconds.items()]
-    title = f"Test metrics of {settings.download.dataset} ({settings.evaluate.split} split)"
+    title = f"Test metrics of {settings.download.dataset} ({described(settings)})"
     print_table(title, ["condition", *columns], rows)
     if timings:
         print_table("Seconds per stage", ["stage", "seconds"], [*timings, ["all", f"{sum(seconds.values()):.1f}"]])
@@ -59,6 +59,11 @@ def show(settings: Settings, workspace: Path, run_id: str, seconds: Mapping[str,
     if timings:
         markdown.append(markdown_table(["stage", "seconds"], timings))
     create_markdown_artifact("\n\n".join(markdown), key=f"reproduce-{settings.download.dataset}", description=title)
+
+
+def described(settings: Settings) -> str:
+    """What figures must be told with: the split and its rule, the task, the resizing."""
+    return f"{settings.evaluate.split} split, {settings.download.split}; {settings.train.task}; {settings.train.resize}"
 
 
 def read_metrics(reports: Path, order: list[str]) -> dict[str, dict[str, float]]:

@@ -1,45 +1,61 @@
-"""Stage `download`: the network or nothing -> data/dataset, data/sounds and their digests."""
+"""Stage `download`: the network, what the user has, or nothing -> data/dataset, data/sounds, data/digests.json."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.data.checks import check_dataset, check_sounds
+from qdformer.data.layout import write_sound_table
+from qdformer.data.obtain import obtain
 from qdformer.data.toy import compose_toy
 from qdformer.digests import tree_sha256
-from qdformer.settings import Download, Settings
+from qdformer.settings import Download, Settings, SettingsError
 
 
 def download(settings: Download, data: Path, cache: Path) -> None:
-    """Write `data/dataset` and `data/sounds`, both whole and checked, or neither, and then their digests.
+    """Write `data/dataset` and `data/sounds`, both whole, or neither, and then their digests.
 
-    The later stages depend on the digests in place of the folders: DVC would look at every one of
-    their files again for each stage. What was fetched is kept in `cache`, for DVC empties the outs before a rerun.
+    The published sets have no single sounds: their `data/sounds` is an empty table.
+
+    The later stages depend on digests in place of the folders: DVC would look at every one of their files again for
+    each stage. The stage `check` passes them on. What was fetched is kept below `cache`, for DVC empties the outs
+    before a rerun.
     """
     partial = data / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     dataset, sounds = partial / "dataset", partial / "sounds"
     if settings.dataset == "toy":
         compose_toy(dataset, sounds, settings)
-    else:
+    elif settings.dataset == "stamps":
         from qdformer.data.stamps import compose_stamps
 
-        compose_stamps(dataset, sounds, settings, cache, progress=True)
-    check_dataset(dataset)
-    check_sounds(sounds)
+        compose_stamps(dataset, sounds, settings, cache / "stamps", progress=True)
+    else:
+        if not settings.source:
+            raise SettingsError(
+                f"download.source is empty; name the folder, the archives or URLs that hold {settings.dataset}, as in:"
+                f" make data DATASET={settings.dataset} SOURCE=/path/of/it"
+            )
+        about = obtain(
+            settings.dataset, settings.source, settings.sha256, settings.split, dataset, cache / settings.dataset
+        )
+        write_sound_table(sounds, [])
+        left_out = f", {sum(about.left_out.values())} left out" if settings.split != "published" else ""
+        sizes = ", ".join(f"{name} {count}" for name, count in about.clips.items())
+        print(f"{settings.dataset}, split {settings.split}: {sizes}{left_out}")
     for whole in (dataset, sounds):
         shutil.rmtree(data / whole.name, ignore_errors=True)
         os.replace(whole, data / whole.name)
     partial.rmdir()
-    for folder in ("dataset", "sounds"):
-        (data / f"{folder}.sha256").write_text(tree_sha256(data / folder) + "\n", encoding="ascii")
+    digests = {folder: tree_sha256(data / folder) for folder in ("dataset", "sounds")}
+    (data / "digests.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="ascii")
 
 
 def main(settings: Settings) -> None:
-    download(settings.download, Path("data"), Path(".cache/stamps"))
+    download(settings.download, Path("data"), Path(".cache"))
 
 
 if __name__ == "__main__":

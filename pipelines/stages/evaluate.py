@@ -20,7 +20,7 @@ from qdformer import plots, tracking
 from qdformer.audio.store import FeatureStore
 from qdformer.data.dataset import AVSDataset, Batch, Constant, Shuffled, build_loader
 from qdformer.data.manifest import Classes, read_manifest
-from qdformer.evaluation import Evaluation, evaluate
+from qdformer.evaluation import SCORES, Evaluation, evaluate
 from qdformer.model import Prediction
 from qdformer.settings import Settings
 from qdformer.training.checkpoint import load_model
@@ -44,6 +44,7 @@ def evaluate_checkpoint(
     left_out = frozenset().union(*(store.left_out for store in stores.values()))  # the same clips in all conditions
     clips = manifest[(manifest["split"] == settings.evaluate.split) & ~manifest["uid"].isin(left_out)]
     uids = clips["uid"].tolist()
+    frames = dict(zip(uids, clips["frames"], strict=True))
     generator = np.random.default_rng(settings.evaluate.seed)
     shown = set(generator.choice(uids, min(settings.evaluate.pictures, len(uids)), replace=False))
     models = {"trained": load_model(checkpoint)}
@@ -54,9 +55,9 @@ def evaluate_checkpoint(
     def features(name: str) -> Mapping[str, np.ndarray]:
         store = stores.get(name, stores["clean"])
         if name == "shuffled":
-            return Shuffled(store, uids, settings.evaluate.seed)
+            return Shuffled(store, frames, settings.evaluate.seed)
         if name == "silence":
-            return Constant(made.load().silence(settings.download.frames), uids)
+            return Constant(made.load().silence(1)[0], frames)
         return store
 
     results = {}
@@ -71,7 +72,8 @@ def evaluate_checkpoint(
                     batch.images_BTCHW.to(device), batch.audio_BTA.to(device), batch.valid_BT.to(device)
                 )
 
-            data = AVSDataset(clips, features(name), settings.train.image_size)
+            seen = settings.train
+            data = AVSDataset(clips, features(name), seen.image_size, resize=seen.resize, task=seen.task)
             results[name] = evaluate(
                 predict,
                 build_loader(data, settings.evaluate.batch_size),
@@ -98,7 +100,9 @@ def write_reports(results: Mapping[str, Evaluation], classes: Classes, out: Path
     _table(results, "per_clip").to_csv(out / "clips.csv", index=False)
     _table(results, "per_class").to_csv(out / "classes.csv", index=False)
     summaries = {name: result.summary for name, result in results.items()}
-    pandas.DataFrame(_robustness(summaries)).to_csv(out / "robustness.csv", index=False)
+    pandas.DataFrame(_robustness(summaries), columns=["snr", *SCORES, "clips"]).to_csv(
+        out / "robustness.csv", index=False
+    )
     plots.save(plots.robustness_curve(summaries, intervals), out / "figures" / "robustness.png")
     if clean := results.get("clean"):
         plots.save(plots.picture_grid(clean.pictures, classes), out / "figures" / "pictures.png")

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.audio.noise import collect_audioset, copy_noises
-from qdformer.data.manifest import read_classes, read_sounds
+from qdformer.audio.audioset import read_classes_csv
+from qdformer.audio.noise import collect_audioset, copy_noises, no_noises
+from qdformer.data.manifest import read_sounding, read_sounds
 from qdformer.digests import tree_sha256
 from qdformer.settings import Noise, Settings
 
@@ -23,8 +24,10 @@ def noise(settings: Noise, data: Path, cache: Path) -> None:
     partial.mkdir(parents=True)
     if settings.source == "dataset":
         table = copy_noises(partial, data / "sounds", read_sounds(data / "sounds"))
+    elif settings.source == "audioset":
+        table = collect_audioset(partial, settings, read_sounding(data / "dataset") or read_classes_csv(), cache)
     else:
-        table = collect_audioset(partial, settings, read_classes(data / "dataset").names, cache)
+        table = no_noises(partial)
     folder = data / "noise"
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qdformer.audio.log_mel import is_log_mel, read_log_mel
 from qdformer.audio.read import SAMPLE_RATE, AudioError, read_audio
 from qdformer.audio.store import FeatureInfo, Journal, ShortClips, write_features
 from qdformer.audio.vggish import (
@@ -98,6 +99,7 @@ class Embedder:
         self, vggish: nn.Module, short_clips: ShortClips, centre: bool = False, pca: nn.Module | None = None
     ) -> None:
         self.vggish, self.short_clips, self.pca = vggish, short_clips, pca
+        self.centre = centre
         self._cut = centred_patches if centre else log_mel_patches
 
     def embed(self, clips: Sequence[Clip]) -> list[Embedding]:
@@ -107,7 +109,7 @@ class Embedder:
         patches: list[Tensor] = []
         for clip in clips:
             try:
-                patches.append(self._patches(read_audio(clip.path))[: clip.frames])
+                patches.append(self._read(clip.path)[: clip.frames])
                 usable.append(clip)
             except AudioError as error:
                 results.append(Embedding(clip, None, str(error)))
@@ -119,6 +121,14 @@ class Embedder:
     def silence(self, frames: int) -> np.ndarray:
         """What digital silence of `frames` frames gives: [T, 128] float32."""
         return self._run(self._patches(np.zeros(0, np.float32))).numpy().repeat(frames, axis=0)
+
+    def _read(self, path: Path) -> Tensor:
+        """The patches of a sound file, or those that AVSBench has published in its place."""
+        if not is_log_mel(path):
+            return self._patches(read_audio(path))
+        if self.centre:
+            raise AudioError(f"{path}: a spectrogram cannot be cut anew; features.centre needs the sound (audio_wav)")
+        return read_log_mel(path)
 
     def _patches(self, samples: np.ndarray) -> Tensor:
         return self._cut(np.pad(samples, (0, max(0, PATCH_SAMPLES - len(samples)))), SAMPLE_RATE)

@@ -43,7 +43,8 @@ def load_sounds(root: str | Path, split: str, classes: tuple[str, ...] | None = 
     sources = table[table["role"] == "source"]
     classes = classes or tuple(sorted(sources["label"].unique()))
     if not classes:
-        raise AudioError(f"{Path(root) / 'sounds.csv'}: no source of the split {split}")
+        table = Path(root) / "sounds.csv"
+        raise AudioError(f"{table}: no source of the split {split}; pretrain.weights: official needs none")
     recordings = []
     for name in classes:
         paths = sources["path"][sources["label"] == name]

@@ -61,6 +61,11 @@ def copy_noises(folder: str | Path, sounds_root: str | Path, sounds: pandas.Data
     return _write_table(folder, rows)
 
 
+def no_noises(folder: str | Path) -> pandas.DataFrame:
+    """Write a `noise.csv` without a noise, for runs that mix none; returns the table."""
+    return _write_table(Path(folder), [])
+
+
 def collect_audioset(
     folder: str | Path, settings: Noise, classes: Iterable[str], cache: str | Path
 ) -> pandas.DataFrame:

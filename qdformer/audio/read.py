@@ -12,6 +12,9 @@ from qdformer.errors import InputError
 SAMPLE_RATE = 16_000
 """Rate in Hz that VGGish, and so the whole project, works at."""
 
+LOG_MEL_SUFFIX = ".pkl"
+"""Of AVSBench's spectrograms, which can stand in a sound's place where only features are wanted."""
+
 _CONTAINERS = {".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".aac", ".3gp", ".ts"}
 _UNKNOWN_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 _UNKNOWN_LENGTH = 0xFFFFFFFF  # written by programs that stream a wav and cannot go back to its header
@@ -39,17 +42,7 @@ def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bo
         AudioError: the file is missing, unreadable, empty, cut short, not audio, or holds NaN or
             infinite samples.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: the file is empty (0 bytes)")
-    try:
-        samples, rate = _decode(path)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not len(samples):
-        raise AudioError(f"{path}: holds no samples")
+    samples, rate = decode_audio(path)
     if not np.isfinite(samples).all():
         bad = int((~np.isfinite(samples)).any(axis=1).argmax())
         raise AudioError(f"{path}: sample {bad} is NaN or infinite")
@@ -60,6 +53,27 @@ def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bo
 
         samples = resample(samples, rate, sample_rate)
     return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def decode_audio(path: str | Path) -> tuple[np.ndarray, int]:
+    """The samples as the file has them, float32 [samples, channels], NaN or not, and their rate in Hz.
+
+    Raises `AudioError` for a file that is missing, unreadable, empty, cut short or not audio.
+    """
+    path = Path(path)
+    if path.suffix == LOG_MEL_SUFFIX:
+        raise AudioError(f"{path}: a spectrogram; noise and listening need the sound itself (audio_wav)")
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: the file is empty (0 bytes)")
+    try:
+        samples, rate = _decode(path)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not len(samples):
+        raise AudioError(f"{path}: holds no samples")
+    return samples, rate
 
 
 def _decode(path: Path) -> tuple[np.ndarray, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -18,8 +19,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from qdformer.data.augment import View, draw_view
-from qdformer.data.layout import IGNORE, DataError, frame_path, label_path
-from qdformer.settings import Augment
+from qdformer.data.labels import open_labels
+from qdformer.data.layout import IGNORE, DataError
+from qdformer.settings import Augment, Resize, Task
 
 FEATURE_WIDTH = 128
 _SIZE_STEP = 32  # batches are padded to a multiple of it, the coarsest stride of the model
@@ -61,8 +63,9 @@ class Batch:
 class AVSDataset(Dataset):
     """The clips of a manifest with their audio features.
 
-    `features` maps a clip's uid to float32 [T, A]. Pictures are scaled so that the longer side is
-    `image_size`. With `augment` each is seen in a random view, drawn from (seed, epoch, index).
+    `features` maps a clip's uid to float32 [T, A]. Pictures are scaled to `image_size` as `resize` says
+    (`qdformer.settings.Train`), labels are those of `task`. With `augment` each clip is seen in a random
+    view, drawn from (seed, epoch, index).
     """
 
     def __init__(
@@ -72,12 +75,17 @@ class AVSDataset(Dataset):
         image_size: int,
         augment: Augment | None = None,
         seed: int = 0,
+        *,
+        resize: Resize = "longest",
+        task: Task = "avss",
     ) -> None:
         self.clips = list(manifest.itertuples(index=False))
         self.features = features
         self.image_size = image_size
         self.augment = augment
         self.seed = seed
+        self.resize = resize
+        self.task = task
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -88,10 +96,11 @@ class AVSDataset(Dataset):
         clip = self.clips[index]
         view = draw_view(self.augment, np.random.default_rng([self.seed, epoch, index])) if self.augment else None
 
-        images = np.stack([self._read_image(clip, second, view) for second in range(clip.frames)])
+        images = np.stack([self._read_image(path, view) for path in clip.images])
         labels = np.full(images.shape[:3], IGNORE, np.uint8)
-        for second in range(clip.labelled):
-            labels[second] = _resize(Image.open(label_path(clip.folder, second)), self.image_size, view, labels=True)
+        for second, path in enumerate(clip.labels):
+            if path is not None:
+                labels[second] = self._resize(open_labels(path, clip.binary, self.task), view, labels=True)
         if view is not None:
             images, labels = view.mirror(view.recolour(images)), view.mirror(labels)
         return Sample(
@@ -102,9 +111,20 @@ class AVSDataset(Dataset):
             labelled=clip.labelled,
         )
 
-    def _read_image(self, clip, second: int, view: View | None) -> np.ndarray:
-        image = Image.open(frame_path(clip.folder, second)).convert("RGB")
-        return _resize(image, self.image_size, view, labels=False)
+    def _read_image(self, path: Path, view: View | None) -> np.ndarray:
+        return self._resize(Image.open(path).convert("RGB"), view, labels=False)
+
+    def _resize(self, image: Image.Image, view: View | None, labels: bool) -> np.ndarray:
+        """The picture, or the view's crop of it, at the size wanted: bilinear, labels nearest."""
+        size, corner = fit(image.size, self.image_size, self.resize)
+        resample = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
+        if view is not None:
+            image = image.resize(size, resample, view.box(*image.size))
+        elif image.size != size:
+            image = image.resize(size, resample)
+        if self.resize == "crop":
+            image = image.crop((*corner, *(side + self.image_size for side in corner)))
+        return np.asarray(image)
 
     def _read_features(self, clip) -> torch.Tensor:
         try:
@@ -196,16 +216,20 @@ def build_loader(
 class Shuffled(Mapping):
     """Control: every clip hears another clip's features, none its own.
 
-    The pairs are a random ring through `uids`, so each clip's sound is used once, whole. The two
-    clips of a pair share nothing but what chance gives them, the same class at times.
+    `frames` tells how many frames each clip has. The pairs are a random ring through the clips of each
+    length, so each clip's sound is used once, whole. The two clips of a pair share nothing but what
+    chance gives them, the same class at times.
     """
 
-    def __init__(self, features: Mapping[str, np.ndarray], uids: Sequence[str], seed: int) -> None:
-        if len(uids) < 2:
-            raise DataError(f"{len(uids)} clip to shuffle audio between; expected at least 2")
-        ring = [uids[index] for index in np.random.default_rng(seed).permutation(len(uids))]
+    def __init__(self, features: Mapping[str, np.ndarray], frames: Mapping[str, int], seed: int) -> None:
         self.features = features
-        self.source = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+        self.source: dict[str, str] = {}
+        for length in sorted(set(frames.values())):
+            uids = [uid for uid, own in frames.items() if own == length]
+            if len(uids) < 2:
+                raise DataError(f"{len(uids)} clip of {length} frames to shuffle audio between; expected at least 2")
+            ring = [uids[index] for index in np.random.default_rng(seed).permutation(len(uids))]
+            self.source |= dict(zip(ring, ring[1:] + ring[:1], strict=True))
 
     def __getitem__(self, uid: str) -> np.ndarray:
         return self.features[self.source[uid]]
@@ -218,32 +242,35 @@ class Shuffled(Mapping):
 
 
 class Constant(Mapping):
-    """Control: every clip of `uids` hears the same `features_TA` [T, A], those of silence for instance."""
+    """Control: every clip of `frames`, for as many frames as it tells, hears `features_A` [A], those of silence say."""
 
-    def __init__(self, features_TA: np.ndarray, uids: Sequence[str]) -> None:
-        self.features_TA = features_TA
-        self.uids = frozenset(uids)
+    def __init__(self, features_A: np.ndarray, frames: Mapping[str, int]) -> None:
+        self.features_A = features_A
+        self.frames = frames
 
     def __getitem__(self, uid: str) -> np.ndarray:
-        if uid not in self.uids:
-            raise KeyError(uid)
-        return self.features_TA
+        return np.repeat(self.features_A[None], self.frames[uid], axis=0)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.uids)
+        return iter(self.frames)
 
     def __len__(self) -> int:
-        return len(self.uids)
+        return len(self.frames)
 
 
-def _resize(image: Image.Image, longest: int, view: View | None, labels: bool) -> np.ndarray:
-    """The picture, or the view's crop of it, with the longer side scaled to `longest`: bilinear, labels nearest."""
-    scale = longest / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    resample = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
-    if view is not None:
-        return np.asarray(image.resize(size, resample, view.box(*image.size)))
-    return np.asarray(image if image.size == size else image.resize(size, resample))
+def fit(size: tuple[int, int], image_size: int, resize: Resize) -> tuple[tuple[int, int], tuple[int, int]]:
+    """To which width and height a picture of `size` is scaled, and the corner of the square cut from it for `crop`.
+
+    `longest` scales the longer side to `image_size`; `squash` both sides, whatever their ratio; `crop` the shorter
+    one, and the square in the middle is what stays. The last two round as AVSBench's own loader does.
+    """
+    if resize == "squash":
+        return (image_size, image_size), (0, 0)
+    if resize == "longest":
+        scale = image_size / max(size)
+        return tuple(max(1, round(side * scale)) for side in size), (0, 0)
+    scaled = tuple(int(side * image_size / min(size)) for side in size)
+    return scaled, tuple(round((side - image_size) / 2) for side in scaled)
 
 
 def _round_up(number: int, step: int) -> int:

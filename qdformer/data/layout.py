@@ -141,7 +141,7 @@ def write_clip(
             label.parent.mkdir()
         Image.fromarray(frames_THWC[index]).save(frame, quality=JPEG_QUALITY)
         label_image = Image.fromarray(labels_THW[index])
-        label_image.putpalette(_PALETTE)  # shows the classes in colours; the pixel values stay class ids
+        label_image.putpalette(PALETTE)  # shows the classes in colours; the pixel values stay class ids
         label_image.save(label)
     audio_path(partial).write_bytes(_encode(pcm, sample_rate, "WAV"))
     shutil.rmtree(folder, ignore_errors=True)
@@ -243,4 +243,5 @@ def _make_palette() -> list[int]:
     return palette.ravel().tolist()
 
 
-_PALETTE = _make_palette()
+PALETTE = _make_palette()
+"""256 x RGB, the colours that show classes in label maps."""

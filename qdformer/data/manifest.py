@@ -11,19 +11,11 @@ from pathlib import Path, PurePosixPath
 
 import pandas
 
-from qdformer.data.layout import (
-    BACKGROUND,
-    METADATA_COLUMNS,
-    OFF_SCREEN,
-    SOUND_COLUMNS,
-    SPLITS,
-    DataError,
-    audio_path,
-    clip_folder,
-    is_safe_name,
-)
-
-_PUBLISHED_FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}  # AVSBench-Semantic has no column for it
+from qdformer.data.avsbench import LAYOUTS, read_about, read_names, read_rows, read_semantic, youtube_disjoint
+from qdformer.data.labels import OBJECT
+from qdformer.data.layout import BACKGROUND, SOUND_COLUMNS, SPLITS, DataError
+from qdformer.data.tables import read_table
+from qdformer.settings import Task
 
 
 @dataclass(frozen=True)
@@ -45,8 +37,14 @@ class Classes:
 
 
 def read_classes(root: str | Path) -> Classes:
-    """Read `label2idx.json` and `classes.csv`, which must agree."""
+    """The classes of a data set: from `label2idx.json` and `classes.csv`, which must agree.
+
+    A published set has no `classes.csv`: its test clips all show other recordings than training does.
+    """
     root = Path(root)
+    if about := read_about(root):
+        names = read_names(root, about.kind)
+        return Classes(names, (True,) * len(names))
     index_path, table_path = root / "label2idx.json", root / "classes.csv"
     try:
         indices = json.loads(index_path.read_text(encoding="utf-8"))
@@ -60,7 +58,7 @@ def read_classes(root: str | Path) -> Classes:
         raise DataError(f"{index_path}: expected {BACKGROUND} with id 0 and at least one class")
     names = tuple(indices)[1:]
 
-    table = _read_table(table_path, ("id", "name", "unseen"))
+    table = read_table(table_path, ("id", "name", "unseen"))
     expected = [(str(index), name) for index, name in enumerate(names, start=1)]
     if list(zip(table["id"], table["name"], strict=True)) != expected:
         raise DataError(f"{table_path}: its ids and names are not those of {index_path.name}")
@@ -69,57 +67,49 @@ def read_classes(root: str | Path) -> Classes:
     return Classes(names, tuple(value == "1" for value in table["unseen"]))
 
 
-def read_manifest(root: str | Path) -> pandas.DataFrame:
-    """Read `metadata.csv`; one row per clip, in the file's order.
+def task_classes(classes: Classes, task: Task) -> Classes:
+    """The classes that the task tells apart: all of them, or with `avs` the one object."""
+    return classes if task == "avss" else Classes((OBJECT,), (all(classes.unseen),))
 
-    Columns: uid, subset (str), split ('train', 'val', 'test'), classes (tuple of the names that
-    sound while visible), silent (bool: nothing sounds, in or out of the picture), frames (int: T),
-    labelled (int: how many frames, from the first, have a label map), unseen (bool), folder
-    (Path), audio (Path).
+
+def read_sounding(root: str | Path) -> tuple[str, ...]:
+    """The names of what the clips can show sounding; none where the set does not name it, as MS3.
+
+    They are the classes, and in S4, whose one class is the object, the categories.
+    """
+    about = read_about(Path(root))
+    if about is None or about.kind == "avss":
+        return read_classes(root).names
+    return tuple(sorted({name for names in read_manifest(root)["classes"] for name in names}))
+
+
+def table_path(root: Path) -> Path:
+    """The data set's table of clips."""
+    about = read_about(root)
+    return root / (LAYOUTS[about.kind].table if about else "metadata.csv")
+
+
+def read_manifest(root: str | Path) -> pandas.DataFrame:
+    """One row per clip, in the order of the data set's table.
+
+    Columns: uid, video (the YouTube id, '' where there is none), subset (str), split ('train',
+    'val', 'test'), classes (tuple of the names that sound while visible), silent (bool: nothing
+    sounds, in or out of the picture), frames (int: T), labelled (int: how many frames, from the
+    first, have a label map), unseen (bool), images (tuple of T Paths), labels (tuple of T Paths,
+    None for a frame without a label map), binary (bool: the label files are masks, not class ids),
+    audio (Path). A published set is split by the rule in its `dataset.json`.
     """
     root = Path(root)
-    path = root / "metadata.csv"
-    table = _read_table(path, METADATA_COLUMNS)
-    known = set(read_classes(root).names)
-    rows = []
-    for line, row in enumerate(table.to_dict("records"), start=2):
-        where = f"{path}, line {line}, clip {row['uid']!r}"
-        for column in ("uid", "label"):
-            if not is_safe_name(row[column]):
-                raise DataError(f"{where}: {column} {row[column]!r} is not a plain name; expected no '/' and no '..'")
-        if row["split"] not in SPLITS:
-            raise DataError(f"{where}: unknown split {row['split']!r}; expected {', '.join(SPLITS)}")
-        tokens = row["a_obj"].split("_")
-        classes = tuple(token for token in tokens if token not in (BACKGROUND, OFF_SCREEN))
-        if unknown := [name for name in classes if name not in known]:
-            raise DataError(f"{where}: unknown class {unknown[0]!r} in a_obj; expected names of label2idx.json")
-        frames = row.get("frames", str(_PUBLISHED_FRAMES.get(row["label"], "")))
-        if not frames.isdecimal() or int(frames) < 1:
-            raise DataError(f"{where}: frames is {frames!r}; expected a whole number from 1")
-        unseen = row.get("unseen", "0")
-        if unseen not in ("0", "1"):
-            raise DataError(f"{where}: unseen is {unseen!r}; expected 0 or 1")
-        folder = clip_folder(root, row["label"], row["uid"])
-        rows.append(
-            {
-                "uid": row["uid"],
-                "subset": row["label"],
-                "split": row["split"],
-                "classes": classes,
-                "silent": tokens == [BACKGROUND],
-                "frames": int(frames),
-                "labelled": int(frames),
-                "unseen": unseen == "1",
-                "folder": folder,
-                "audio": audio_path(folder),
-            }
-        )
+    about, table = read_about(root), table_path(root)
+    if not table.is_file():
+        raise DataError(f"{table}: missing; the stage download writes it")
+    rows = read_rows(root, about.kind) if about else read_semantic(root, read_classes(root).names)
     manifest = pandas.DataFrame(rows)
     if manifest.empty:
-        raise DataError(f"{path}: no clips; expected a row for each")
+        raise DataError(f"{table}: no clips; expected a row for each")
     if (repeated := manifest["uid"].duplicated()).any():
-        raise DataError(f"{path}: clip {manifest['uid'][repeated].iloc[0]!r} is listed twice; uids must be unique")
-    return manifest
+        raise DataError(f"{table}: clip {manifest['uid'][repeated].iloc[0]!r} is listed twice; uids must be unique")
+    return youtube_disjoint(manifest) if about and about.split == "youtube_disjoint" else manifest
 
 
 def read_sounds(root: str | Path) -> pandas.DataFrame:
@@ -130,7 +120,7 @@ def read_sounds(root: str | Path) -> pandas.DataFrame:
     """
     root = Path(root)
     path = root / "sounds.csv"
-    table = _read_table(path, SOUND_COLUMNS)
+    table = read_table(path, SOUND_COLUMNS)
     for line, row in enumerate(table.to_dict("records"), start=2):
         where = f"{path}, line {line}, sound {row['path']!r}"
         relative = PurePosixPath(row["path"])
@@ -145,16 +135,3 @@ def read_sounds(root: str | Path) -> pandas.DataFrame:
     if repeated := table["path"][table.duplicated(["path", "split"])].tolist():
         raise DataError(f"{path}: sound {repeated[0]!r} is listed twice for one split")
     return table[list(SOUND_COLUMNS)].assign(path=[root / value for value in table["path"]])
-
-
-def _read_table(path: Path, columns: tuple[str, ...]) -> pandas.DataFrame:
-    """All cells as text; `DataError` if the file is missing, broken or lacks one of `columns`."""
-    try:
-        table = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; expected a table with the columns {', '.join(columns)}") from None
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable table ({error})") from None
-    if missing := [name for name in columns if name not in table.columns]:
-        raise DataError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-    return table

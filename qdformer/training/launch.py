@@ -27,7 +27,8 @@ from qdformer.settings import Train
 from qdformer.training.worker import work
 
 PACKAGE = Path(__file__).resolve().parents[1]
-CODE = ("data/augment.py", "data/dataset.py", "data/manifest.py", "loss", "model", "training")
+DATA_CODE = ("augment.py", "avsbench.py", "dataset.py", "labels.py", "manifest.py", "tables.py")
+CODE = (*(f"data/{name}" for name in DATA_CODE), "loss", "model", "training")
 
 # A local session of one training run has no use for these services; each costs a process, seconds or lines.
 QUIET = {

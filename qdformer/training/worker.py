@@ -14,7 +14,7 @@ import torch
 
 from qdformer.audio.store import FeatureStore
 from qdformer.data.dataset import AVSDataset, Batch, build_loader
-from qdformer.data.manifest import read_classes, read_manifest
+from qdformer.data.manifest import read_classes, read_manifest, task_classes
 from qdformer.loss.criterion import Criterion
 from qdformer.model.qdformer import QDFormer
 from qdformer.training.checkpoint import load_state, save_model, save_state
@@ -34,10 +34,18 @@ def work(config: dict[str, Any]) -> None:
     torch.manual_seed(recipe.seed)
     device = ray.train.torch.get_device()
 
-    manifest, classes = read_manifest(job.dataset), read_classes(job.dataset)
+    manifest, classes = read_manifest(job.dataset), task_classes(read_classes(job.dataset), recipe.task)
     features = FeatureStore(job.features)
     train_clips = manifest[(manifest["split"] == "train") & ~manifest["uid"].isin(features.left_out)]
-    data = AVSDataset(train_clips, features, recipe.image_size, recipe.augment, recipe.seed)
+    data = AVSDataset(
+        train_clips,
+        features,
+        recipe.image_size,
+        recipe.augment,
+        recipe.seed,
+        resize=recipe.resize,
+        task=recipe.task,
+    )
     model = QDFormer(recipe.model, len(classes)).to(device)
     criterion = Criterion(recipe.loss, len(classes)).to(device)
     network = ray.train.torch.prepare_model(model)

@@ -11,32 +11,10 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
 CONDITIONS = ("clean", "snr20", "snr10", "snr0", "snr-5", "shuffled", "silence", "untrained")
 SCORES = ("miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f", "davis_j", "davis_f", "davis_jf")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """The project's files as they are, without what it has computed, under Git as a clone is."""
-    copy = tmp_path_factory.mktemp("checkout") / "project"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=PROJECT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (PROJECT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, copy / name)
-    someone = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*someone, "commit", "-qm", "copy"]):
-        subprocess.run(["git", *command], cwd=copy, check=True)
-    return copy
 
 
 def reproduce(checkout: Path) -> str:

@@ -1,12 +1,22 @@
+import json
+import sys
+from pathlib import Path
+
 import pytest
 
+from pipelines.flows.data import parse_source
 from pipelines.stages import download as stage
-from qdformer.data.layout import DataError
-from qdformer.settings import Clips, Download
+from qdformer.data.manifest import read_manifest, read_sounds
+from qdformer.digests import tree_sha256
+from qdformer.errors import InputError
+from qdformer.settings import Clips, Download, SettingsError
+
+sys.path.append(str(Path(__file__).parents[1]))
+from fake_avsbench import made_up, write_fake
 
 SETTINGS = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=1), frames=2, image_size=32)
 
-OUTS = ["dataset", "dataset.sha256", "sounds", "sounds.sha256"]
+OUTS = ["dataset", "digests.json", "sounds"]
 
 
 def test_both_outs_are_whole_and_nothing_else_is_left(tmp_path):
@@ -17,19 +27,40 @@ def test_both_outs_are_whole_and_nothing_else_is_left(tmp_path):
     assert sorted(path.name for path in data.iterdir()) == OUTS
     assert (data / "dataset" / "metadata.csv").is_file() and (data / "sounds" / "sounds.csv").is_file()
     assert not (data / "dataset" / "old").exists()
+    digests = json.loads((data / "digests.json").read_text())
+    assert digests == {name: tree_sha256(data / name) for name in ("dataset", "sounds")}
 
 
-def test_data_that_fails_the_checks_never_becomes_an_out(tmp_path, monkeypatch):
-    def compose_damaged(dataset, *arguments):
+def test_a_published_set_has_no_single_sounds(tmp_path):
+    fake = write_fake(tmp_path / "fake", "s4", made_up("s4", 1))
+    settings = Download(dataset="s4", source=[str(fake)])
+    stage.download(settings, tmp_path / "data", tmp_path / "cache")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == OUTS
+    assert len(read_manifest(tmp_path / "data" / "dataset")) == 3
+    assert read_sounds(tmp_path / "data" / "sounds").empty
+    with pytest.raises(SettingsError, match=r"download.source is empty.*make data DATASET=s4 SOURCE="):
+        stage.download(Download(dataset="s4"), tmp_path / "other", tmp_path / "cache")
+
+
+def test_sources_are_divided_as_in_a_shell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = [str(tmp_path / "a.zip"), "https://x.test/b.zip?k=1", str(tmp_path / "my data"), "/c"]
+    assert parse_source("a.zip https://x.test/b.zip?k=1 'my data' /c") == expected
+    with pytest.raises(InputError, match="SOURCE='a: No closing quotation"):
+        parse_source("'a")
+
+
+def test_a_download_that_breaks_off_never_becomes_an_out(tmp_path, monkeypatch):
+    def break_off(dataset, *arguments):
         compose(dataset, *arguments)
-        (dataset / "v1m" / "val-0000" / "audio.wav").write_bytes(b"")
+        raise KeyboardInterrupt
 
     compose = stage.compose_toy
-    monkeypatch.setattr(stage, "compose_toy", compose_damaged)
+    monkeypatch.setattr(stage, "compose_toy", break_off)
     data = tmp_path / "data"
-    with pytest.raises(DataError, match="clip val-0000: .*audio.wav"):
+    with pytest.raises(KeyboardInterrupt):
         stage.download(SETTINGS, data, tmp_path / "cache")
     assert not (data / "dataset").exists() and not (data / "sounds").exists()
     monkeypatch.undo()
-    stage.download(SETTINGS, data, tmp_path / "cache")  # what the failure left is no hindrance
+    stage.download(SETTINGS, data, tmp_path / "cache")  # what it left is no hindrance
     assert sorted(path.name for path in data.iterdir()) == OUTS

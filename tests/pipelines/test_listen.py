@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,18 @@ import soundfile
 from PIL import Image
 
 from pipelines.listen import listen, parse_snr
+from pipelines.stages.download import download
 from pipelines.stages.mix import mix
 from pipelines.stages.noise import noise
 from qdformer import plots
-from qdformer.audio.read import read_audio
+from qdformer.audio.read import AudioError, read_audio
 from qdformer.data.layout import DataError, audio_path
 from qdformer.data.toy import compose_toy
 from qdformer.errors import InputError
 from qdformer.settings import Clips, Download, load_settings
+
+sys.path.append(str(Path(__file__).parents[1]))
+from fake_avsbench import made_up, write_fake
 
 TOY = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=12), frames=2, image_size=32)
 
@@ -52,6 +57,22 @@ def test_without_noise_it_is_the_clip(workspace):
     assert np.array_equal(read_audio(sound), read_audio(clip))
 
 
+def test_a_published_clip_with_its_sound_and_with_a_spectrogram_in_its_place(tmp_path):
+    for log_mel in (False, True):
+        root = tmp_path / str(log_mel)
+        fake = write_fake(tmp_path / f"fake-{log_mel}", "s4", made_up("s4", 1), log_mel=log_mel)
+        download(Download(dataset="s4", source=[str(fake)]), root / "data", tmp_path / "cache")
+        noise(load_settings().noise.model_copy(update={"source": "none"}), root / "data", tmp_path / "cache")
+        if log_mel:
+            with pytest.raises(AudioError, match=r"test__-0000\.pkl: .*need the sound itself"):
+                listen(load_settings(), root, "test__-0000", None)
+            continue
+        sound, _ = listen(load_settings(), root, "test__-0000", None)
+        assert soundfile.info(sound).duration == 5
+        with pytest.raises(AudioError, match="no noise of the split test; try SNR=clean"):
+            listen(load_settings(), root, "test__-0000", 5.0)
+
+
 def test_the_picture_says_what_it_shows(workspace, monkeypatch):
     shown = []
     draw = plots.spectrograms
@@ -83,7 +104,7 @@ def test_what_counts_as_an_snr():
     [
         (["--clip=", "--snr=5"], 1, "CLIP is missing"),
         (["--clip=test-0000", "--snr=loud"], 1, "SNR=loud"),
-        (["--clip=test-0000", "--snr=5", "--data=nope"], 2, "no preset 'nope'; there are: stamps, toy"),
+        (["--clip=test-0000", "--snr=5", "--data=nope"], 2, "no preset 'nope'; there are: avss, ms3, s4, stamps, toy"),
         (["--clip=test-0000", "--snr=5", "--data=toy"], 1, "metadata.csv: missing"),
     ],
 )

@@ -14,9 +14,10 @@ import pytest
 from pipelines.stages.mix import mix
 from pipelines.stages.noise import noise
 from qdformer.audio.mixing import read_condition
+from qdformer.audio.noise import read_noises
 from qdformer.audio.read import AudioError
 from qdformer.data.toy import compose_toy
-from qdformer.settings import Clips, Download, load_settings
+from qdformer.settings import Clips, Download, load_settings, parse_settings
 
 PROJECT = Path(__file__).parents[2]
 TOY = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=2), frames=2, image_size=32)
@@ -39,6 +40,16 @@ def test_the_noises_of_the_data_set_serve_the_mixing(data, tmp_path):
     manifest = read_condition(data / "mixed" / "snr0")
     assert len(manifest) == 2 and manifest["snr_achieved"].tolist() == pytest.approx([0, 0], abs=0.01)
     assert set(manifest["noise"]) <= {path.name for path in (data / "noise" / "test").iterdir()}
+
+
+def test_no_noise_is_a_table_without_any(data, tmp_path):
+    values = load_settings().model_dump()
+    values["noise"]["source"], values["mix"]["conditions"] = "none", {"clean": None}
+    settings = parse_settings(values)
+    noise(settings.noise, data, tmp_path / "cache")
+    assert len(read_noises(data / "noise")) == 0 and (data / "noise.sha256").is_file()
+    mix(settings, "clean", data)
+    assert len(read_condition(data / "mixed" / "clean")) == 4
 
 
 def test_the_digest_follows_the_noises(data, tmp_path):

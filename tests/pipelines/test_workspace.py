@@ -14,8 +14,10 @@ from pipelines.workspace import (
     locked,
     one_at_a_time,
     open_workspace,
+    own_values,
     preset_settings,
     provenance,
+    remember,
     tracking_environment,
 )
 from qdformer.settings import SettingsError
@@ -35,9 +37,39 @@ def test_the_data_set_of_params_yaml_is_the_default(project):
     assert open_workspace("stamps", project.root) == open_workspace("", project.root) == project.root
 
 
+def test_the_presets_of_the_published_sets_follow_the_paper():
+    for name, epochs in (("s4", 13), ("ms3", 13), ("avss", 16)):
+        settings = preset_settings(name)
+        assert settings.download.dataset == name and settings.download.seed is None
+        assert settings.mix.conditions == {"clean": None} and settings.noise.source == "none"
+        train = settings.train
+        assert train.task == ("avss" if name == "avss" else "avs") and train.resize == "longest"
+        assert (train.epochs, train.batch_size, train.learning_rate, train.weight_decay) == (epochs, 4, 1e-4, 5e-4)
+        assert [round(share * epochs) for share in train.drop_at] == [11, 14][: len(train.drop_at)]
+        assert train.model.encoder == "deformable" and train.model.width == 256 and train.image_size == 224
+
+
+def test_what_a_user_gives_is_laid_over_the_preset_and_remembered(project):
+    remember("s4", {"download": {"source": ["/data/s4.zip"]}}, project.root)
+    remember("s4", {"train": {"epochs": 2}}, project.root)
+    settings = preset_settings("s4", project.root)
+    assert settings.download.source == ["/data/s4.zip"] and settings.train.epochs == 2
+    assert settings.train.model == preset_settings("s4").train.model
+    params = yaml.safe_load((open_workspace("s4", project.root) / "params.yaml").read_text())
+    assert params["download"]["source"] == ["/data/s4.zip"] and params["train"]["epochs"] == 2
+    kept = own_values("s4", project.root).read_text()
+    with pytest.raises(SettingsError, match=r"s4 with the values given: train\.epochs"):
+        remember("s4", {"train": {"epochs": 0}}, project.root)
+    assert own_values("s4", project.root).read_text() == kept
+    with pytest.raises(SettingsError, match="no preset 'nope'"):
+        remember("nope", {}, project.root)
+    with pytest.raises(SettingsError, match=r"params\.yaml; change them there"):
+        remember("stamps", {}, project.root)
+
+
 @pytest.mark.parametrize("name", ["nope", "../toy", "."])
 def test_an_unknown_preset_names_those_there_are_and_writes_nothing(project, name):
-    with pytest.raises(SettingsError, match=r"no preset .*; there are: stamps, toy"):
+    with pytest.raises(SettingsError, match=r"no preset .*; there are: avss, ms3, s4, stamps, toy"):
         open_workspace(name, project.root)
     assert not (project.root / "workspaces").exists()
 

@@ -21,7 +21,11 @@ def test_one_row_a_clip(root):
     assert manifest["unseen"].tolist() == [False, False, True, False]
     assert set(manifest["frames"]) == set(manifest["labelled"]) == {3}
     assert manifest["audio"][0] == root / "v1m" / "a" / "audio.wav"
+    assert all(path.is_file() for column in ("images", "labels") for paths in manifest[column] for path in paths)
     assert all(path.is_file() for path in manifest["audio"])
+    assert manifest["images"][0][2] == root / "v1m" / "a" / "frames" / "2.jpg"
+    assert manifest["labels"].map(len).tolist() == [3] * 4
+    assert set(manifest["video"]) == {""}
 
 
 def test_classes_in_the_order_of_their_ids(root):
@@ -32,12 +36,13 @@ def test_classes_in_the_order_of_their_ids(root):
 
 def test_the_published_columns_are_enough(root):
     (root / "metadata.csv").write_text(
-        "vid,uid,s_min,s_sec,a_obj,split,label\nx,x_0_5000,0,0,dog,val,v1s\ny,y,0,9,cat_off-the-screen,val,v2\n"
+        "vid,uid,s_min,s_sec,a_obj,split,label\nAbcdefghij-,Abcdefghij-_0_5000,0,0,dog,val,v1s\ny,y,0,9,cat_off-the-screen,val,v2\n"
     )
     manifest = read_manifest(root)
     assert manifest["frames"].tolist() == [5, 10]
+    assert manifest["video"].tolist() == ["Abcdefghij-", "y"]
     assert manifest["classes"].tolist() == [("dog",), ("cat",)]
-    assert not manifest["unseen"].any() and not manifest["silent"].any()
+    assert manifest["unseen"].all() and not manifest["silent"].any()
 
 
 @pytest.mark.parametrize(

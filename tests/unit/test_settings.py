@@ -42,7 +42,7 @@ def test_audioset_s_settings_are_valid(values):
     ("key", "value", "message"),
     [
         ("train.epoch", 3, r"train\.epoch: unknown key; known here: .*epochs"),
-        ("nosuch", {}, r"nosuch: unknown key; known here: download, pretrain"),
+        ("nosuch", {}, r"nosuch: unknown key; known here: download, check, pretrain"),
         ("train.epochs", "three", r"train\.epochs: .*integer.*'three'"),
         ("train.epochs", 0, r"train\.epochs: .*greater than 0, not 0"),
         ("train.epochs", True, r"train\.epochs: .*integer"),
@@ -53,8 +53,20 @@ def test_audioset_s_settings_are_valid(values):
         ("download.image_size", 100, r"download\.image_size: .*multiple of 32, not 100"),
         ("mix.conditions", {"clean": None, "snr20": 10.0}, r"mix: condition snr20 must be 20\.0, not 10\.0"),
         ("mix.conditions", {"snr20": 20.0}, r"mix: conditions must hold clean"),
-        ("noise.source", "youtube", r"noise\.source: .*'dataset' or 'audioset', not 'youtube'"),
+        ("noise.source", "youtube", r"noise\.source: .*'dataset', 'audioset' or 'none', not 'youtube'"),
         ("noise.source", "audioset", r"noise: source: audioset needs segments, ontology, and folder or fetch: true"),
+        ("noise.source", "none", r"noise\.source: none leaves mix\.conditions nothing for snr-5, snr0, snr10, snr20"),
+        ("download.seed", None, r"download: dataset: stamps needs seed"),
+        ("download.source", ["s4.zip"], r"download: dataset: stamps is composed; source, sha256 and split are for"),
+        ("download.split", "youtube_disjoint", r"download: dataset: stamps is composed"),
+        (
+            "download.dataset",
+            "s4",
+            r"download: dataset: s4 is not composed; seed, clips, frames, image_size",
+        ),
+        ("download.sha256", ["12"], r"download\.sha256\.0: .*not '12'"),
+        ("train.task", "vos", r"train\.task: .*'avs' or 'avss', not 'vos'"),
+        ("train.resize", "pad", r"train\.resize: .*'longest', 'squash' or 'crop', not 'pad'"),
         ("noise.labels", [], r"noise\.labels: .*at least 1 item"),
         ("noise.count", {"test": 0}, r"noise\.count\.test: .*greater than 0, not 0"),
         ("noise.count", {"exam": 9}, r"noise\.count\.exam.*: .*'train', 'val' or 'test'"),
@@ -76,6 +88,19 @@ def test_a_wrong_value_names_its_key(values, key, value, message):
     section[last] = value
     with pytest.raises(SettingsError, match=message):
         parse_settings(values)
+
+
+PUBLISHED = {"dataset": "s4", "source": ["a.zip", "b.zip"]}
+
+
+def test_a_published_set_needs_none_of_a_composed_one_s_settings(values):
+    values["train"]["task"] = "avs"
+    assert parse_settings(values | {"download": PUBLISHED}).download.split == "published"
+    with pytest.raises(SettingsError, match=r"download: sha256 has 1 digests; expected 2, as source"):
+        parse_settings(values | {"download": PUBLISHED | {"sha256": ["0" * 64]}})
+    values["train"]["task"] = "avss"
+    with pytest.raises(SettingsError, match=r"download\.dataset: s4 names no classes; expected train\.task: avs"):
+        parse_settings(values | {"download": PUBLISHED})
 
 
 def test_a_missing_key_is_named(values):

@@ -496,7 +496,7 @@ def test_composed_set_is_valid_and_the_same_however_many_workers(
             for name in (first, second)
         ]
         assert trees[0] == trees[1]
-    check_dataset(tmp_path / "1")
-    check_sounds(tmp_path / "sounds1")
+    assert not check_dataset(tmp_path / "1").errors
+    assert not check_sounds(tmp_path / "sounds1").errors
     manifest = read_manifest(tmp_path / "1")
     assert manifest["split"].value_counts().to_dict() == {"train": 5, "val": 1, "test": 2}

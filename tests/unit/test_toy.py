@@ -8,7 +8,6 @@ from PIL import Image
 from test_layout import digests
 
 from qdformer.data.checks import check_dataset, check_sounds
-from qdformer.data.layout import frame_path, label_path
 from qdformer.data.manifest import read_classes, read_manifest, read_sounds
 from qdformer.data.toy import CLASSES, NOISES, compose_toy
 from qdformer.settings import Clips, Download
@@ -27,15 +26,15 @@ def toy(tmp_path_factory):
 
 
 def labels_of(clip):
-    return np.stack([np.asarray(Image.open(label_path(clip.folder, second))) for second in range(clip.frames)])
+    return np.stack([np.asarray(Image.open(path)) for path in clip.labels])
 
 
 def test_it_passes_the_checks_and_has_what_was_asked(toy):
-    check_dataset(toy / "dataset")
-    check_sounds(toy / "sounds")
+    assert not check_dataset(toy / "dataset").errors
+    assert not check_sounds(toy / "sounds").findings
     manifest = read_manifest(toy / "dataset")
     assert manifest["split"].value_counts().to_dict() == {"train": 10, "val": 3, "test": 5}
-    assert Image.open(frame_path(manifest["folder"][0], 4)).size == (64, 64)
+    assert Image.open(manifest["images"][0][4]).size == (64, 64)
     assert read_classes(toy / "dataset").names == tuple(kind.name for kind in CLASSES)
 
 

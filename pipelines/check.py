@@ -1,0 +1,58 @@
+"""What is wrong with the data set, or with a list of clips alone: a table here, pictures in reports/check.html."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pipelines.cli import FAILED, command_main
+from pipelines.findings import load, save, show
+from pipelines.workspace import dvc_command, one_at_a_time, open_workspace
+from qdformer.data.checks import check_table, stop_on_errors
+
+
+def check_list(path: Path, out: Path | None) -> None:
+    """Show what a list of clips tells without its media, and write it to the folder `out`; `DataError` for errors."""
+    report = check_table(path)
+    if out is not None:
+        save([report], out)
+    show([report], out)
+    stop_on_errors(report)
+
+
+def check_workspace(name: str) -> None:
+    """Bring the preset's stage `check` up to date, and show what it found if it was so already."""
+    workspace = open_workspace(name)
+    reports = workspace / "reports"
+    before = _written(reports)
+    with one_at_a_time(workspace) as lock:
+        environment = {**os.environ, "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
+        command = [dvc_command(), "repro", "check"]
+        if subprocess.run(command, cwd=workspace, env=environment, pass_fds=(lock,)).returncode:
+            sys.exit(FAILED)
+    if _written(reports) == before:
+        show(load(reports), reports)
+
+
+def _written(reports: Path) -> int:
+    path = reports / "check.json"
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="", help="a preset in pipelines/presets/ (default: params.yaml as it is)")
+    parser.add_argument("--metadata", help="a published list of clips (AVSBench's S4, MS3, AVSS) to judge by itself")
+    parser.add_argument("--out", type=Path, help="with --metadata: a folder for check.json and check.html")
+    arguments = parser.parse_args()
+    if arguments.metadata:
+        check_list(Path(arguments.metadata), arguments.out)
+    else:
+        check_workspace(arguments.data)
+
+
+if __name__ == "__main__":
+    command_main(main)

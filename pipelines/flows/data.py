@@ -1,0 +1,50 @@
+"""Flow `data`: take in a published data set, from what the user names; `make repro DATA=...` goes on from there."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from prefect import flow
+
+from pipelines.flows.pipeline import bring_up_to_date
+from pipelines.flows.server import api
+from pipelines.flows.terminal import arguments, load_tracking, run_command
+from pipelines.workspace import one_at_a_time, open_workspace, remember
+from qdformer.errors import InputError
+from qdformer.fetch import is_url
+
+
+@flow(name="data", flow_run_name="data {data}")
+def take_in(data: str, source: list[str]) -> None:
+    """Remember `source` for the preset `data` (none: as it was) and bring its stage `download` up to date."""
+    if source:
+        remember(data, {"download": {"source": source}})
+    workspace = open_workspace(data)
+    with one_at_a_time(workspace) as lock:
+        bring_up_to_date(workspace, lock, ("download",))
+    print(f"The data is in {workspace / 'data' / 'dataset'}; go on with:  make repro DATA={data}")
+
+
+def parse_source(text: str) -> list[str]:
+    """Paths and URLs, divided by blanks and quoted as in a shell; the paths become absolute."""
+    try:
+        parts = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"SOURCE={text}: {error}") from None
+    return [part if is_url(part) else str(Path(part).expanduser().resolve()) for part in parts]
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__)
+    parser.add_argument("--source", default="", help="folders, archives or URLs that hold it (default: as before)")
+    given = parser.parse_args()
+
+    def run() -> None:
+        if not given.data:
+            raise InputError("DATASET is missing; expected s4, ms3 or avss, as in: make data DATASET=s4 SOURCE=s4.zip")
+        source = parse_source(given.source)
+        with api(meanwhile=load_tracking):
+            take_in(given.data, source)
+
+    run_command(run, given.data)

@@ -1,0 +1,34 @@
+"""Stage `check`: data/dataset, data/sounds -> reports/check.json, check.html, and the digests of what passed.
+
+The later stages depend on these digests, so that nothing is computed from data in which there is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipelines.cli import stage_main
+from pipelines.findings import save, show
+from qdformer.data.checks import check_dataset, check_sounds, stop_on_errors
+from qdformer.settings import Check, Settings
+
+
+def check(settings: Check, data: Path, reports: Path) -> None:
+    """Report what is wrong, then write `data/dataset.sha256` and `data/sounds.sha256`, or raise `DataError`."""
+    dataset, sounds = check_dataset(data / "dataset", settings.speck, settings.tolerate), check_sounds(data / "sounds")
+    found = [dataset, sounds] if sounds.files else [dataset]  # a published set has no single sounds
+    save(found, reports)
+    show(found, reports)
+    for report in found:
+        stop_on_errors(report)
+    for name, digest in json.loads((data / "digests.json").read_text(encoding="utf-8")).items():
+        (data / f"{name}.sha256").write_text(digest + "\n", encoding="ascii")
+
+
+def main(settings: Settings) -> None:
+    check(settings.check, Path("data"), Path("reports"))
+
+
+if __name__ == "__main__":
+    stage_main(main)

@@ -1,0 +1,244 @@
+"""What a data set's lists alone tell: no clip is opened, so 12,000 rows take a second.
+
+Reads the lists of AVSBench as they are published (S4, MS3 and AVSS, told apart by their columns) and `metadata.csv`
+as `layout` writes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+import pandas
+
+from qdformer.data.avsbench import LAYOUTS, VIDEO_ID, Kind
+from qdformer.data.checks.findings import Finding, Report, Sharing, Spanning, found, make_report
+from qdformer.data.layout import (
+    BACKGROUND,
+    EXTRA_COLUMNS,
+    OFF_SCREEN,
+    SPLITS,
+    DataError,
+    is_safe_name,
+)
+from qdformer.data.tables import read_table
+
+_PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_LIKE = 0.8  # of difflib: the least likeness of a misspelt name and the class that is meant
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A published list: the clips of its splits, and how many clips its paper says there are."""
+
+    kind: Kind
+    clips: Mapping[str, int]
+    stated: int
+
+
+PUBLICATIONS = (
+    Publication("s4", {"train": 3452, "val": 740, "test": 740}, 4932),
+    Publication("ms3", {"train": 296, "val": 64, "test": 64}, 424),
+    Publication("avss", {"train": 8498, "val": 1304, "test": 1554}, 12356),
+)
+"""AVSBench (Zhou et al., ECCV 2022) and AVSBench-Semantic (Zhou et al., 2023), whose list is shorter than stated."""
+
+
+@dataclass(frozen=True)
+class ClipList:
+    """A list of clips.
+
+    `counts` has the rows of each split. Of them `rows` has those that are used, with the columns line (in the file),
+    uid, video ('' where the clip comes from none), subset, split and names (tuple of the categories as they are
+    written). `publication` is the published list it is, `classes` the names of the classes where they lie beside it.
+    """
+
+    path: Path
+    counts: Mapping[str, int]
+    rows: pandas.DataFrame
+    publication: Publication | None
+    classes: frozenset[str] | None
+
+    def only(self, uids: Iterable[str]) -> ClipList:
+        """The list with the rows of `uids` alone, where a split rule leaves others out."""
+        return replace(self, rows=self.rows[self.rows["uid"].isin(set(uids))])
+
+
+def check_table(path: str | Path) -> Report:
+    """Judge a list of clips without its media; `DataError` if it is missing or not one of the known kinds."""
+    clips = read_list(Path(path))
+    return make_report(
+        str(path),
+        clips_per_split(clips.rows["split"]),
+        0,
+        check_list(clips),
+        sharing=share_videos(clips.rows),
+        spanning=span_splits(clips.rows),
+    )
+
+
+def clips_per_split(splits: Iterable[str]) -> dict[str, int]:
+    """How many clips each split has, the known splits first."""
+    counts = Counter(splits)
+    return {split: counts[split] for split in (*SPLITS, *sorted(set(counts) - set(SPLITS))) if counts[split]}
+
+
+def read_list(path: Path) -> ClipList:
+    """Read a list whose columns are those of a published one or of `layout`; nothing in its rows is judged."""
+    table = read_table(path, ("split",))
+    columns = list(table.columns)
+    publication = next((one for one in PUBLICATIONS if set(LAYOUTS[one.kind].columns) <= set(columns)), None)
+    if publication is None:
+        expected = "; ".join(",".join(LAYOUTS[one.kind].columns) for one in PUBLICATIONS)
+        raise DataError(f"{path}: its columns are {','.join(columns)}; expected those of a published list: {expected}")
+    if set(EXTRA_COLUMNS) <= set(columns):  # composed clips come from no video
+        publication = None
+    rows = pandas.DataFrame({"line": range(2, len(table) + 2), "split": table["split"]})
+    names: Iterable[Iterable[str]]
+    if "a_obj" in columns:
+        uid, video, subset, names = table["uid"], table["vid"], table["label"], table["a_obj"].str.split("_")
+    elif "category" in columns:
+        uid, video, subset, names = table["name"], table["name"], "", ([name] for name in table["category"])
+    else:
+        uid, video, subset, names = table["video_id"], table["video_id"], "", ([] for _ in table["video_id"])
+    rows["uid"], rows["subset"], rows["names"] = uid, subset, [tuple(row) for row in names]
+    rows["video"] = video.str[:VIDEO_ID] if publication else ""
+    return ClipList(
+        path, clips_per_split(rows["split"]), rows, publication, _read_class_names(path) if "a_obj" in columns else None
+    )
+
+
+def _read_class_names(table: Path) -> frozenset[str] | None:
+    path = table.with_name("label2idx.json")
+    try:
+        return frozenset(json.loads(path.read_text(encoding="utf-8"))) - {BACKGROUND}
+    except FileNotFoundError:
+        return None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: not valid JSON with the names of the classes ({error})") from None
+
+
+def check_list(clips: ClipList) -> Iterator[Finding]:
+    """Everything wrong that the rows alone tell."""
+    if clips.rows.empty:
+        raise DataError(f"{clips.path}: no clips; expected a row for each")
+    where = clips.path.name
+    known = clips.classes if clips.classes is not None else _plain_names(clips.rows["names"])
+    meant = {name: nearest(name, known) for name in _all_names(clips.rows["names"]) - known - {BACKGROUND, OFF_SCREEN}}
+    yield from _check_counts(clips)
+    seen: dict[str, int] = {}
+    for row in clips.rows.itertuples(index=False):
+        for problem in _row_problems(row):
+            yield found("bad-row", f"line {row.line}: {problem}", clip=row.uid, file=where)
+        if row.uid in seen:
+            message = f"line {row.line}: the same name as line {seen[row.uid]}"
+            yield found("duplicate-uid", message, clip=row.uid, file=where)
+        seen.setdefault(row.uid, row.line)
+        if OFF_SCREEN in row.names:
+            yield found("off-screen-row", f"line {row.line}: {'_'.join(row.names)}", clip=row.uid, file=where)
+        if BACKGROUND in row.names:
+            yield found("background-row", f"line {row.line}: {'_'.join(row.names)}", clip=row.uid, file=where)
+        for name in row.names:
+            if name not in meant:
+                continue
+            if likely := meant[name]:
+                message = f"line {row.line}: {name!r} is no class; {likely!r} is likely meant"
+                finding = found("class-typo", message, clip=row.uid, file=where, name=name, likely=likely)
+                read = clips.publication and name.replace(" ", "") == likely  # as `read_semantic` does
+                yield finding if read else replace(finding, severity="error")
+            else:
+                yield found("unknown-class", f"line {row.line}: {name!r} is no class", clip=row.uid, file=where)
+    yield from _check_classes(clips.rows, known, where)
+    yield from _check_videos(clips.rows, where)
+
+
+def nearest(name: str, classes: Collection[str]) -> str | None:
+    """The class that `name` likely means: it differs in blanks and capitals only, or in a letter or two."""
+
+    def bare(text: str) -> str:
+        return re.sub(r"\s", "", text).lower()
+
+    same = sorted(one for one in classes if bare(one) == bare(name))
+    return next(iter(same or difflib.get_close_matches(name, sorted(classes), 1, _LIKE)), None)
+
+
+def _all_names(names: Iterable[tuple[str, ...]]) -> set[str]:
+    return {name for row in names for name in row}
+
+
+def _plain_names(names: Iterable[tuple[str, ...]]) -> frozenset[str]:
+    """Without a list of the classes, all names are taken for classes that are spelt as classes are."""
+    return frozenset(name for name in _all_names(names) if _PLAIN_NAME.fullmatch(name)) - {BACKGROUND, OFF_SCREEN}
+
+
+def _row_problems(row) -> Iterator[str]:
+    for name in filter(None, (row.uid, row.subset)):
+        if not is_safe_name(name):
+            yield f"{name!r} is not a plain name; expected no '/' and no '..'"
+    if not row.uid:
+        yield "no name; expected the clip's"
+    if row.split not in SPLITS:
+        yield f"unknown split {row.split!r}; expected {', '.join(SPLITS)}"
+
+
+def _check_counts(clips: ClipList) -> Iterator[Finding]:
+    if (publication := clips.publication) is None:
+        return
+    where, name, total = clips.path.name, publication.kind.upper(), sum(clips.counts.values())
+    if total != publication.stated:
+        message = f"{total:,} clips; the paper of {name} states {publication.stated:,}"
+        yield found("row-count", message, file=where, clips=total, stated=publication.stated)
+    for split, stated in publication.clips.items():
+        if (count := clips.counts.get(split, 0)) != stated:
+            message = f"{count:,} clips of {split}; the published list of {name} has {stated:,}"
+            yield found("row-count", message, file=where, split=split, clips=count, stated=stated)
+
+
+def _check_classes(rows: pandas.DataFrame, known: Collection[str], where: str) -> Iterator[Finding]:
+    for split in clips_per_split(rows["split"]):
+        present = _all_names(rows["names"][rows["split"] == split])
+        if absent := sorted(set(known) - present):
+            count = "1 class" if len(absent) == 1 else f"{len(absent)} classes"
+            message = f"{count} in no clip of {split}: {', '.join(absent)}"
+            yield found("absent-class", message, file=where, split=split, classes=absent)
+
+
+def _check_videos(rows: pandas.DataFrame, where: str) -> Iterator[Finding]:
+    taken = rows[rows["video"] != ""]
+    spanning = taken[taken.groupby("video")["split"].transform("nunique") > 1]
+    for video, clips in spanning.groupby("video", sort=True):
+        uids = {split: clips["uid"][clips["split"] == split].tolist() for split in clips_per_split(clips["split"])}
+        message = f"video {video}: " + "; ".join(f"{split} {', '.join(names)}" for split, names in uids.items())
+        yield found("shared-video", message, file=where, video=video, clips=uids)
+
+
+def share_videos(rows: pandas.DataFrame) -> tuple[Sharing, ...]:
+    """For every two splits, and for each subset of the later: how many of its clips share a video with the earlier."""
+    taken = rows[rows["video"] != ""]
+    videos = {split: set(taken["video"][taken["split"] == split]) for split in clips_per_split(taken["split"])}
+    subsets = sorted(set(taken["subset"]))
+    table = []
+    for other, split in combinations(videos, 2):
+        for subset in ["", *(subsets if len(subsets) > 1 else [])]:
+            ours = taken[(taken["split"] == split) & ((taken["subset"] == subset) if subset else True)]
+            shared = ours[ours["video"].isin(videos[other])]
+            if len(shared):
+                table.append(Sharing(subset, split, other, len(shared), len(ours), shared["video"].nunique()))
+    return tuple(table)
+
+
+def span_splits(rows: pandas.DataFrame) -> tuple[Spanning, ...]:
+    """How many videos have clips in more than one split: of all rows, and of each subset by itself."""
+    taken = rows[rows["video"] != ""]
+    subsets = sorted(set(taken["subset"]))
+    groups = {"": taken} if len(taken) else {}
+    if len(subsets) > 1:
+        groups |= {subset: taken[taken["subset"] == subset] for subset in subsets}
+    splits = {subset: group.groupby("video")["split"].nunique() for subset, group in groups.items()}
+    return tuple(Spanning(subset, int((counts > 1).sum()), len(counts)) for subset, counts in splits.items())
