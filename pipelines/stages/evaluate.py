@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -61,7 +60,7 @@ def evaluate_checkpoint(
         return store
 
     results = {}
-    with tqdm(total=len(names) * len(uids), unit="clip", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(names) * len(uids), unit="clip", disable=None) as bar:
         for name in names:
             bar.set_description(name)
             model, classes = models["untrained" if name == "untrained" else "trained"]

@@ -210,7 +210,9 @@ def make_features(
     with Journal(Path(cache) / f"{path.stem}.journal", info) as journal:
         missing = [clip for clip in clips if not journal.has(clip.uid, stamps[clip.uid])]
         problems: dict[str, str] = {}
-        bar = tqdm(total=len(clips), initial=len(clips) - len(missing), desc=condition, disable=not progress)
+        bar = tqdm(
+            total=len(clips), initial=len(clips) - len(missing), desc=condition, disable=None if progress else True
+        )
         with bar:
             for results in executor(recipe, _chunks(missing)) if missing else ():
                 problems |= {result.clip.uid: result.problem for result in results if result.problem}

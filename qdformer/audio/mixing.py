@@ -202,7 +202,7 @@ def _write_noisy(
     pools = {split: list(noises["path"][noises["split"] == split]) for split in clips["split"].unique()}
     read_noise = functools.lru_cache(_RECORDINGS_KEPT)(read_audio)
     rows, bad = [], []
-    for clip in tqdm(list(clips.itertuples()), desc=f"{snr_db:g} dB", unit="clip", disable=not sys.stderr.isatty()):
+    for clip in tqdm(list(clips.itertuples()), desc=f"{snr_db:g} dB", unit="clip", disable=None):
         if not pools[clip.split]:
             raise AudioError(f"noise.csv: no noise of the split {clip.split}, which clip {clip.uid} needs")
         name = f"{clip.uid}.flac"

@@ -91,7 +91,7 @@ def collect_audioset(
     for split, count in settings.count.items():
         tally: Counter[str] = Counter()
         eligible = [item for item in candidates if split_of(item.youtube_id, settings.count, settings.seed) == split]
-        with tqdm(total=count, desc=f"noise {split}", unit="clip", disable=not sys.stderr.isatty()) as bar:
+        with tqdm(total=count, desc=f"noise {split}", unit="clip", disable=None) as bar:
             for segment in eligible:
                 if tally["usable"] == count:
                     break

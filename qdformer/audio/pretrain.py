@@ -140,7 +140,7 @@ def _train(
         centre = calibration.mean(dim=0)
         spread = (calibration - centre).square().mean().sqrt()
     student.train()
-    bar = tqdm(range(settings.steps), desc="pretrain VGGish", disable=not progress)
+    bar = tqdm(range(settings.steps), desc="pretrain VGGish", disable=None if progress else True)
     for step in bar:
         _set_rate(optimiser, settings.learning_rate, step, settings.steps)
         waveforms, labels = mixer.draw(settings.batch_size)

@@ -89,9 +89,9 @@ def test_the_prediction_is_what_it_says():
     model = make_model().eval()
     images, audio, _ = make_clips(height=40, width=64)
     with torch.no_grad():
-        model.mask_decoder.classify.bias[:-1] += 2  # so that some pixels exceed one half
-        model.mask_decoder.filter[-1].bias[-1] += 2
-        model.mask_decoder.filter[-1].weight *= 20
+        model.mask_decoder.classify.bias[:-1] += 2
+        model.mask_decoder.filter[-1].bias[-1] -= 1
+        model.mask_decoder.filter[-1].weight *= 20  # some pixels exceed `FOREGROUND`, some do not
     prediction = model.predict(images, audio)
     output = prediction.output
     masks = (

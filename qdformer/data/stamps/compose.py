@@ -158,7 +158,9 @@ def write_scenes(root: Path, assets: Assets, download: Download, progress: bool 
         os.cpu_count(), initializer=_start_worker, initargs=(root, assets, download)
     ) as pool:
         clips = pool.imap_unordered(_compose_job, jobs, chunksize=4)
-        for row in tqdm(clips, total=len(jobs), desc="compose", unit="clip", disable=not progress, leave=False):
+        for row in tqdm(
+            clips, total=len(jobs), desc="compose", unit="clip", disable=None if progress else True, leave=False
+        ):
             rows[row["uid"]] = row
     order = [_uid(split, index) for split, index in jobs]
     write_metadata(root, [rows[uid] for uid in order], assets.classes)

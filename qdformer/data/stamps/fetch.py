@@ -222,7 +222,9 @@ def _unpack(deb: Path, wanted: list[Source], files: Path, progress: bool) -> tup
         del left[path]
         bar.update()
 
-    with tqdm(total=len(wanted), desc=f"unpack {deb.name}", unit="file", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=len(wanted), desc=f"unpack {deb.name}", unit="file", disable=None if progress else True, leave=False
+    ) as bar:
         for path, content in read_package(deb, containers | set(by_path)):
             if path in left:
                 take(path, content)
@@ -302,7 +304,12 @@ def _watch_download(
     """Download into `folder` and show how far it is; return what went wrong, or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(
-        total=sum(sizes.values()), desc="download", unit="B", unit_scale=True, disable=not progress, leave=False
+        total=sum(sizes.values()),
+        desc="download",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,
+        leave=False,
     ) as bar:
         command = ["apt-get", "-qq", *options, "download", *packages]
         environment = {**os.environ, "LC_ALL": "C"}
