@@ -14,7 +14,6 @@ import os
 import shutil
 import stat
 import struct
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -77,7 +76,7 @@ def unpack(archive: Path, target: Path, limits: Limits | None = None, progress: 
         desc=f"unpack {archive.name}",
         unit="B",
         unit_scale=True,
-        disable=not (progress and sys.stderr.isatty()),
+        disable=None if progress else True,
     )
     try:
         with bar, archive.open("rb") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -84,7 +83,7 @@ def _download(url: str, partial: Path, version: Path, progress: bool) -> None:
                 initial=start,
                 unit="B",
                 unit_scale=True,
-                disable=not (progress and sys.stderr.isatty()),
+                disable=None if progress else True,
             )
             written = 0
             with bar, partial.open("ab" if goes_on else "wb") as file:

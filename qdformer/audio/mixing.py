@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from qdformer.audio.read import AudioError, read_audio
 from qdformer.audio.write import quantise, write_sound
+from qdformer.tables import read_table
 
 SILENT_RMS = 1e-4  # -80 dB of full scale, three 16-bit steps: nothing but the dither of a recording
 SILENT_CLIP_RMS = 0.05
@@ -185,14 +186,10 @@ def read_condition(folder: str | Path) -> pandas.DataFrame:
     """Read a condition's `manifest.csv`: the columns written, `audio` as a Path.
 
     Raises:
-        AudioError: the manifest is missing or lacks a column.
+        AudioError: the manifest is missing, broken or lacks a column.
     """
-    path = Path(folder) / "manifest.csv"
-    if not path.is_file():
-        raise AudioError(f"{path}: missing; the stage mix writes it")
-    table = pandas.read_csv(path, dtype={"uid": str, "split": str, "audio": str, "noise": str})
-    if missing := [name for name in MANIFEST_COLUMNS if name not in table.columns]:
-        raise AudioError(f"{path}: column {missing[0]} is missing")
+    numbers = [name for name in MANIFEST_COLUMNS if name not in ("uid", "split", "audio", "noise")]
+    table = read_table(Path(folder) / "manifest.csv", MANIFEST_COLUMNS, AudioError, writer="mix", numbers=numbers)
     return table.assign(audio=[Path(folder) / value for value in table["audio"]])
 
 

@@ -32,6 +32,7 @@ from qdformer.audio.mixing import SILENT_RMS, rms
 from qdformer.audio.read import SAMPLE_RATE, AudioError, read_audio
 from qdformer.audio.write import quantise, write_sound
 from qdformer.settings import Noise
+from qdformer.tables import read_table
 
 COLUMNS = ("path", "split", "source", "labels", "youtube_id", "start")
 PEAK = 0.9
@@ -120,14 +121,9 @@ def read_noises(folder: str | Path) -> pandas.DataFrame:
     """Read `noise.csv`; one row per noise and split, in the file's order, with `path` as a Path.
 
     Raises:
-        AudioError: the table is missing or lacks a column.
+        AudioError: the table is missing, broken or lacks a column.
     """
-    path = Path(folder) / "noise.csv"
-    if not path.is_file():
-        raise AudioError(f"{path}: missing; the stage noise writes it")
-    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := [name for name in COLUMNS if name not in table.columns]:
-        raise AudioError(f"{path}: column {missing[0]} is missing")
+    table = read_table(Path(folder) / "noise.csv", COLUMNS, AudioError, writer="noise")
     return table.assign(path=[Path(folder) / value for value in table["path"]])
 
 

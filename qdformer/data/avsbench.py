@@ -39,7 +39,7 @@ from qdformer.data.layout import (
     is_safe_name,
     label_path,
 )
-from qdformer.data.tables import read_table
+from qdformer.tables import read_table
 
 Kind = Literal["s4", "ms3", "avss"]
 SplitRule = Literal["published", "youtube_disjoint"]
@@ -122,18 +122,25 @@ def read_names(root: Path, kind: Kind) -> tuple[str, ...]:
     """The class names in the order of their ids 1..C. AVSS counts from background = 1: an id is one less."""
     if kind != "avss":
         return (OBJECT,)
-    path = root / "label2idx.json"
+    return read_label_index(root / "label2idx.json", first=1)
+
+
+def read_label_index(path: Path, first: int) -> tuple[str, ...]:
+    """The classes of a `label2idx.json` in the order of their ids, which follow that of the background, `first`."""
     try:
         indices = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: missing; expected the class names and their ids") from None
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(indices, dict) or set(map(str, indices.values())) != set(map(str, range(1, len(indices) + 1))):
-        raise DataError(f'{path}: expected ids counting up from 1, as in {{"{BACKGROUND}": 1, "dog": 2}}')
-    if indices.get(BACKGROUND) != 1 or len(indices) < 2:
-        raise DataError(f"{path}: expected {BACKGROUND} with id 1 and at least one class")
-    return tuple(sorted(indices, key=indices.__getitem__)[1:])
+    ids = range(first, first + len(indices)) if isinstance(indices, dict) else ()
+    if not isinstance(indices, dict) or set(map(str, indices.values())) != set(map(str, ids)):
+        raise DataError(
+            f'{path}: expected ids counting up from {first}, as in {{"{BACKGROUND}": {first}, "dog": {first + 1}}}'
+        )
+    if indices.get(BACKGROUND) != first or len(indices) < 2:
+        raise DataError(f"{path}: expected {BACKGROUND} with id {first} and at least one class")
+    return tuple(sorted(indices, key=lambda name: int(indices[name]))[1:])
 
 
 def read_rows(root: Path, kind: Kind) -> list[dict[str, Any]]:
@@ -142,7 +149,7 @@ def read_rows(root: Path, kind: Kind) -> list[dict[str, Any]]:
         return read_semantic(root, read_names(root, kind))
     layout = LAYOUTS[kind]
     path = root / layout.table
-    table = read_table(path, layout.columns)
+    table = read_table(path, layout.columns, DataError)
     audio = next((name for name in layout.audio if (root / name).is_dir()), layout.audio[0])
     read = _read_s4 if kind == "s4" else _read_ms3
     rows = []
@@ -200,7 +207,7 @@ def read_semantic(root: Path, known: Iterable[str]) -> list[dict[str, Any]]:
     A published object name with a blank in it (there is `h orse`) is read without the blank.
     """
     path = root / "metadata.csv"
-    table = read_table(path, METADATA_COLUMNS)
+    table = read_table(path, METADATA_COLUMNS, DataError)
     published, known = "frames" not in table.columns, set(known)
     rows = []
     for line, row in enumerate(table.to_dict("records"), start=2):

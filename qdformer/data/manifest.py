@@ -5,17 +5,24 @@ Opens no clip; `checks` does. Every problem is a `DataError` that names the file
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pandas
 
-from qdformer.data.avsbench import LAYOUTS, read_about, read_names, read_rows, read_semantic, youtube_disjoint
+from qdformer.data.avsbench import (
+    LAYOUTS,
+    read_about,
+    read_label_index,
+    read_names,
+    read_rows,
+    read_semantic,
+    youtube_disjoint,
+)
 from qdformer.data.labels import OBJECT
-from qdformer.data.layout import BACKGROUND, SOUND_COLUMNS, SPLITS, DataError
-from qdformer.data.tables import read_table
+from qdformer.data.layout import SOUND_COLUMNS, SPLITS, DataError
 from qdformer.settings import Task
+from qdformer.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -46,19 +53,9 @@ def read_classes(root: str | Path) -> Classes:
         names = read_names(root, about.kind)
         return Classes(names, (True,) * len(names))
     index_path, table_path = root / "label2idx.json", root / "classes.csv"
-    try:
-        indices = json.loads(index_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{index_path}: missing; expected the class names and their ids") from None
-    except ValueError as error:
-        raise DataError(f"{index_path}: not valid JSON ({error})") from None
-    if not isinstance(indices, dict) or list(indices.values()) != list(range(len(indices))):
-        raise DataError(f'{index_path}: expected ids counting up from 0, as in {{"{BACKGROUND}": 0, "dog": 1}}')
-    if next(iter(indices), None) != BACKGROUND or len(indices) < 2:
-        raise DataError(f"{index_path}: expected {BACKGROUND} with id 0 and at least one class")
-    names = tuple(indices)[1:]
+    names = read_label_index(index_path, first=0)
 
-    table = read_table(table_path, ("id", "name", "unseen"))
+    table = read_table(table_path, ("id", "name", "unseen"), DataError)
     expected = [(str(index), name) for index, name in enumerate(names, start=1)]
     if list(zip(table["id"], table["name"], strict=True)) != expected:
         raise DataError(f"{table_path}: its ids and names are not those of {index_path.name}")
@@ -120,7 +117,7 @@ def read_sounds(root: str | Path) -> pandas.DataFrame:
     """
     root = Path(root)
     path = root / "sounds.csv"
-    table = read_table(path, SOUND_COLUMNS)
+    table = read_table(path, SOUND_COLUMNS, DataError)
     for line, row in enumerate(table.to_dict("records"), start=2):
         where = f"{path}, line {line}, sound {row['path']!r}"
         relative = PurePosixPath(row["path"])

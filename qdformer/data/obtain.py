@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from qdformer.archives import unpack
 from qdformer.data.avsbench import LAYOUTS, About, Kind, Layout, SplitRule, write_about
 from qdformer.data.layout import SPLITS, DataError
 from qdformer.data.manifest import read_classes, read_manifest
-from qdformer.data.tables import read_table
 from qdformer.fetch import check_sha256, fetch, is_url
+from qdformer.tables import read_table
 
 _DEPTH = 6  # folders of a release lie no deeper than this in what is named
 _LISTED = 5
@@ -85,7 +84,7 @@ def _assemble(layout: Layout, kind: Kind, roots: list[tuple[Path, bool]], datase
         if len({path.read_bytes() for path, _ in found}) > 1:
             raise DataError(f"{kind}: several tables could be {name}: {_listed(found)}; name the right one alone")
         parts[name] = found[:1]
-    table = read_table(parts[layout.table][0][0], layout.columns)
+    table = read_table(parts[layout.table][0][0], layout.columns, DataError)
     needed = sorted(set(table["label"]) & set(layout.folders)) if kind == "avss" else layout.folders
     if missing := [name for name in needed if name not in parts]:
         raise DataError(f"{kind}: no folder {', '.join(missing)} in {_listed(roots)}")
@@ -93,9 +92,7 @@ def _assemble(layout: Layout, kind: Kind, roots: list[tuple[Path, bool]], datase
         raise DataError(f"{kind}: no folder {' or '.join(layout.audio)} in {_listed(roots)}")
     files = [item for name, found in parts.items() for path, ours in found for item in _files(path, name, ours)]
     dataset.mkdir(parents=True)
-    for path, relative, ours in tqdm(
-        files, desc=f"place {kind}", unit="file", disable=not (progress and sys.stderr.isatty())
-    ):
+    for path, relative, ours in tqdm(files, desc=f"place {kind}", unit="file", disable=None if progress else True):
         target = dataset / relative
         if target.exists():
             raise DataError(f"{kind}: {relative} is in the sources twice, the second time as {path}")

@@ -172,7 +172,7 @@ def test_the_condition_without_noise_points_at_all_the_clips(tables, tmp_path):
     folder = tmp_path / "mixed" / "clean"
     write_condition(folder, *tables, None, ["test"], seed=0)
     manifest = read_condition(folder)
-    assert list(manifest["uid"]) == ["clip0", "clip1", "clip2"] and manifest["noise"].isna().all()
+    assert list(manifest["uid"]) == ["clip0", "clip1", "clip2"] and manifest["noise"].eq("").all()
     assert [path.resolve() for path in manifest["audio"]] == [path.resolve() for path in tables[0]["audio"]]
     assert [path.name for path in folder.iterdir()] == ["manifest.csv"]
 

@@ -208,5 +208,5 @@ def test_a_missing_or_damaged_table_is_named(tmp_path):
     with pytest.raises(AudioError, match="noise.csv: missing; the stage noise writes it"):
         read_noises(tmp_path)
     (tmp_path / "noise.csv").write_text("path,split\na,test\n")
-    with pytest.raises(AudioError, match="noise.csv: column source is missing"):
+    with pytest.raises(AudioError, match="noise.csv: no column source"):
         read_noises(tmp_path)

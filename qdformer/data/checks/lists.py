@@ -27,7 +27,7 @@ from qdformer.data.layout import (
     DataError,
     is_safe_name,
 )
-from qdformer.data.tables import read_table
+from qdformer.tables import read_table
 
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _LIKE = 0.8  # of difflib: the least likeness of a misspelt name and the class that is meant
@@ -91,7 +91,7 @@ def clips_per_split(splits: Iterable[str]) -> dict[str, int]:
 
 def read_list(path: Path) -> ClipList:
     """Read a list whose columns are those of a published one or of `layout`; nothing in its rows is judged."""
-    table = read_table(path, ("split",))
+    table = read_table(path, ("split",), DataError)
     columns = list(table.columns)
     publication = next((one for one in PUBLICATIONS if set(LAYOUTS[one.kind].columns) <= set(columns)), None)
     if publication is None:
