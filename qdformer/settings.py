@@ -192,25 +192,37 @@ class Features(Section):
 
 
 class Model(Section):
-    """QDFormer's architecture. The last four are the parts that Table 2 of the paper ablates.
+    """QDFormer's architecture. The last five are the parts that Table 2 of the paper ablates.
+
+    `encoder`: `qdformer.model.pixel_encoder`. `fusion_stride`: of the map that the sound looks at in Eq. 3; the paper
+    leaves it open. `share_prototypes`: Eq. 4 and 6 decode the same ones, as the paper's {p_i} in both reads.
+    `filters_from`: what makes the filters of Eq. 5, VQ(g) or g; the paper's text says both.
 
     `quantize_after` is the share of the training in which tokens pass unquantized, until the codes are set among them.
+    `codebook`, `normalize_codes` and `revive_codes_after` (in steps; 0: never): `qdformer.model.quantizer.Quantizer`.
     """
 
     backbone: Literal["efficientnet_lite0"]
     pretrained_backbone: bool
     frozen_stages: Annotated[int, Field(ge=0, le=7)]
-    encoder: Literal["dense", "deformable"]
+    encoder: Literal["light", "deformable"]
+    fusion_stride: Literal[8, 16, 32]
     width: Annotated[int, Field(ge=16, multiple_of=16)]
     heads: Positive
     ffn_width: Positive
     encoder_layers: Positive
     decoder_layers: Positive
     prototypes: Positive
+    share_prototypes: bool
     codes: Positive
+    codebook: Literal["loss", "ema"]
+    normalize_codes: bool
+    revive_codes_after: Count
     quantize_after: Share
+    filters_from: Literal["quantized", "continuous"]
     mask_channels: Positive
     mask_head: Literal["linear", "condinst"]
+    separate: bool
     decompose: bool
     quantize: bool
     recombine: bool
@@ -222,6 +234,8 @@ class Model(Section):
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if not self.decompose and (self.quantize or self.recombine or self.calibrate):
             raise ValueError("quantize, recombine and calibrate need decompose: true")
+        if self.separate and self.decompose:
+            raise ValueError("separate takes the place of decompose; one of them must be false")
         return self
 
 
@@ -296,7 +310,7 @@ class Sweep(Section):
 
     @model_validator(mode="after")
     def _rows_switch_parts(self) -> Sweep:
-        parts = ("decompose", "quantize", "recombine", "calibrate")
+        parts = ("decompose", "quantize", "recombine", "calibrate", "separate")
         for row, switches in self.rows.items():
             if unknown := sorted(set(switches) - set(parts)):
                 raise ValueError(f"row {row!r}: unknown part {', '.join(unknown)}; expected {', '.join(parts)}")
