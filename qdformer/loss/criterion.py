@@ -67,7 +67,7 @@ class Criterion(nn.Module):
         settings = self.settings
         L, B, N = masks_LBNTP.shape[:3]
         with torch.no_grad():
-            cost_LBNG = self._costs(class_logits_LBTNC, boxes_LBTN4, masks_LBNTP, targets)
+            cost_LBNG = self._costs(class_logits_LBTNC.float(), boxes_LBTN4.float(), masks_LBNTP.float(), targets)
         matched = match(cost_LBNG.flatten(0, 1), targets.real_BG.sum(1).tolist() * L).view(L, B, N)
         layer_J, clip_J, query_J = (matched >= 0).nonzero(as_tuple=True)
         target_J = matched[layer_J, clip_J, query_J]
@@ -88,8 +88,8 @@ class Criterion(nn.Module):
         giou_J = ((1 - generalised_iou(boxes_JT4, wanted_JT4)) * present_JT).sum(-1)
 
         logits_JX = masks_LBNTP[layer_J, clip_J, query_J].flatten(1)
-        masks_JX = targets.masks_BGTP[clip_J, target_J].flatten(1)
-        weights_JX = targets.weights_BTP[clip_J].flatten(1)
+        masks_JX = targets.masks_BGTP[clip_J, target_J].flatten(1).to(logits_JX)
+        weights_JX = targets.weights_BTP[clip_J].flatten(1).to(logits_JX)
         bce_JX = functional.binary_cross_entropy_with_logits(logits_JX, masks_JX, weights_JX, reduction="none")
         mask_J = bce_JX.sum(-1) / weights_JX.sum(-1).clamp(min=1)
         soft_JX = logits_JX.sigmoid() * weights_JX

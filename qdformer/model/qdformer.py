@@ -186,21 +186,16 @@ class QDFormer(nn.Module):
             codebook_loss = quantizer.codebook_loss(tokens_BND, codes_BN)  # Eq. 9
             commitment_loss = quantizer.commitment_loss(tokens_BND, codes_BN)
             tokens_BND, local_codes_BTN = quantized_BND, None
+            use_K = quantizer.use(codes_BN)
+            local_use_K = torch.zeros_like(use_K)
             if local_BTND is not None:
                 quantized_BTND, local_codes_BTN = quantizer(local_BTND)
                 # Frames that only pad a clip have nothing to commit to.
-                commitment_loss = commitment_loss + quantizer.commitment_loss(
-                    local_BTND[valid_BT], local_codes_BTN[valid_BT]
-                )
+                counted_BTN = valid_BT[..., None].expand_as(local_codes_BTN)
+                commitment_loss = commitment_loss + quantizer.commitment_loss(local_BTND, local_codes_BTN, counted_BTN)
+                local_use_K = quantizer.use(local_codes_BTN, counted_BTN)
                 local_BTND = quantized_BTND
-            quantization = QuantizerStats(
-                codebook_loss,
-                commitment_loss,
-                codes_BN,
-                local_codes_BTN,
-                quantizer.use(codes_BN),
-                quantizer.use(None if local_codes_BTN is None else local_codes_BTN[valid_BT]),
-            )
+            quantization = QuantizerStats(codebook_loss, commitment_loss, codes_BN, local_codes_BTN, use_K, local_use_K)
 
         queries_BTND = tokens_BND[:, None] + fused_BTD[:, :, None] if local_BTND is None else local_BTND
         return tokens_BND, queries_BTND, quantization

@@ -100,9 +100,16 @@ class Quantizer(nn.Module):
         """
         return functional.mse_loss(self.codebook_KD[codes], tokens.detach().float())
 
-    def commitment_loss(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Pulls `tokens` [..., D] towards their codes [...]; no gradient to the codebook. Nothing before the start."""
-        return functional.mse_loss(tokens.float(), self.codebook_KD.detach()[codes]) * self.started
+    def commitment_loss(
+        self, tokens: torch.Tensor, codes: torch.Tensor, counted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Pulls `tokens` [..., D] towards their codes [...]; no gradient to the codebook. Nothing before the start.
+
+        A mean over the tokens, or over those that are `counted` [...].
+        """
+        counted = torch.ones_like(codes) if counted is None else counted
+        distances = (tokens.float() - self.codebook_KD.detach()[codes]).square().mean(-1)
+        return (distances * counted).sum() / counted.sum().clamp(min=1) * self.started
 
     @torch.no_grad()
     def update(self, tokens: torch.Tensor, codes: torch.Tensor) -> None:
@@ -157,11 +164,11 @@ class Quantizer(nn.Module):
             self.running_use_K.masked_fill_(chosen_K, 1)
             self.running_sum_KD.copy_(torch.where(chosen_K[:, None], codes_KD, self.running_sum_KD))
 
-    def use(self, codes: torch.Tensor | None) -> torch.Tensor:
-        """How often each code occurs among `codes` (of any shape): [K]."""
-        if codes is None:
-            return self.free_KD.new_zeros(len(self.free_KD))
-        return torch.bincount(codes.flatten(), minlength=len(self.free_KD)).float()
+    def use(self, codes: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
+        """How often each code occurs among `codes` of any shape, or among those that are `counted`: [K]."""
+        counted = torch.ones_like(codes) if counted is None else counted
+        none_K = self.free_KD.new_zeros(len(self.free_KD), requires_grad=False)
+        return none_K.index_add(0, codes.flatten(), counted.flatten().to(none_K.dtype))
 
 
 def _centres(tokens_SD: torch.Tensor, codes: int) -> torch.Tensor:

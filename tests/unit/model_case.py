@@ -36,6 +36,15 @@ ROWS = {
     "full": {},
     "unquantized": {"quantize": False},
 }
+READINGS = {
+    "deformable": {"encoder": "deformable"},
+    "fused at stride 8": {"fusion_stride": 8},
+    "prototypes of their own": {"share_prototypes": False},
+    "filters from g": {"filters_from": "continuous"},
+    "running means": {"codebook": "ema"},
+    "free codes": {"normalize_codes": False},
+    "condinst": {"mask_head": "condinst"},
+}
 
 
 def settings(**changes: object) -> Model:

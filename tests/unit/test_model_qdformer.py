@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_case import CLASSES, LOSS, ROWS, SMALL, make_clips, make_model
+from model_case import CLASSES, LOSS, READINGS, ROWS, SMALL, make_clips, make_model
 
 from qdformer.loss import Criterion
 from qdformer.model import parameter_groups
@@ -16,9 +16,9 @@ def losses_of(model, images, audio, labels):
     return Criterion(LOSS, CLASSES)(model(images, audio), labels, everywhere, everywhere)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_every_row_answers_and_every_parameter_learns(row):
-    model = make_model(**ROWS[row])
+@pytest.mark.parametrize("changes", [*ROWS.values(), *READINGS.values()], ids=[*ROWS, *READINGS])
+def test_every_row_and_reading_answers_and_every_parameter_learns(changes):
+    model = make_model(**changes)
     images, audio, labels = make_clips(frames=3, height=75, width=90)
     output = model(images, audio)
     N = SMALL.prototypes
@@ -30,6 +30,21 @@ def test_every_row_answers_and_every_parameter_learns(row):
     losses_of(model, images, audio, labels)["total"].backward()
     idle = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not idle
+
+
+def test_separated_sounds_each_make_a_query():
+    model = make_model(**ROWS["baseline"], separate=True)
+    images, audio, labels = make_clips()
+    sounds = audio[:, :, None] * torch.rand(SMALL.prototypes, 1)
+    losses_of(model, images, sounds, labels)["total"].backward()
+    model.eval()
+    plain = model(images, sounds).class_logits_BTNC
+    sounds[:, :, 1] += 1
+    assert (model(images, sounds).class_logits_BTNC != plain).any()
+    with pytest.raises(
+        ValueError, match=r"shape \[2, 2, 128\]; expected \[2, 2, 3, 128\].*train.model.separate"
+    ):
+        model(images, audio)
 
 
 @pytest.mark.parametrize("mask_head", ["linear", "condinst"])

@@ -125,7 +125,7 @@ def test_use_and_its_perplexity():
     assert use_K.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     assert perplexity(use_K) == pytest.approx(4.0)
     assert perplexity(quantizer.use(torch.tensor([5, 5]))) == pytest.approx(1.0)
-    assert perplexity(quantizer.use(None)) == 0.0
+    assert perplexity(quantizer.use(torch.tensor([5, 5]), torch.tensor([False, False]))) == 0.0
 
 
 def test_half_precision_picks_the_same_codes(quantizer):

@@ -48,6 +48,7 @@ def test_audioset_s_settings_are_valid(values):
         ("train.epochs", True, r"train\.epochs: .*integer"),
         ("train.model.backbone", "resnet51", r"train\.model\.backbone: .*'efficientnet_lite0'.*not 'resnet51'"),
         ("train.model.heads", 7, r"train\.model: width \(\d+\) must be a multiple of heads \(7\)"),
+        ("train.model.separate", True, r"train\.model: separate takes the place of decompose"),
         ("train.model.decompose", False, r"train\.model: quantize, recombine and calibrate need decompose"),
         ("train.augment.flip", 1.5, r"train\.augment\.flip: .*less than or equal to 1, not 1\.5"),
         ("download.image_size", 100, r"download\.image_size: .*multiple of 32, not 100"),
