@@ -125,7 +125,7 @@ def _on_hub(repository: str) -> Path:
         except RemoteEntryNotFoundError:
             continue
         except Exception as error:  # of the hub, of its HTTP client, of the system
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
             break
     raise BackboneError(
         f"{repository}: cannot be fetched from the Hugging Face hub: {reason}; place its {' or '.join(FILES)} in a "
