@@ -7,11 +7,12 @@ stale. An unknown key, a wrong type or a value out of range is one `SettingsErro
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qdformer.errors import InputError
 
@@ -192,6 +193,17 @@ class Features(Section):
     bad_clips: Share
 
 
+def _weights_source(value: str) -> str:
+    path = value.startswith(("/", "~"))  # no other paths: not all that read the settings work in the same folder
+    hub = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value)
+    if value == "package" or path or (hub and not value.endswith((".safetensors", ".bin", ".pth", ".pt"))):
+        return value
+    raise ValueError(
+        "expected null, package, the absolute path of a file or folder, or the id of a model on the Hugging Face hub "
+        f"such as microsoft/resnet-50, not {value!r}"
+    )
+
+
 class Model(Section):
     """QDFormer's architecture. The last four are the parts that Table 2 of the paper ablates.
 
@@ -204,7 +216,7 @@ class Model(Section):
     """
 
     backbone: Literal["efficientnet_lite0", "resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5"]
-    backbone_weights: Annotated[str, Field(pattern=r"^(package|[/~].*|[\w.-]+/[\w.-]+)$")] | None
+    backbone_weights: Annotated[str, AfterValidator(_weights_source)] | None
     backbone_sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None
     frozen_stages: Count
     encoder: Literal["dense", "deformable"]

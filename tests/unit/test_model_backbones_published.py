@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qdformer.model.backbone import BackboneError, build_backbone
@@ -72,6 +72,8 @@ def published(tmp_path_factory):
             if name == "swin_tiny":
                 for new, old in BEFORE.items():
                     state = {key.replace(new, old): value for key, value in state.items()}
+                for key in [key for key in state if key.endswith("relative_position_bias_table")]:
+                    state[key.replace("bias_table", "index")] = torch.zeros(49, 49, dtype=torch.int64)
             path = tmp_path_factory.mktemp(name) / "model.safetensors"
             save_file(state, path)
             made[name] = network, path
@@ -162,6 +164,17 @@ def test_torchvision_s_names_serve_too(published, tmp_path):
         assert torch.equal(value, expected[key]), key
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("resnet50", "resnet."), ("swin_tiny", "swin."), ("pvt_v2_b2", "pvt_v2.")]
+)
+def test_a_file_of_the_network_alone_serves_too(published, tmp_path, name, prefix):
+    path = published(name)[1]
+    save_file({k.removeprefix(prefix): x for k, x in load_file(path).items()}, tmp_path / "model.safetensors")
+    expected = build_backbone(settings(name, path)).state_dict()
+    for key, value in build_backbone(settings(name, tmp_path)).state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
 def test_a_wrong_tensor_names_its_key_both_shapes_and_the_file(published, tmp_path):
     state = published("resnet50")[0].state_dict()
     key = "encoder.stages.2.layers.1.layer.1.normalization.running_var"
@@ -174,6 +187,17 @@ def test_a_wrong_tensor_names_its_key_both_shapes_and_the_file(published, tmp_pa
         build_backbone(settings("resnet50", path))
     with pytest.raises(BackboneError, match="key swin.* is missing, expected shape"):
         build_backbone(settings("swin_tiny", path))
+
+
+def test_a_deeper_network_s_file_is_refused(published, tmp_path):
+    """All that the shallower one needs is in it, of the same shapes."""
+    network = published("resnet50")[0]
+    block = network.resnet.encoder.stages[2].layers[5].state_dict()
+    deeper = {f"resnet.encoder.stages.2.layers.6.{key}": x.clone() for key, x in block.items()}
+    save_file(network.state_dict() | deeper, tmp_path / "model.safetensors")
+    message = r"model\.safetensors: key resnet\.encoder\.stages\.2\.layers\.6\..* is of another network"
+    with pytest.raises(BackboneError, match=message):
+        build_backbone(settings("resnet50", tmp_path))
 
 
 def test_small_images_are_named():

@@ -53,7 +53,13 @@ def test_audioset_s_settings_are_valid(values):
             r"train\.model: frozen_stages \(7\) must not be above 4, the stages of resnet50",
         ),
         ("train.model.frozen_stages", 8, r"train\.model: frozen_stages \(8\) must not be above 7, the stages of eff"),
-        ("train.model.backbone_weights", "weights.pth", r"train\.model\.backbone_weights: .*not 'weights\.pth'"),
+        ("train.model.backbone_weights", "r50.pth", r"train\.model\.backbone_weights: expected null, .*not 'r50\.pth'"),
+        (
+            "train.model.backbone_weights",
+            "files/r50.pth",
+            r"backbone_weights: .*absolute path .*not 'files/r50\.pth'",
+        ),
+        ("train.model.backbone_weights", "./r50", r"train\.model\.backbone_weights: .*not '\./r50'"),
         (
             "train.model",
             {"backbone": "swin_tiny", "frozen_stages": 0},

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, which on a CPU costs a tenth of ResNet-50.
+"""EfficientNet-Lite0, a tenth of ResNet-50 in operations.
 
 Shapes: F frames, H W pixels.
 """

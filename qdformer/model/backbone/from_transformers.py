@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from qdformer.model.backbone.base import Backbone
-from qdformer.model.backbone.weights import Weights
+from qdformer.model.backbone.weights import BackboneError, Weights
 
 STRIDES = (4, 8, 16, 32)
 STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
@@ -44,6 +44,8 @@ TORCHVISION_NAMES = (
     (r"^layer(\d)\.", lambda found: f"encoder.stages.{int(found[1]) - 1}.layers."),
 )
 """How torchvision (and timm) name a ResNet's tensors, and transformers."""
+HEADS = ("classifier.", "fc.", "layernorm.")
+"""Tensors of a published file that no map needs."""
 
 
 def build(name: str, weights: Weights | None = None) -> Backbone:
@@ -191,6 +193,9 @@ def _network(kind: type[PreTrainedModel], config: PreTrainedConfig, weights: Wei
     for key in sorted(loaded["missing_keys"]):
         if not key.startswith("hidden_states_norms.") and not key.endswith("num_batches_tracked"):
             raise weights.wrong(key, expected[key].shape, None)
+    for key in sorted(loaded["unexpected_keys"]):
+        if not key.startswith(HEADS):  # a deeper network of the same kind: its other tensors fit
+            raise BackboneError(f"{weights.path}: key {key} is of another network; no {kind.__name__} here has it")
     return network
 
 
