@@ -119,7 +119,7 @@ def test_what_is_not_weights_is_named_and_never_run(tmp_path):
     (tmp_path / "text.pth").write_text("not weights")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
     torch.save({"w": Code(tmp_path / "ran")}, tmp_path / "code.pth")
-    (tmp_path / "code.bin").write_bytes(pickle.dumps({"w": Code(tmp_path / "ran")}))
+    (tmp_path / "code.bin").write_bytes(pickle.dumps({"w": Code(tmp_path / "ran")}, protocol=2))
     for name in ("text.pth", "cut.safetensors", "code.pth", "code.bin"):
         with pytest.raises(BackboneError, match=f"{name}: not weights that can be read without running code in them"):
             weights.read_weights(str(tmp_path / name))

@@ -200,6 +200,16 @@ def test_a_deeper_network_s_file_is_refused(published, tmp_path):
         build_backbone(settings("resnet50", tmp_path))
 
 
+@pytest.mark.parametrize("name", ["resnet50", "swin_tiny", "pvt_v2_b2"])
+def test_the_graph_can_be_exported(name):
+    torch.manual_seed(0)
+    backbone, images = build_backbone(settings(name)).eval(), torch.randint(0, 256, (1, 3, 64, 64)).to(torch.uint8)
+    with torch.no_grad():
+        exported = torch.export.export(backbone, (images,)).module()(images)
+        for stride, expected in backbone(images).items():
+            torch.testing.assert_close(exported[stride], expected)
+
+
 def test_small_images_are_named():
     with pytest.raises(ValueError, match=r"images have shape \[1, 3, 28, 64\]; PVT-v2 needs 29 pixels a side"):
         build_backbone(settings("pvt_v2_b2"))(torch.zeros(1, 3, 28, 64))
