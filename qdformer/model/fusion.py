@@ -14,7 +14,7 @@ from qdformer.model.transformer import Attention, sine_code
 class Fusion(nn.Module):
     """Each second's audio looks at the visual tokens of all frames by multi-head cross-attention.
 
-    The paper does not say which visual tokens are meant: the coarsest map (stride 32) of every frame is used.
+    The paper does not say which visual tokens are meant: those of one map (`fusion_stride`) of every frame are used.
     A code of the second is added on both sides, so that a sound can tell its own frame from the others.
     """
 
@@ -26,11 +26,20 @@ class Fusion(nn.Module):
     def forward(
         self, audio_BTA: torch.Tensor, visual_BTSD: torch.Tensor, position_SD: torch.Tensor, valid_BT: torch.Tensor
     ) -> torch.Tensor:
-        """-> F_av [B, T, D]. Frames where `valid_BT` is false are not looked at."""
+        """-> F_av [B, T, D]; or of several sounds in each second, [B, T, N, A], their F_av [B, T, N, D].
+
+        Frames where `valid_BT` is false are not looked at.
+        """
         _, T, S, D = visual_BTSD.shape
         second_TD = sine_code(torch.arange(T, device=audio_BTA.device) / 10, D)
         memory_position = (second_TD[:, None] + position_SD).flatten(0, 1)
         padding_BM = ~valid_BT.repeat_interleave(S, dim=1)
+        audio = self.project(audio_BTA)
+        sounds = audio.flatten(1, -2)
         return self.attention(
-            self.project(audio_BTA), visual_BTSD.flatten(1, 2), second_TD, memory_position, padding_BM
-        )
+            sounds,
+            visual_BTSD.flatten(1, 2),
+            second_TD.repeat_interleave(sounds.shape[1] // T, dim=0),
+            memory_position,
+            padding_BM,
+        ).view_as(audio)

@@ -1,4 +1,4 @@
-"""Pixel encoder: one pyramid of visual tokens per frame, related to each other by a transformer encoder.
+"""Pixel encoder: one pyramid of visual tokens per frame, related to each other across places and scales.
 
 Shapes: F frames, S tokens of a frame (its maps one after the other, fine to coarse, each in row order), D width.
 """
@@ -9,8 +9,10 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from qdformer.model.transformer import EncoderLayer, map_code, tokens
+from qdformer.model.deformable import DeformableLayer, Grid
+from qdformer.model.transformer import EncoderLayer, as_map, enlarge, map_code, tokens
 
 Sizes = list[tuple[int, int]]
 """Height and width of each map of the pyramid, fine to coarse."""
@@ -19,14 +21,17 @@ Sizes = list[tuple[int, int]]
 class PixelEncoder(nn.Module):
     """Backbone maps -> visual tokens F_v (`project`) -> encoded tokens (`forward`).
 
-    `deformable` is the paper's encoder: Deformable DETR's layers (Zhu et al., 2021) over strides 8, 16, 32 and 64.
-    `dense` lets the tokens of strides 16 and 32 of a frame all see each other and leaves stride 8 as projected; on a
-    CPU, where sampling costs more than arithmetic, a training step of it takes a fraction of the time.
+    `deformable` is the paper's transformer encoder, read as Deformable DETR's (Zhu et al., 2021), whose layers relate
+    the tokens of strides 8, 16, 32 and 64.
+
+    `light` relates those of stride 32 by plain self-attention, and hands what they know down to strides 16 and 8 by a
+    top-down pathway (Lin et al., 2017): the coarser map, enlarged, is added to the finer and smoothed by a 3x3
+    convolution. It needs a small part of the other's arithmetic.
     """
 
     def __init__(
         self,
-        kind: Literal["dense", "deformable"],
+        kind: Literal["light", "deformable"],
         channels: dict[int, int],
         width: int,
         heads: int,
@@ -34,22 +39,20 @@ class PixelEncoder(nn.Module):
         layers: int,
     ) -> None:
         super().__init__()
-        self.kind = kind
         self.strides = [8, 16, 32, 64] if kind == "deformable" else [8, 16, 32]
-        self.encoded = 0 if kind == "deformable" else 1
         self.projections = nn.ModuleDict({str(s): nn.Linear(channels[s], width) for s in self.strides if s in channels})
-        if kind == "deformable":
-            self.beyond = nn.Conv2d(channels[32], width, 3, stride=2, padding=1)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.strides)
         self.level_LD = nn.Parameter(torch.randn(len(self.strides), width) * 0.02)
         if kind == "deformable":
-            from qdformer.model.deformable import deformable_layer  # transformers takes seconds to import
-
+            self.beyond = nn.Conv2d(channels[32], width, 3, stride=2, padding=1)
+            self.smooth = None
             self.layers = nn.ModuleList(
-                deformable_layer(width, heads, ffn_width, len(self.strides)) for _ in range(layers)
+                DeformableLayer(width, heads, ffn_width, len(self.strides)) for _ in range(layers)
             )
         else:
+            self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in self.strides[1:])
             self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn_width) for _ in range(layers))
+        self.to(memory_format=torch.channels_last)
 
     def project(self, maps: dict[int, torch.Tensor]) -> tuple[torch.Tensor, Sizes]:
         """Backbone maps by stride -> visual tokens F_v [F, S, D] and the maps' sizes."""
@@ -77,18 +80,18 @@ class PixelEncoder(nn.Module):
 
     def forward(self, visual_FSD: torch.Tensor, position_SD: torch.Tensor, sizes: Sizes) -> torch.Tensor:
         """-> encoded tokens [F, S, D]."""
-        skipped = self.skipped(sizes)
-        encoded_FSD, position_SD = visual_FSD[:, skipped:], position_SD[skipped:]
-        if self.kind == "deformable":
-            from qdformer.model.deformable import sampling_arguments
-
-            arguments = sampling_arguments(sizes, encoded_FSD, position_SD)
+        if self.smooth is None:
+            grid = Grid.of(sizes, visual_FSD.device)
             for layer in self.layers:
-                encoded_FSD = layer(encoded_FSD, attention_mask=None, **arguments)
-        else:
-            for layer in self.layers:
-                encoded_FSD = layer(encoded_FSD, position_SD)
-        return torch.cat([visual_FSD[:, :skipped], encoded_FSD], dim=1) if skipped else encoded_FSD
+                visual_FSD = layer(visual_FSD, position_SD, grid)
+            return visual_FSD
+        *finer, coarsest_FSD = visual_FSD.split([height * width for height, width in sizes], dim=1)
+        for layer in self.layers:
+            coarsest_FSD = layer(coarsest_FSD, position_SD[-coarsest_FSD.shape[1] :])
+        encoded = [as_map(coarsest_FSD, sizes[-1])]
+        for level_FSD, size, smooth in zip(reversed(finer), reversed(sizes[:-1]), self.smooth, strict=True):
+            encoded.append(functional.relu(smooth(as_map(level_FSD, size) + enlarge(encoded[-1], size))))
+        return torch.cat([tokens(level) for level in reversed(encoded)], dim=1)
 
     def span(self, sizes: Sizes, stride: int) -> slice:
         """Where the tokens of the map at `stride` lie among a frame's."""
@@ -96,6 +99,6 @@ class PixelEncoder(nn.Module):
         level = self.strides.index(stride)
         return slice(sum(counts[:level]), sum(counts[: level + 1]))
 
-    def skipped(self, sizes: Sizes) -> int:
-        """How many tokens of a frame, the finest, the encoder leaves as they are."""
-        return sum(height * width for height, width in sizes[: self.encoded])
+    def memory(self, sizes: Sizes) -> slice:
+        """The tokens that the mask decoder looks at: of `light` those of strides 16 and 32, a quarter of all."""
+        return slice(0 if self.smooth is None else sizes[0][0] * sizes[0][1], None)

@@ -48,10 +48,14 @@ class LayerOutput:
 
 @dataclass
 class QDFormerOutput(LayerOutput):
-    """The last decoder layer's answer, the earlier layers' (in training), and the quantizer's figures."""
+    """The last decoder layer's answer, the earlier layers' (in training), and what became of the sound."""
 
     auxiliary: list[LayerOutput] = field(default_factory=list)
     quantization: QuantizerStats | None = None
+    fused_BTD: torch.Tensor | None = None
+    """The audio of every frame fused with what is seen (Eq. 3), before it is decomposed."""
+    tokens_BND: torch.Tensor | None = None
+    """The clip's single-source tokens (Eq. 4), not quantized; None without decomposition."""
 
 
 @dataclass
@@ -71,6 +75,8 @@ class QDFormer(nn.Module):
     """The model with the parts that Table 2 of the paper adds one by one. The queries of frame t, token i, are
 
     - `decompose` off ("baseline"): p_i + F_av,t, a prototype and the frame's own fused audio;
+    - `separate`: p_i + F_av,ti, with the audio of the i-th of N sounds, into which the frame's was separated in the
+      time domain before its features were made;
     - `decompose`: g_i + F_av,t, with the clip's single-source token (Eq. 4) in the prototype's place;
     - `quantize`: VQ(g_i) + F_av,t (Eq. 2);
     - `recombine`: the same, on visual features recombined by filters from VQ(g_i) (Eq. 5);
@@ -92,7 +98,19 @@ class QDFormer(nn.Module):
         self.fusion = Fusion(AUDIO_SIZE, width, heads)
         self.prototypes_ND = nn.Parameter(torch.randn(settings.prototypes, width))
         self.global_decoder = SemanticDecoder(width, heads, ffn_width, layers) if settings.decompose else None
-        self.quantizer = Quantizer(settings.codes, width, settings.quantize_after > 0) if settings.quantize else None
+        self.local_prototypes_ND = None
+        if settings.calibrate and not settings.share_prototypes:
+            self.local_prototypes_ND = nn.Parameter(torch.randn(settings.prototypes, width))
+        self.quantizer = None
+        if settings.quantize:
+            self.quantizer = Quantizer(
+                settings.codes,
+                width,
+                delayed=settings.quantize_after > 0,
+                normalized=settings.normalize_codes,
+                ema=settings.codebook == "ema",
+                revive_after=settings.revive_codes_after,
+            )
         self.recombination = Recombination(width, settings.prototypes) if settings.recombine else None
         self.local_decoder = SemanticDecoder(width, heads, ffn_width, layers) if settings.calibrate else None
         self.mask_decoder = MaskDecoder(
@@ -104,6 +122,8 @@ class QDFormer(nn.Module):
     ) -> QDFormerOutput:
         """Frames with pixels 0..255 and the VGGish features of their seconds -> `QDFormerOutput`.
 
+        With `separate` the features are of N sounds in each second, [B, T, N, A].
+
         `valid_BT` is false for frames that only pad a clip: no other frame sees them. In training the output holds
         every decoder layer's answer. Raises `ValueError` for shapes that do not fit.
         """
@@ -114,49 +134,50 @@ class QDFormer(nn.Module):
         visual_FSD, sizes = self.pixel_encoder.project(maps)
         position_SD = self.pixel_encoder.positions(sizes)
 
-        coarse = self.pixel_encoder.span(sizes, 32)
+        heard_with = self.pixel_encoder.span(sizes, self.settings.fusion_stride)
         fused_BTD = self.fusion(
-            audio_BTA, visual_FSD[:, coarse].unflatten(0, (B, T)), position_SD[coarse], valid_BT
+            audio_BTA, visual_FSD[:, heard_with].unflatten(0, (B, T)), position_SD[heard_with], valid_BT
         )  # Eq. 3
-        tokens_BND, queries_BTND, quantization = self._sources(fused_BTD, valid_BT)
+        sources_BND = None
+        if self.global_decoder is not None:
+            sources_BND = self.global_decoder(self.prototypes_ND, fused_BTD, ~valid_BT)  # Eq. 4
+        tokens_BND, queries_BTND, quantization = self._sources(fused_BTD, sources_BND, valid_BT)
         if self.recombination is not None:
             clip_BSD = visual_FSD.unflatten(0, (B, T)).flatten(1, 2)
-            visual_FSD = self.recombination(clip_BSD, tokens_BND).view_as(visual_FSD)  # Eq. 5
+            filters_from = tokens_BND if self.settings.filters_from == "quantized" else sources_BND
+            visual_FSD = self.recombination(clip_BSD, filters_from).view_as(visual_FSD)  # Eq. 5
 
         encoded_FSD = self.pixel_encoder(visual_FSD, position_SD, sizes)
-        levels = [
-            as_map(encoded_FSD[:, span], size)
-            for stride, size in zip(self.pixel_encoder.strides, sizes, strict=True)
-            if stride <= 32
-            for span in [self.pixel_encoder.span(sizes, stride)]
-        ]
-        skipped = self.pixel_encoder.skipped(sizes)
+        finest = self.pixel_encoder.span(sizes, 8)
+        memory = self.pixel_encoder.memory(sizes)
         said = self.mask_decoder(
             queries_BTND.flatten(0, 1),
             self.prototypes_ND,
-            encoded_FSD[:, skipped:],
-            position_SD[skipped:],
-            self.mask_features(maps[MASK_STRIDE], levels),
+            encoded_FSD[:, memory],
+            position_SD[memory],
+            self.mask_features(maps[MASK_STRIDE], as_map(encoded_FSD[:, finest], sizes[0])),
             every_layer=self.training,
         )  # Eq. 7
         *auxiliary, (classes, boxes, masks) = [
             tuple(x.unflatten(0, (B, T)) for x in layer)
             for layer in zip(said.class_logits_RFNC, said.boxes_RFN4, said.mask_logits_RFNHW, strict=True)
         ]
-        return QDFormerOutput(classes, boxes, masks, [LayerOutput(*layer) for layer in auxiliary], quantization)
+        auxiliary = [LayerOutput(*layer) for layer in auxiliary]
+        return QDFormerOutput(classes, boxes, masks, auxiliary, quantization, fused_BTD, sources_BND)
 
     def _sources(
-        self, fused_BTD: torch.Tensor, valid_BT: torch.Tensor
+        self, fused_BTD: torch.Tensor, sources_BND: torch.Tensor | None, valid_BT: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, QuantizerStats | None]:
-        """The clip's single-source tokens [B, N, D], the queries of its frames [B, T, N, D], and what VQ did."""
+        """The clip's tokens as they are used [B, N, D], the queries of its frames [B, T, N, D], and what VQ did."""
         prototypes_ND, quantizer = self.prototypes_ND, self.quantizer
-        if self.global_decoder is None:
-            tokens_BND = prototypes_ND.expand(len(fused_BTD), -1, -1)
-        else:
-            tokens_BND = self.global_decoder(prototypes_ND, fused_BTD, ~valid_BT)  # Eq. 4
+        if self.settings.separate:
+            return prototypes_ND, prototypes_ND + fused_BTD, None
+        tokens_BND = prototypes_ND.expand(len(fused_BTD), -1, -1) if sources_BND is None else sources_BND
         local_BTND = None
         if self.local_decoder is not None:
             frames_F1D = fused_BTD.flatten(0, 1)[:, None]
+            if self.local_prototypes_ND is not None:
+                prototypes_ND = self.local_prototypes_ND
             local_BTND = self.local_decoder(prototypes_ND, frames_F1D).unflatten(0, valid_BT.shape)  # Eq. 6
 
         quantization = None
@@ -190,8 +211,10 @@ class QDFormer(nn.Module):
                 f"images have shape {list(images_BTCHW.shape)}; expected [clips, frames, 3, height, width]"
             )
         B, T = images_BTCHW.shape[:2]
-        if audio_BTA.shape != (B, T, AUDIO_SIZE):
-            raise ValueError(f"audio has shape {list(audio_BTA.shape)}; expected {[B, T, AUDIO_SIZE]} as the images")
+        sounds = [self.settings.prototypes] if self.settings.separate else []
+        if list(audio_BTA.shape) != (expected := [B, T, *sounds, AUDIO_SIZE]):
+            many = ", one sound for each prototype (train.model.separate)" if sounds else ""
+            raise ValueError(f"audio has shape {list(audio_BTA.shape)}; expected {expected} as the images{many}")
         return B, T
 
     @torch.inference_mode()

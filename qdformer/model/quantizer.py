@@ -14,6 +14,8 @@ from torch.nn import functional
 
 TOKENS_PER_CODE = 4
 """How many tokens k-means wants at least for each code."""
+DECAY = 0.99
+"""Of the running means."""
 SEEN_BATCHES = 128
 """How many batches of tokens it takes at most, the last ones; a training step gives two, the clips' and the frames'."""
 
@@ -41,26 +43,43 @@ class Quantizer(nn.Module):
 
     The paper's Eq. 2 reads as one code per sub-space, its Eq. 4 as N full-width tokens; here each of the N tokens is
     a sub-space of full width, and all share one codebook. The gradient passes straight through (van den Oord et
-    al., 2017); the codes are moved by the codebook loss alone.
+    al., 2017).
+
+    The codes are moved by the codebook loss alone, or, with `ema`, which the paper does not have, each to a running
+    mean of its tokens (the same authors' appendix). A code that no token took for `revive_after` updates, if that is
+    not 0, is put onto a token drawn at random (as in Jukebox, Dhariwal et al., 2020).
+
+    Like the tokens, which leave a decoder layer-normalised, `normalized` codes all have mean 0 and variance 1: a code
+    that several different tokens pull at would shrink towards their mean, and a short code is near to everything.
+    Left free from random values, the codebook of the full model fell to one code within a hundred steps.
 
     Until `start`, if it is `delayed`, tokens pass as they are. `start` then puts the codes where the tokens are, by
     k-means (as SoundStream does, Zeghidour et al., 2021): random codes, far from all tokens, hold up the learning of
     everything behind them.
     """
 
-    def __init__(self, codes: int, width: int, delayed: bool = False) -> None:
+    def __init__(
+        self,
+        codes: int,
+        width: int,
+        delayed: bool = False,
+        normalized: bool = True,
+        ema: bool = False,
+        revive_after: int = 0,
+    ) -> None:
         super().__init__()
-        self.free_KD = nn.Parameter(torch.randn(codes, width))
+        self.normalized, self.revive_after = normalized, revive_after
+        self.free_KD = nn.Parameter(torch.randn(codes, width), requires_grad=not ema)
         self.register_buffer("started", torch.tensor(not delayed))
+        self.register_buffer("running_use_K", torch.ones(codes) if ema else None)
+        self.register_buffer("running_sum_KD", self.free_KD.detach().clone() if ema else None)
+        self.register_buffer("idle_K", torch.zeros(codes, dtype=torch.long) if revive_after else None)
         self._seen: deque[torch.Tensor] = deque(maxlen=SEEN_BATCHES)
 
     @property
     def codebook_KD(self) -> torch.Tensor:
-        """The codes. Like the tokens, which leave a decoder layer-normalised, all have mean 0 and variance 1: a code
-        that several different tokens pull at would shrink towards their mean, and a short code is near to
-        everything. Left free, the codebook of the full model fell to one code within a hundred steps.
-        """
-        return functional.layer_norm(self.free_KD, self.free_KD.shape[-1:])
+        """The codes."""
+        return functional.layer_norm(self.free_KD, self.free_KD.shape[-1:]) if self.normalized else self.free_KD
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [..., D] -> quantized tokens [..., D], with gradient to the tokens only, and code indices [...]."""
@@ -75,12 +94,40 @@ class Quantizer(nn.Module):
         return tokens + step * self.started, codes
 
     def codebook_loss(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Pulls the codes [...] of `tokens` [..., D] towards them; no gradient to the tokens."""
+        """Pulls the codes [...] of `tokens` [..., D] towards them; no gradient to the tokens.
+
+        A running mean needs no pull: with `ema` a constant.
+        """
         return functional.mse_loss(self.codebook_KD[codes], tokens.detach().float())
 
     def commitment_loss(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Pulls `tokens` [..., D] towards their codes [...]; no gradient to the codebook. Nothing before the start."""
         return functional.mse_loss(tokens.float(), self.codebook_KD.detach()[codes]) * self.started
+
+    @torch.no_grad()
+    def update(self, tokens: torch.Tensor, codes: torch.Tensor) -> None:
+        """What moves the codes beside the gradient: running means, and the revival of idle codes.
+
+        From `tokens` [..., D] that took `codes` [...]; those of processes that train together count as one batch.
+        """
+        if not self.started or (self.running_use_K is None and self.idle_K is None):
+            return
+        tokens_SD, use_K = tokens.detach().flatten(0, -2).float(), self.use(codes)
+        sums_KD = torch.zeros_like(self.free_KD).index_add_(0, codes.flatten(), tokens_SD)
+        drawn_KD = tokens_SD[torch.randint(len(tokens_SD), use_K.shape, device=tokens.device)]
+        if _together():
+            distributed.all_reduce(use_K)
+            distributed.all_reduce(sums_KD)
+            distributed.broadcast(drawn_KD, 0)
+        if self.running_use_K is not None:
+            self.running_use_K.lerp_(use_K, 1 - DECAY)
+            self.running_sum_KD.lerp_(sums_KD, 1 - DECAY)
+            self.free_KD.copy_(self.running_sum_KD / self.running_use_K.clamp(min=1e-5)[:, None])
+        if self.idle_K is not None:
+            self.idle_K.add_(1).masked_fill_(use_K > 0, 0)
+            idle_K = self.idle_K >= self.revive_after
+            self._place(torch.where(idle_K[:, None], drawn_KD, self.free_KD), idle_K)
+            self.idle_K.masked_fill_(idle_K, 0)
 
     def forget(self) -> None:
         """Drop the tokens seen, so that what `start` will see does not depend on an interruption before now."""
@@ -95,28 +142,41 @@ class Quantizer(nn.Module):
         """
         tokens_SD = torch.cat([*self._seen, self.free_KD[:0]])
         enough = torch.tensor(len(tokens_SD) >= TOKENS_PER_CODE * len(self.free_KD), device=self.free_KD.device).int()
-        together = distributed.is_available() and distributed.is_initialized()
-        if together:
+        if _together():
             distributed.all_reduce(enough, distributed.ReduceOp.MIN)
         if enough:
-            self._place(tokens_SD, together)
+            self._place(_centres(tokens_SD, len(self.free_KD)), torch.ones_like(self.free_KD[:, 0], dtype=torch.bool))
         if enough or at_once:
             self.started.fill_(True)
             self.forget()
 
-    def _place(self, tokens_SD: torch.Tensor, together: bool) -> None:
-        from scipy.cluster.vq import kmeans2  # only training needs SciPy
-
-        codes_KD, _ = kmeans2(tokens_SD.cpu().numpy(), len(self.free_KD), minit="++", rng=0)
-        self.free_KD.copy_(torch.from_numpy(codes_KD))
-        if together:
-            distributed.broadcast(self.free_KD, 0)
+    def _place(self, codes_KD: torch.Tensor, chosen_K: torch.Tensor) -> None:
+        """Put the chosen codes at `codes_KD`."""
+        self.free_KD.copy_(torch.where(chosen_K[:, None], codes_KD, self.free_KD))
+        if self.running_use_K is not None:
+            self.running_use_K.masked_fill_(chosen_K, 1)
+            self.running_sum_KD.copy_(torch.where(chosen_K[:, None], codes_KD, self.running_sum_KD))
 
     def use(self, codes: torch.Tensor | None) -> torch.Tensor:
         """How often each code occurs among `codes` (of any shape): [K]."""
         if codes is None:
             return self.free_KD.new_zeros(len(self.free_KD))
         return torch.bincount(codes.flatten(), minlength=len(self.free_KD)).float()
+
+
+def _centres(tokens_SD: torch.Tensor, codes: int) -> torch.Tensor:
+    """Centres of k-means [K, D]; of processes that train together, those of the first one's tokens."""
+    from scipy.cluster.vq import kmeans2  # only training needs SciPy
+
+    codes_KD, _ = kmeans2(tokens_SD.cpu().numpy(), codes, minit="++", rng=0)
+    codes_KD = torch.from_numpy(codes_KD).to(tokens_SD.device)
+    if _together():
+        distributed.broadcast(codes_KD, 0)
+    return codes_KD
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def perplexity(use_K: torch.Tensor) -> float:

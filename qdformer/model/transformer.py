@@ -126,3 +126,8 @@ def tokens(map_FDHW: torch.Tensor) -> torch.Tensor:
 def as_map(tokens_FSD: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The inverse of `tokens`: a channels-last map [F, D, *size]."""
     return tokens_FSD.unflatten(1, size).permute(0, 3, 1, 2)
+
+
+def enlarge(map_FDHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A map at another size, bilinear."""
+    return functional.interpolate(map_FDHW, size=size, mode="bilinear", align_corners=False)

@@ -46,7 +46,7 @@ def load_model(path: Path, *, trained: bool = True) -> tuple[QDFormer, Classes]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
-        settings = Model.model_validate(_renamed(about["model"]))
+        settings = Model.model_validate(about["model"])
         names = Classes(tuple(about["classes"]["names"]), tuple(about["classes"]["unseen"]))
         torch.manual_seed(0)
         random = {"backbone_weights": None, "backbone_sha256": None}
@@ -60,14 +60,6 @@ def load_model(path: Path, *, trained: bool = True) -> tuple[QDFormer, Classes]:
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: not a usable QDFormer checkpoint: {error}") from error
     return model.eval(), names
-
-
-def _renamed(model: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint, also of those written when EfficientNet-Lite0 was the only backbone."""
-    if "pretrained_backbone" not in model:
-        return model
-    kept = {key: value for key, value in model.items() if key != "pretrained_backbone"}
-    return kept | {"backbone_weights": "package" if model["pretrained_backbone"] else None, "backbone_sha256": None}
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

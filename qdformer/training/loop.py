@@ -101,8 +101,10 @@ def train_epoch(
         norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_gradient)
         state.optimizer.step()
         state.scheduler.step()
-        if quantizer is not None and not quantizer.started and state.steps_done >= state.quantize_from:
-            quantizer.start()
+        if quantizer is not None:
+            quantizer.update(output.tokens_BND, output.quantization.global_codes_BN)
+            if not quantizer.started and state.steps_done >= state.quantize_from:
+                quantizer.start()
         for name, value in losses.items():
             sums[name] += float(value.detach())
         sums["gradient_norm"] += float(norm)

@@ -20,7 +20,7 @@ SMALL = PARAMS.train.model.model_copy(
         "codes": 16,
         "quantize_after": 0.0,
         "prototypes": 3,
-        "encoder": "dense",
+        "encoder": "light",
         "decompose": True,
         "quantize": True,
         "recombine": True,

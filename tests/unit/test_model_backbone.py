@@ -187,30 +187,6 @@ def test_the_hub_s_other_file_is_taken_where_the_first_is_not(tmp_path, monkeypa
         weights.read_weights("owner/name")
 
 
-def test_a_checkpoint_written_with_the_settings_of_before_still_loads(tmp_path):
-    """Its weights are its own; whether the backbone began pretrained matters to the untrained control alone."""
-    from qdformer.data.manifest import Classes
-    from qdformer.model import QDFormer
-    from qdformer.training import checkpoint
-
-    small = MODEL.model_copy(update={"width": 16, "heads": 2, "ffn_width": 32, "codes": 4, "prototypes": 2})
-
-    class Before:
-        def model_dump(self):
-            values = small.model_dump()
-            del values["backbone_weights"], values["backbone_sha256"]
-            return values | {"pretrained_backbone": True}
-
-    torch.manual_seed(1)
-    model = QDFormer(small.model_copy(update={"backbone_weights": None}), 2)
-    path = tmp_path / "model.safetensors"
-    checkpoint.save_model(path, model, Classes(("circle", "square"), (False, True)), Before())
-    trained, untrained = load_model(path)[0].backbone, load_model(path, trained=False)[0].backbone
-    pretrained = build_backbone(small)
-    assert torch.equal(trained.stem.weight, model.backbone.stem.weight)
-    assert torch.equal(untrained.stem.weight, pretrained.stem.weight)
-
-
 def test_a_checkpoint_does_not_need_the_file_that_its_training_began_with(tmp_path):
     from qdformer.data.manifest import Classes
     from qdformer.model import QDFormer

@@ -111,8 +111,9 @@ def test_the_prediction_is_what_it_says():
     torch.testing.assert_close(prediction.heard_BTC, p[..., :-1].amax(2))
 
 
-def test_bfloat16_autocast_trains():
-    model = make_model()
+@pytest.mark.parametrize("encoder", ["light", "deformable"])
+def test_bfloat16_autocast_trains(encoder):
+    model = make_model(encoder=encoder)
     images, audio, labels = make_clips()
     with torch.autocast("cpu", torch.bfloat16):
         output = model(images, audio)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
+from vector_quantize_pytorch import VectorQuantize
 
-from qdformer.model.quantizer import Quantizer, perplexity
+from qdformer.model.quantizer import DECAY, Quantizer, perplexity
 
 
 @pytest.fixture
@@ -50,6 +51,72 @@ def test_each_loss_moves_its_own_side(quantizer):
     assert tokens.grad is None
     moved = quantizer.free_KD.grad.abs().sum(-1) > 0
     assert set(moved.nonzero().flatten().tolist()) == set(codes.tolist())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_loss_updated_quantizer_of_vector_quantize_pytorch(seed):
+    torch.manual_seed(seed)
+    ours = Quantizer(codes=7, width=16, normalized=False)
+    theirs = VectorQuantize(16, 7, learnable_codebook=True, ema_update=False, rotation_trick=False)
+    theirs._codebook.embed.data.copy_(ours.free_KD.detach()[None])
+    values = torch.randn(2, 5, 16)
+    tokens, same = values.clone().requires_grad_(), values.clone().requires_grad_()
+    quantized, codes = ours(tokens)
+    expected, expected_codes, loss = theirs(same)
+    assert torch.equal(codes, expected_codes)
+    torch.testing.assert_close(quantized, expected)
+
+    # Their one loss pulls both sides, as the sum of ours.
+    factor = torch.randn_like(quantized)
+    ((quantized * factor).sum() + ours.commitment_loss(tokens, codes) + ours.codebook_loss(tokens, codes)).backward()
+    ((expected * factor).sum() + loss.sum()).backward()
+    torch.testing.assert_close(ours.commitment_loss(tokens, codes), loss.squeeze())
+    torch.testing.assert_close(tokens.grad, same.grad)
+    torch.testing.assert_close(ours.free_KD.grad, theirs._codebook.embed.grad[0])
+
+
+def test_running_means_equal_those_of_vector_quantize_pytorch():
+    torch.manual_seed(0)
+    ours = Quantizer(codes=7, width=16, normalized=False, ema=True)
+    theirs = VectorQuantize(16, 7, decay=DECAY, threshold_ema_dead_code=0)
+    theirs._codebook.embed.copy_(ours.free_KD[None])
+    theirs._codebook.embed_avg.copy_(ours.running_sum_KD[None])
+    theirs._codebook.cluster_size.copy_(ours.running_use_K[None])
+    for _ in range(20):
+        tokens = torch.randn(2, 5, 16)
+        _, codes = ours(tokens)
+        assert torch.equal(codes, theirs(tokens)[1])
+        ours.update(tokens, codes)
+    torch.testing.assert_close(ours.free_KD.detach(), theirs._codebook.embed[0], atol=1e-4, rtol=1e-4)
+    assert not ours.free_KD.requires_grad
+
+
+def test_idle_codes_come_back_onto_tokens():
+    torch.manual_seed(0)
+    quantizer = Quantizer(codes=4, width=16, normalized=False, revive_after=2)
+    with torch.no_grad():
+        quantizer.free_KD[1:] += 100  # too far for any token
+    tokens = torch.randn(6, 16)
+    for idle in (1, 0):
+        _, codes = quantizer(tokens)
+        assert not codes.any()
+        quantizer.update(tokens, codes)
+        assert quantizer.idle_K.tolist() == [0, idle, idle, idle]
+    assert all((code == tokens).all(-1).any() for code in quantizer.free_KD[1:])
+    assert len(quantizer(tokens)[1].unique()) > 1
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": True}, {"revive_after": 1}])
+def test_nothing_but_the_gradient_moves_the_codes_unless_asked(options):
+    torch.manual_seed(0)
+    quantizer = Quantizer(codes=4, width=16, **options)
+    before, tokens = quantizer.free_KD.detach().clone(), torch.randn(3, 16)
+    quantizer.update(tokens, quantizer(tokens)[1])
+    assert torch.equal(quantizer.free_KD, before) == (not options)
+    waiting = Quantizer(codes=4, width=16, delayed=True, **options)
+    before = waiting.free_KD.detach().clone()
+    waiting.update(tokens, waiting(tokens)[1])
+    assert torch.equal(waiting.free_KD, before)
 
 
 def test_use_and_its_perplexity():
