@@ -1,10 +1,9 @@
 """Where a preset runs, one run at a time, and what its results came from.
 
-The default settings run in the project's root. Every other preset is a file `presets/NAME.yaml`
-that names only what differs from `params.yaml`, and runs in a DVC workspace of its own,
-`workspaces/NAME/`: the same `dvc.yaml` and code by symbolic link, other settings, other results,
-one cache. Running one preset never touches what another has made. What is the user's own (where the
-data lies, say) is laid over the preset from `workspaces/NAME/own.yaml`.
+The default settings run in the project's root. Every other preset (`qdformer.presets`) runs in a DVC
+workspace of its own, `workspaces/NAME/`: the same `dvc.yaml` and code by symbolic link, other
+settings, other results, one cache. Running one preset never touches what another has made, and what
+one has made, such as the data set, another with the same settings takes from the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ import yaml
 
 from qdformer.digests import identity, tree_sha256
 from qdformer.errors import InputError
-from qdformer.settings import Section, Settings, SettingsError, parse_settings, read_yaml
+from qdformer.presets import is_default, merge, own_values, preset_values
+from qdformer.settings import Settings, SettingsError, parse_settings, read_yaml
 
 PROJECT = Path(__file__).resolve().parents[1]
 LINKED = ("dvc.yaml", ".dvcignore", "pipelines", "qdformer")
@@ -40,46 +40,17 @@ class BusyError(InputError):
     """Another run is at work in the workspace; the message names its process."""
 
 
-def preset_values(name: str = "", project: Path = PROJECT) -> dict[str, Any]:
-    """The nested values of a preset, validated: `params.yaml`, the preset's own laid over it, and the user's over that.
-
-    An empty name, or the name of the data set in `params.yaml`, is the default. Raises
-    `SettingsError` if there is no such preset (naming those there are) or its values are not usable.
-    """
-    path = project / "params.yaml"
-    values = read_yaml(path)
-    sources = [path.name]
-    if not _is_default(name, values):
-        presets = {file.stem: file for file in (project / "pipelines" / "presets").glob("*.yaml")}
-        if name not in presets:
-            known = sorted({_default_name(values), *presets} - {""})
-            raise SettingsError(f"no preset {name!r}; there are: {', '.join(known)}")
-        values = _merge(values, read_yaml(presets[name]))
-        sources.append(str(presets[name].relative_to(project)))
-        own = own_values(name, project)
-        if own.is_file():
-            values = _merge(values, read_yaml(own))
-            sources.append(str(own.relative_to(project)))
-    parse_settings(values, " with ".join(sources))
-    return values
-
-
-def own_values(name: str, project: Path = PROJECT) -> Path:
-    """The file of the user's own values for a preset; it need not be there."""
-    return project / "workspaces" / name / "own.yaml"
-
-
 def remember(name: str, values: dict[str, Any], project: Path = PROJECT) -> None:
     """Lay `values` over the preset from now on; what was remembered before stays, where they do not replace it.
 
     Raises `SettingsError`, and changes nothing, if there is no such preset or the outcome is not usable.
     """
     own = own_values(name, project)
-    if _is_default(name, read_yaml(project / "params.yaml")):
+    if is_default(name, project):
         raise SettingsError(f"{name or 'the default'}: its values are in params.yaml; change them there")
-    merged = _merge(preset_values(name, project), values)
+    merged = merge(preset_values(name, project), values)
     parse_settings(merged, f"{name} with the values given")
-    kept = _merge(read_yaml(own) if own.is_file() else {}, values)
+    kept = merge(read_yaml(own) if own.is_file() else {}, values)
     own.parent.mkdir(parents=True, exist_ok=True)
     _write(own, "# Laid over the preset of this name.\n" + yaml.safe_dump(kept, sort_keys=False))
 
@@ -96,7 +67,7 @@ def open_workspace(name: str = "", project: Path = PROJECT) -> Path:
     values changed, so that opening a workspace makes nothing stale.
     """
     values = preset_values(name, project)
-    if _is_default(name, read_yaml(project / "params.yaml")):
+    if is_default(name, project):
         return project
     workspace = project / "workspaces" / name
     workspace.mkdir(parents=True, exist_ok=True)
@@ -166,26 +137,6 @@ def locked(workspace: Path) -> dict[str, str]:
     path = workspace / "dvc.lock"
     stages = read_yaml(path).get("stages", {}) if path.is_file() else {}
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ()) if "md5" in out}
-
-
-def _is_default(name: str, values: dict[str, Any]) -> bool:
-    return name in ("", _default_name(values))
-
-
-def _default_name(values: dict[str, Any]) -> str:
-    download = values.get("download")
-    return str(download.get("dataset", "")) if isinstance(download, dict) else ""
-
-
-def _merge(base: dict[str, Any], overlay: dict[str, Any], section: type[Section] = Settings) -> dict[str, Any]:
-    """`overlay` laid over `base`, section by section; other mappings (conditions, rows) are replaced as a whole."""
-    merged = dict(base)
-    for key, value in overlay.items():
-        inner = section.model_fields[key].annotation if key in section.model_fields else None
-        nested = isinstance(inner, type) and issubclass(inner, Section)
-        nested = nested and isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value, inner) if nested else value
-    return merged
 
 
 def _write(path: Path, text: str) -> None:

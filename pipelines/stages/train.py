@@ -13,6 +13,7 @@ from pipelines.workspace import provenance
 from qdformer import tracking
 from qdformer.audio.store import FeatureStore
 from qdformer.digests import file_sha256
+from qdformer.model.backbone import build_backbone
 from qdformer.settings import Settings
 from qdformer.training.launch import Job, launch
 
@@ -27,6 +28,7 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     features = workspace / "data" / "features" / "clean.h5"
     made = recipe(settings.features, workspace).info("clean")
     FeatureStore(features, **asdict(made))  # refuses any others
+    build_backbone(settings.train.model)  # weights that cannot be had are told here, in one line, and not by a worker
     storage = workspace / ".cache" / "ray" / out.name
     storage.mkdir(parents=True, exist_ok=True)
     job = Job(

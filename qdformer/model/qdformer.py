@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qdformer.model.backbone import EfficientNetLite0
+from qdformer.model.backbone import build_backbone
 from qdformer.model.decomposition import SemanticDecoder
 from qdformer.model.fpn import MaskFeatures
 from qdformer.model.fusion import Fusion
@@ -90,7 +90,7 @@ class QDFormer(nn.Module):
         width, heads, ffn_width, layers = settings.width, settings.heads, settings.ffn_width, settings.decoder_layers
         self.settings = settings
         self.num_classes = num_classes
-        self.backbone = EfficientNetLite0(settings.pretrained_backbone, settings.frozen_stages)
+        self.backbone = build_backbone(settings)
         self.pixel_encoder = PixelEncoder(
             settings.encoder, self.backbone.channels, width, heads, ffn_width, settings.encoder_layers
         )

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from qdformer.data.manifest import Classes
 from qdformer.digests import file_sha256
 from qdformer.errors import InputError
+from qdformer.model.backbone import BackboneError
 from qdformer.model.qdformer import QDFormer
 from qdformer.settings import Model
 
@@ -37,8 +38,10 @@ def save_model(path: Path, model: QDFormer, classes: Classes, settings: Model) -
 def load_model(path: Path, *, trained: bool = True) -> tuple[QDFormer, Classes]:
     """Rebuild a model in evaluation mode and the classes it names.
 
-    `trained=False` gives the same architecture as it was before training, as a control.
-    Raises `CheckpointError` if the file is missing, damaged or holds something else.
+    `trained=False` gives the same architecture as it was before training, as a control: with the backbone's pretrained
+    weights, which must be where they were then. A trained model needs nothing but its checkpoint.
+    Raises `CheckpointError` if the file is missing, damaged or holds something else, and `BackboneError` if those
+    weights are gone.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -46,11 +49,14 @@ def load_model(path: Path, *, trained: bool = True) -> tuple[QDFormer, Classes]:
         settings = Model.model_validate(about["model"])
         names = Classes(tuple(about["classes"]["names"]), tuple(about["classes"]["unseen"]))
         torch.manual_seed(0)
-        model = QDFormer(settings, len(names.names))
+        random = {"backbone_weights": None, "backbone_sha256": None}
+        model = QDFormer(settings.model_copy(update=random) if trained else settings, len(names.names))
         if trained:
             model.load_state_dict(load_file(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
+    except BackboneError:  # of the weights that the training began with
+        raise
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: not a usable QDFormer checkpoint: {error}") from error
     return model.eval(), names

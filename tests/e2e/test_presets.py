@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 import yaml
 
 from qdformer.audio.vggish import VGGish
 from qdformer.digests import file_sha256
 
-SMALL = {
-    "train": {
-        "epochs": 1,
-        "image_size": 64,
-        "model": {"width": 32, "heads": 4, "ffn_width": 64, "encoder_layers": 1, "decoder_layers": 1, "codes": 16},
-    },
-    "evaluate": {"bootstrap": 50, "pictures": 2},
-}
+MODEL = {"width": 32, "heads": 4, "ffn_width": 64, "encoder_layers": 1, "decoder_layers": 1, "codes": 16}
+SMALL = {"train": {"epochs": 1, "image_size": 64, "model": MODEL}, "evaluate": {"bootstrap": 50, "pictures": 2}}
 CLIPS = {"s4": 3, "ms3": 3, "avss": 9}  # of a split: three for each subset
 SCORES = ("miou_dataset", "avsbench_j", "davis_jf")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+@pytest.fixture(scope="module")
+def resnet50(tmp_path_factory) -> dict[str, str]:
+    """A file of ResNet-50's weights, drawn at random, as the settings name one."""
+    from transformers import ResNetForImageClassification
+
+    folder = tmp_path_factory.mktemp("resnet-50")
+    torch.manual_seed(0)
+    network = ResNetForImageClassification._from_config(ResNetForImageClassification.config_class())
+    network.save_pretrained(folder)
+    return {"backbone_weights": str(folder), "backbone_sha256": file_sha256(folder / "model.safetensors")}
+
+
 @pytest.mark.parametrize("kind", CLIPS)
-def test_a_preset_reaches_a_metric(checkout, tmp_path, kind):
+def test_a_preset_and_its_twin_with_swin_reach_a_metric(checkout, resnet50, tmp_path, kind):
     def python(*arguments: str) -> str:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "PREFECT", "RAY"))}
         environment["PYTHONPATH"] = str(checkout)
@@ -54,7 +62,8 @@ def test_a_preset_reaches_a_metric(checkout, tmp_path, kind):
     }
     workspace = checkout / "workspaces" / kind
     workspace.mkdir(parents=True)
-    (workspace / "own.yaml").write_text(yaml.safe_dump({"pretrain": official, **SMALL}))
+    small = {**SMALL, "train": {**SMALL["train"], "model": {**MODEL, **resnet50}}}
+    (workspace / "own.yaml").write_text(yaml.safe_dump({"pretrain": official, **small}))
 
     told = python("-m", "pipelines.flows.data", "--data", kind, "--source", str(archive))
     assert f"make repro DATA={kind}" in told
@@ -69,3 +78,20 @@ def test_a_preset_reaches_a_metric(checkout, tmp_path, kind):
         figures = json.loads((workspace / "reports" / "metrics" / f"{condition}.json").read_text())
         assert figures["clips"] == CLIPS[kind] and all(0 <= figures[name] <= 1 for name in SCORES)
     assert "Running stage" not in python("-m", "pipelines.flows.reproduce", "--data", kind)
+    assert backbone(workspace) == ("resnet50", resnet50["backbone_weights"])
+
+    twin = workspace.with_name(f"{kind}-swin")
+    twin.mkdir()
+    (twin / "own.yaml").write_text(yaml.safe_dump({"train": {"model": {"backbone_weights": None}}}))
+    told = python("-m", "pipelines.flows.reproduce", "--data", twin.name)
+    assert re.findall("Running stage '(.+)'", told) == ["train", "evaluate"]  # all before came from the cache
+    figures = json.loads((twin / "reports" / "metrics" / "clean.json").read_text())
+    assert figures["clips"] == CLIPS[kind] and all(0 <= figures[name] <= 1 for name in SCORES)
+    assert backbone(twin) == ("swin_tiny", None)
+
+
+def backbone(workspace: Path) -> tuple[str, str | None]:
+    """What the workspace's checkpoint was trained with."""
+    with safetensors.safe_open(workspace / "models" / "qdformer" / "model.safetensors", "pt") as file:
+        model = json.loads(file.metadata()["qdformer"])["model"]
+    return model["backbone"], model["backbone_weights"]

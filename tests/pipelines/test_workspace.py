@@ -47,6 +47,54 @@ def test_the_presets_of_the_published_sets_follow_the_paper():
         assert (train.epochs, train.batch_size, train.learning_rate, train.weight_decay) == (epochs, 4, 1e-4, 5e-4)
         assert [round(share * epochs) for share in train.drop_at] == [11, 14][: len(train.drop_at)]
         assert train.model.encoder == "deformable" and train.model.width == 256 and train.image_size == 224
+        assert (train.model.backbone, train.model.frozen_stages) == ("resnet50", 0)
+        assert train.model.backbone_weights == "microsoft/resnet-50"
+        swin = preset_settings(f"{name}-swin")
+        other = {"backbone": "swin_tiny", "backbone_weights": "microsoft/swin-tiny-patch4-window7-224"}
+        model = train.model.model_copy(update=other)
+        assert swin == settings.model_copy(update={"train": train.model_copy(update={"model": model})})
+
+
+def test_a_preset_takes_what_the_user_gave_the_one_it_extends(project):
+    remember("s4", {"download": {"source": ["/data/s4.zip"]}, "train": {"epochs": 2}}, project.root)
+    remember("s4", {"train": {"model": {"backbone_weights": "/w/r50.pth", "backbone_sha256": "0" * 8}}}, project.root)
+    remember("s4-swin", {"train": {"epochs": 3}}, project.root)
+    s4, swin = preset_settings("s4", project.root), preset_settings("s4-swin", project.root)
+    assert (s4.train.epochs, swin.train.epochs) == (2, 3)
+    assert swin.download.source == s4.download.source == ["/data/s4.zip"]
+    assert (s4.train.model.backbone_weights, s4.train.model.backbone_sha256) == ("/w/r50.pth", "0" * 8)
+    assert swin.train.model.backbone_weights.startswith("microsoft/swin") and swin.train.model.backbone_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("presets", "message"),
+    [
+        ({"a": "nope"}, r"no preset 'nope' \(a extends nope\); there are: a, avss"),
+        ({"a": "b", "b": "a"}, r"preset 'a' extends itself \(a extends b extends a\)"),
+        ({"a": "[s4]"}, r"no preset \"\['s4'\]\""),
+    ],
+)
+def test_a_preset_that_extends_nothing_or_itself_is_named(project, presets, message):
+    for name, base in presets.items():
+        (project.root / f"pipelines/presets/{name}.yaml").write_text(f"extends: {base}\n")
+    with pytest.raises(SettingsError, match=message):
+        preset_settings("a", project.root)
+    assert not (project.root / "workspaces").exists()
+
+
+def test_a_preset_finds_in_the_cache_what_the_one_it_extends_has_made(project):
+    def repro(folder):
+        environment = project.environment(PATH=f"{sys.prefix}/bin:/usr/bin:/bin")
+        done = subprocess.run([dvc_command(), "repro"], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (project.root / "pipelines/presets/more.yaml").write_text("extends: toy\ntrain: {epochs: 3}\n")
+    toy, more = open_workspace("toy", project.root), open_workspace("more", project.root)
+    assert "Running stage 'download'" in repro(toy)
+    told = repro(more)
+    assert "Running stage 'download'" not in told and "Running stage 'train'" in told
+    assert locked(more)["data/dataset"] == locked(toy)["data/dataset"]
 
 
 def test_what_a_user_gives_is_laid_over_the_preset_and_remembered(project):
@@ -69,7 +117,9 @@ def test_what_a_user_gives_is_laid_over_the_preset_and_remembered(project):
 
 @pytest.mark.parametrize("name", ["nope", "../toy", "."])
 def test_an_unknown_preset_names_those_there_are_and_writes_nothing(project, name):
-    with pytest.raises(SettingsError, match=r"no preset .*; there are: avss, ms3, s4, stamps, toy"):
+    with pytest.raises(
+        SettingsError, match=r"no preset .*; there are: avss, avss-swin, ms3, ms3-swin, s4, s4-swin, stamps, toy"
+    ):
         open_workspace(name, project.root)
     assert not (project.root / "workspaces").exists()
 

@@ -13,7 +13,7 @@ PARAMS = load_settings(Path(__file__).parents[2] / "params.yaml")
 LOSS: Loss = PARAMS.train.loss
 SMALL = PARAMS.train.model.model_copy(
     update={
-        "pretrained_backbone": False,
+        "backbone_weights": None,
         "width": 32,
         "heads": 4,
         "ffn_width": 64,

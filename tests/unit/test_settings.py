@@ -47,6 +47,35 @@ def test_audioset_s_settings_are_valid(values):
         ("train.epochs", 0, r"train\.epochs: .*greater than 0, not 0"),
         ("train.epochs", True, r"train\.epochs: .*integer"),
         ("train.model.backbone", "resnet51", r"train\.model\.backbone: .*'efficientnet_lite0'.*not 'resnet51'"),
+        (
+            "train.model",
+            {"backbone": "resnet50", "backbone_weights": None},
+            r"train\.model: frozen_stages \(7\) must not be above 4, the stages of resnet50",
+        ),
+        ("train.model.frozen_stages", 8, r"train\.model: frozen_stages \(8\) must not be above 7, the stages of eff"),
+        ("train.model.backbone_weights", "r50.pth", r"train\.model\.backbone_weights: expected null, .*not 'r50\.pth'"),
+        (
+            "train.model.backbone_weights",
+            "files/r50.pth",
+            r"backbone_weights: .*absolute path .*not 'files/r50\.pth'",
+        ),
+        ("train.model.backbone_weights", "./r50", r"train\.model\.backbone_weights: .*not '\./r50'"),
+        (
+            "train.model",
+            {"backbone": "swin_tiny", "frozen_stages": 0},
+            r"train\.model: backbone_weights: package is not for swin_tiny; expected a hub id, the absolute path",
+        ),
+        (
+            "train.model.backbone_weights",
+            "microsoft/resnet-50",
+            r"backbone_weights: microsoft/resnet-50 is not for efficientnet_lite0; expected package, the absolute path",
+        ),
+        (
+            "train.model.backbone_sha256",
+            "0" * 64,
+            r"train\.model: backbone_sha256 is of the file that",
+        ),
+        ("train.model.backbone_sha256", "123", r"train\.model\.backbone_sha256: .*not '123'"),
         ("train.model.heads", 7, r"train\.model: width \(\d+\) must be a multiple of heads \(7\)"),
         ("train.model.separate", True, r"train\.model: separate takes the place of decompose"),
         ("train.model.decompose", False, r"train\.model: quantize, recombine and calibrate need decompose"),
@@ -86,7 +115,7 @@ def test_a_wrong_value_names_its_key(values, key, value, message):
     *parents, last = key.split(".")
     for name in parents:
         section = section[name]
-    section[last] = value
+    section[last] = section[last] | value if isinstance(value, dict) and last == "model" else value
     with pytest.raises(SettingsError, match=message):
         parse_settings(values)
 

@@ -18,7 +18,7 @@ from qdformer.training.loop import TrainingState, learning_rate_factor, train_ep
 
 RECIPE = load_settings(Path(__file__).parents[2] / "params.yaml").train.model_copy(update={"epochs": 2})
 SMALL = RECIPE.model.model_copy(
-    update={"pretrained_backbone": False, "width": 16, "heads": 2, "ffn_width": 32, "codes": 4, "prototypes": 2}
+    update={"backbone_weights": None, "width": 16, "heads": 2, "ffn_width": 32, "codes": 4, "prototypes": 2}
 )
 CLASSES = Classes(("circle", "square"), (False, True))
 CPU = torch.device("cpu")

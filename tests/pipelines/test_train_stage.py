@@ -1,0 +1,26 @@
+"""Stage `train`: what it tells before it starts anything."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.workspace import preset_settings
+from qdformer.audio.features import FeatureInfo
+from qdformer.model.backbone import BackboneError
+
+
+@pytest.mark.slow  # imports Ray and MLflow
+def test_weights_that_are_not_there_are_told_before_ray_starts(monkeypatch, tmp_path):
+    from pipelines.stages import train as stage
+
+    made = FeatureInfo("clean", "0" * 64, "repeat", False, "")
+    monkeypatch.setattr(stage, "recipe", lambda *_: SimpleNamespace(info=lambda _: made))
+    monkeypatch.setattr(stage, "FeatureStore", lambda *_, **__: None)
+    monkeypatch.setattr(stage, "launch", lambda *_: pytest.fail("Ray was started"))
+    settings = preset_settings()
+    model = settings.train.model.model_copy(update={"backbone_weights": str(tmp_path / "none.pth")})
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"model": model})})
+    with pytest.raises(BackboneError, match=r"none\.pth: no such weights file"):
+        stage.train(settings, tmp_path, tmp_path / "out", None)
