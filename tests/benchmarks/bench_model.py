@@ -1,0 +1,221 @@
+"""QDFormer on ResNet-50 beside its backbone alone: one clip of 5 frames at 224 x 224, inference and a training step.
+
+`paper` is the preset avss, `light` the same with the light encoder; weights are drawn at random, which changes no time.
+The backbone alone is transformers' own ResNet-50, in evaluation. Every time is the median of rounds in which all take
+turns; a model's peak memory is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+import qdformer  # noqa: F401  (lets transformers be imported)
+from pipelines.workspace import preset_settings
+from qdformer.loss.criterion import Criterion
+from qdformer.model import QDFormer, parameter_groups
+
+CLASSES, FRAMES, SIZE, THREADS = 70, 5, 224, 2
+ROUNDS, STEPS = 7, 5
+LIGHT = {"encoder": "light", "encoder_layers": 1}
+GOALS = {
+    "paper": {"inference": 4.0, "training step": 4.0},
+    "light": {"inference": 1.7, "training step": 2.0},
+}
+OWN_GOAL, LINEAR_GOAL, LOSS_GOAL, MEMORY_GOAL = 1.3, 2.1, 0.10, 2.5
+
+
+def run() -> None:
+    """Measure, and print the tables."""
+    torch.set_num_threads(THREADS)
+    models = {name: build(name) for name in GOALS}
+    alone = plain_backbone()
+    inference = {"backbone": Inference(alone)}
+    for name, model in models.items():
+        inference |= {name: Inference(model), f"{name}, {2 * FRAMES} frames": Inference(model, 2 * FRAMES)}
+    seconds = in_turns(inference, ROUNDS, "inference")
+    steps = {"backbone": BackboneStep(alone), **{name: TrainingStep(model) for name, model in models.items()}}
+    training = in_turns(steps, STEPS, "training steps")
+
+    table = Table("", "seconds", "of the backbone", "goal", "of its operations", "goal", title=TITLE)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    operations = {name: floating_point_operations(task.model) for name, task in inference.items() if "," not in name}
+    for what, times in (("inference", seconds), ("training step", training)):
+        table.add_row(f"backbone alone, {what}", f"{times['backbone']:.2f}")
+        for name in models:
+            ratio = times[name] / times["backbone"]
+            # What the model's operations take at the backbone's rate; a step's are three times those of inference.
+            own = ratio / (operations[name] / operations["backbone"])
+            table.add_row(
+                f"{name}, {what}", f"{times[name]:.2f}", *_judged(ratio, GOALS[name][what]), *_judged(own, OWN_GOAL)
+            )
+    console = Console()
+    console.print(table)
+
+    more = Table("", *models, "goal", title="Growth, loss and memory")
+    for column in more.columns[1:]:
+        column.justify = "right"
+    growth = [seconds[f"{name}, {2 * FRAMES} frames"] / seconds[name] for name in models]
+    more.add_row("10 frames / 5 frames", *[_judged(value, LINEAR_GOAL)[0] for value in growth], f"≤ {LINEAR_GOAL}")
+    shares = [steps[name].loss_share for name in models]
+    more.add_row(
+        "matching and loss / step", *[_judged(value, LOSS_GOAL, "{:.1%}")[0] for value in shares], f"≤ {LOSS_GOAL:.0%}"
+    )
+    peaks = [peak_memory(name) for name in models]
+    more.add_row(
+        "peak memory of a step, GB", *[_judged(value, MEMORY_GOAL)[0] for value in peaks], f"≤ {MEMORY_GOAL}"
+    )
+    console.print(more)
+
+
+TITLE = f"One clip of {FRAMES} frames, {SIZE} x {SIZE}, ResNet-50, {THREADS} threads, single precision"
+
+
+def build(name: str) -> QDFormer:
+    settings = preset_settings("avss").train.model.model_copy(update={"backbone_weights": None})
+    torch.manual_seed(0)
+    return QDFormer(settings.model_copy(update=LIGHT if name == "light" else {}), CLASSES)
+
+
+def plain_backbone() -> nn.Module:
+    """transformers' ResNet-50 with the four maps, and the better of its memory layouts."""
+    from transformers import ResNetBackbone, ResNetConfig
+
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    return ResNetBackbone(ResNetConfig(out_features=stages)).eval().to(memory_format=torch.channels_last)
+
+
+class Inference:
+    """A forward pass over one clip; of a QDFormer with all that `predict` does."""
+
+    def __init__(self, model: nn.Module, frames: int = FRAMES) -> None:
+        self.model = model
+        self.images, self.audio, *_ = clip(frames)
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        self.model.eval()
+        if isinstance(self.model, QDFormer):
+            self.model.predict(self.images, self.audio)
+        else:
+            self.model(normalized(self.images[0]))
+
+
+class BackboneStep:
+    """Forward and backward through the backbone alone, batch normalisation as in evaluation."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.images = model, clip(FRAMES)[0]
+
+    def __call__(self) -> None:
+        maps = self.model(normalized(self.images[0])).feature_maps
+        sum(features.mean() for features in maps).backward()
+        self.model.zero_grad(set_to_none=True)
+
+
+class TrainingStep:
+    """Forward, loss, backward, clipping and optimiser; remembers the loss's own time, forward and backward."""
+
+    def __init__(self, model: QDFormer) -> None:
+        recipe = preset_settings("avss").train
+        self.model = model
+        self.criterion = Criterion(recipe.loss, CLASSES)
+        groups = parameter_groups(model, recipe.learning_rate, recipe.backbone_factor, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.images, self.audio, self.labels, self.everywhere = clip(FRAMES)
+        self.shares: list[float] = []
+
+    @property
+    def loss_share(self) -> float:
+        return median(self.shares)
+
+    def __call__(self) -> None:
+        self.model.train()
+        started = time.perf_counter()
+        output = self.model(self.images, self.audio)
+        forward = time.perf_counter()
+        answers = [
+            getattr(layer, name)
+            for layer in (output, *output.auxiliary)
+            for name in ("class_logits_BTNC", "boxes_BTN4", "mask_logits_BTNHW")
+        ]
+        total = self.criterion(output, self.labels, self.everywhere, self.everywhere)["total"]
+        torch.autograd.grad(total, answers, retain_graph=True)
+        loss = time.perf_counter()
+        total.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # The loss's backward pass was run once more than a step does; the step's time is without the extra.
+        self.shares.append((loss - forward) / (time.perf_counter() - started))
+
+
+def clip(frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, audio, labels of three classes, and where frames are valid and labelled."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1, frames, 3, SIZE, SIZE), generator=generator).to(torch.uint8)
+    labels = torch.zeros(1, frames, SIZE, SIZE, dtype=torch.int64)
+    labels[:, :3, 40:120, 50:140], labels[:, 1:, 150:200, 20:100], labels[:, ::2, 20:60, 160:210] = 3, 9, 40
+    return images, torch.rand(1, frames, 128, generator=generator), labels, torch.ones(1, frames, dtype=torch.bool)
+
+
+def normalized(images: torch.Tensor) -> torch.Tensor:
+    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def in_turns(tasks: dict[str, Callable[[], None]], rounds: int, title: str) -> dict[str, float]:
+    """Median seconds of each task; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in tqdm(range(rounds + 1), desc=title, leave=False):
+        for name, task in tasks.items():
+            started = time.perf_counter()
+            task()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return {name: median(values) for name, values in times.items()}
+
+
+def floating_point_operations(model: nn.Module) -> int:
+    """Of one clip's forward pass."""
+    counter = FlopCounterMode(display=False)
+    model.eval()
+    with counter:
+        if isinstance(model, QDFormer):
+            model(*clip(FRAMES)[:2])
+        else:
+            model(normalized(clip(FRAMES)[0][0]))
+    return counter.get_total_flops()
+
+
+@functools.cache
+def peak_memory(name: str) -> float:
+    """Gigabytes that a process needs at most for training steps of the model, torch and all."""
+    found = subprocess.run([sys.executable, __file__, name], check=True, capture_output=True, text=True, cwd=Path.cwd())
+    return float(found.stdout.split()[-1])
+
+
+def _judged(value: float, goal: float, form: str = "{:.2f}") -> tuple[str, str]:
+    colour = "green" if value <= goal else "red"
+    return f"[{colour}]{form.format(value)}[/]", f"≤ {goal}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(THREADS)
+    step = TrainingStep(build(sys.argv[1]))
+    for _ in range(3):
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2)
