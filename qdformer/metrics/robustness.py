@@ -17,12 +17,12 @@ STRAY = 0.01
 """The share of its pixels above which a frame counts as marked."""
 
 
-class FalsePositives(ClipScores):
-    """How much is marked under a negative sound.
+class MarkedArea(ClipScores):
+    """How much is marked, wherever: under a negative sound all of it is false.
 
-    `fpr` is the false-positive rate as the published code has it: the mean over frames of the share of the pixels
-    that are marked, with a probability above 0.5. `false_frames` is ours: the share of the frames of which more
-    than `STRAY` is marked, for a mark as large as an object is one, however small the object.
+    `marked` is the mean over frames of the share of the pixels that are marked, with a probability above 0.5: the
+    false-positive rate of the published code. `marked_frames` is ours: the share of the frames of which more than
+    `STRAY` is marked, for a mark as large as an object is one, however small the object.
     """
 
     def update(
@@ -35,15 +35,15 @@ class FalsePositives(ClipScores):
             kept_FHW = ~ignored_FHW
             pixels_F = np.maximum(np.count_nonzero(kept_FHW, axis=(1, 2)), 1)
             share_F = np.count_nonzero(mask_FHW & kept_FHW, axis=(1, 2)) / pixels_F
-        false_F = share_F > STRAY
-        self._add((share_F.sum(), false_F.sum(), len(share_F)), place)
-        return {"fpr": float(share_F.mean()), "false_frames": float(false_F.mean())}
+        large_F = share_F > STRAY
+        self._add((share_F.sum(), large_F.sum(), len(share_F)), place)
+        return {"marked": float(share_F.mean()), "marked_frames": float(large_F.mean())}
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
-        """`fpr` and `false_frames`, float64 [R], of the clips drawn by each row of indices."""
+        """`marked` and `marked_frames`, float64 [R], of the clips drawn by each row of indices."""
         records = np.array(self._records(), dtype=np.float64)
-        share_R, false_R, frames_R = (draw_counts(indices_RN, len(records)) @ records).T
-        return {"fpr": share_R / frames_R, "false_frames": false_R / frames_R}
+        share_R, large_R, frames_R = (draw_counts(indices_RN, len(records)) @ records).T
+        return {"marked": share_R / frames_R, "marked_frames": large_R / frames_R}
 
 
 def g_miou(positive: np.ndarray | float, negative: np.ndarray | float) -> np.ndarray | float:

@@ -48,10 +48,14 @@ class LayerOutput:
 
 @dataclass
 class QDFormerOutput(LayerOutput):
-    """The last decoder layer's answer, the earlier layers' (in training), and the quantizer's figures."""
+    """The last decoder layer's answer, the earlier layers' (in training), and what became of the sound."""
 
     auxiliary: list[LayerOutput] = field(default_factory=list)
     quantization: QuantizerStats | None = None
+    fused_BTD: torch.Tensor | None = None
+    """The audio of every frame fused with what is seen (Eq. 3), before it is decomposed."""
+    tokens_BND: torch.Tensor | None = None
+    """The clip's single-source tokens (Eq. 4), not quantized; None without decomposition."""
 
 
 @dataclass
@@ -118,7 +122,10 @@ class QDFormer(nn.Module):
         fused_BTD = self.fusion(
             audio_BTA, visual_FSD[:, coarse].unflatten(0, (B, T)), position_SD[coarse], valid_BT
         )  # Eq. 3
-        tokens_BND, queries_BTND, quantization = self._sources(fused_BTD, valid_BT)
+        sources_BND = None
+        if self.global_decoder is not None:
+            sources_BND = self.global_decoder(self.prototypes_ND, fused_BTD, ~valid_BT)  # Eq. 4
+        tokens_BND, queries_BTND, quantization = self._sources(fused_BTD, sources_BND, valid_BT)
         if self.recombination is not None:
             clip_BSD = visual_FSD.unflatten(0, (B, T)).flatten(1, 2)
             visual_FSD = self.recombination(clip_BSD, tokens_BND).view_as(visual_FSD)  # Eq. 5
@@ -143,17 +150,15 @@ class QDFormer(nn.Module):
             tuple(x.unflatten(0, (B, T)) for x in layer)
             for layer in zip(said.class_logits_RFNC, said.boxes_RFN4, said.mask_logits_RFNHW, strict=True)
         ]
-        return QDFormerOutput(classes, boxes, masks, [LayerOutput(*layer) for layer in auxiliary], quantization)
+        auxiliary = [LayerOutput(*layer) for layer in auxiliary]
+        return QDFormerOutput(classes, boxes, masks, auxiliary, quantization, fused_BTD, sources_BND)
 
     def _sources(
-        self, fused_BTD: torch.Tensor, valid_BT: torch.Tensor
+        self, fused_BTD: torch.Tensor, sources_BND: torch.Tensor | None, valid_BT: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, QuantizerStats | None]:
-        """The clip's single-source tokens [B, N, D], the queries of its frames [B, T, N, D], and what VQ did."""
+        """The clip's tokens as they are used [B, N, D], the queries of its frames [B, T, N, D], and what VQ did."""
         prototypes_ND, quantizer = self.prototypes_ND, self.quantizer
-        if self.global_decoder is None:
-            tokens_BND = prototypes_ND.expand(len(fused_BTD), -1, -1)
-        else:
-            tokens_BND = self.global_decoder(prototypes_ND, fused_BTD, ~valid_BT)  # Eq. 4
+        tokens_BND = prototypes_ND.expand(len(fused_BTD), -1, -1) if sources_BND is None else sources_BND
         local_BTND = None
         if self.local_decoder is not None:
             frames_F1D = fused_BTD.flatten(0, 1)[:, None]

@@ -10,7 +10,7 @@ from scipy import ndimage
 from qdformer.metrics import (
     AVSBenchScores,
     DavisScores,
-    FalsePositives,
+    MarkedArea,
     MetricError,
     SemanticScores,
     avsbench,
@@ -160,7 +160,7 @@ def test_merged_parts_have_the_figures_of_one_pass(ranks):
     truth = RANDOM.integers(0, 3, soft.shape)
 
     def accumulators():
-        return AVSBenchScores(2), DavisScores(), SemanticScores(3), FalsePositives()
+        return AVSBenchScores(2), DavisScores(), SemanticScores(3), MarkedArea()
 
     whole = measured_clips(accumulators(), soft, truth, range(7))
     # the first clip twice, as samplers give it that fill up the last batch; the parts in another order
@@ -178,12 +178,8 @@ def test_merged_parts_have_the_figures_of_one_pass(ranks):
 def test_a_subset_is_the_same_as_measuring_its_clips_alone():
     soft = RANDOM.random((5, 2, 16, 16)).astype(np.float32)
     truth = RANDOM.integers(0, 3, soft.shape)
-    whole = measured_clips(
-        (AVSBenchScores(2), DavisScores(), SemanticScores(3), FalsePositives()), soft, truth, range(5)
-    )
-    alone = measured_clips(
-        (AVSBenchScores(2), DavisScores(), SemanticScores(3), FalsePositives()), soft, truth, [1, 2, 4]
-    )
+    whole = measured_clips((AVSBenchScores(2), DavisScores(), SemanticScores(3), MarkedArea()), soft, truth, range(5))
+    alone = measured_clips((AVSBenchScores(2), DavisScores(), SemanticScores(3), MarkedArea()), soft, truth, [1, 2, 4])
     for all_clips, few in zip(whole, alone, strict=True):
         part = all_clips.subset([1, 2, 4])
         assert part.compute(part.everything) == few.compute(few.everything)
@@ -200,15 +196,15 @@ def test_confusion_counts_every_labelled_pixel_once():
     assert scores.confusion().tolist() == expected
 
 
-def test_false_positives_are_the_share_that_is_marked():
+def test_the_marked_area_is_a_share_of_the_frames():
     mask = np.zeros((4, 20, 20), bool)
     mask[0], mask[1, :2], mask[2, 0, :4] = True, True, True  # all, 10 %, 1 % of a frame
-    scores = FalsePositives()
-    assert scores.update(mask) == {"fpr": pytest.approx((1 + 0.1 + 0.01) / 4), "false_frames": 0.5}
+    scores = MarkedArea()
+    assert scores.update(mask) == {"marked": pytest.approx((1 + 0.1 + 0.01) / 4), "marked_frames": 0.5}
     ignored = np.zeros(mask.shape, bool)
     ignored[:, :2] = True
-    assert scores.update(mask, ignored) == {"fpr": 0.25, "false_frames": 0.25}
-    assert scores.compute(scores.everything)["false_frames"] == [0.375]
+    assert scores.update(mask, ignored) == {"marked": 0.25, "marked_frames": 0.25}
+    assert scores.compute(scores.everything)["marked_frames"] == [0.375]
 
 
 def test_g_miou():
