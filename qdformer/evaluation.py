@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -249,8 +250,9 @@ class _Scores:
 
     def draws(self, bootstrap: int, seed: int) -> dict[str, np.ndarray]:
         """Every figure of all clips, then of `bootstrap` resamples: float64 [1 + bootstrap]."""
-        whole, drawn = self._figures(self.davis.everything), self._figures(resamples(len(self.davis), bootstrap, seed))
-        return {key: np.append(whole[key], drawn[key]) for key in whole}
+        drawn = chain([self.davis.everything], resamples(len(self.davis), bootstrap, seed))
+        parts = [self._figures(indices_RN) for indices_RN in drawn]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def _figures(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
         iou_RK = self.semantic.class_scores(indices_RN)["iou"]

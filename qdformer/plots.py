@@ -421,17 +421,22 @@ def codebook_use(use_CK: np.ndarray, classes: Classes) -> Figure:
         image = _heat_map(axes, share[:, order], codes[order], [classes.names[index] for index in named])
         axes.tick_params(axis="x", labelsize=6)
         axes.set_xlabel("code")
-        axes.set_title(f"Codes by class: {len(codes)} of {use_CK.shape[1]} in use")
+        axes.set_title(f"Codes by class: {len(codes)} of {use_CK.shape[1]} stand for one")
         figure.colorbar(image, ax=axes, label="share of the class's tokens", pad=0.015)
     return figure
 
 
 def _heat_map(axes: Axes, share: np.ndarray, columns: Sequence[object], rows: Sequence[str]):
-    image = axes.imshow(np.ma.masked_invalid(share), vmin=0, vmax=1, cmap="cividis_r", aspect="auto")
-    axes.set_facecolor("#f1f2f5")
+    image = axes.imshow(np.ma.masked_invalid(share), vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.set_facecolor("#eceef1")
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7.5)
     axes.set_yticks(range(len(rows)), rows, fontsize=7.5)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
     axes.grid(visible=False)
+    axes.grid(which="minor", color="#e9ebef", linewidth=0.5)
+    axes.tick_params(which="minor", length=0)
+    axes.set_axisbelow(False)
     return image
 
 
@@ -459,8 +464,12 @@ def token_map(
     counts[0] = 0
     frequent = [int(class_id) for class_id in np.argsort(-counts, kind="stable")[: len(OKABE_ITO)] if counts[class_id]]
     panels = {
-        "Before: fused audio of each clip": (np.stack([clip.fused_D for clip in clips]), np.array(class_of), mixed),
-        "After: single-source tokens": (
+        "Before decomposition: each clip's fused audio": (
+            np.stack([clip.fused_D for clip in clips]),
+            np.array(class_of),
+            mixed,
+        ),
+        "After it: single-source tokens": (
             np.concatenate([clip.tokens_ND for clip in clips]),
             said.ravel(),
             np.repeat(mixed, said.shape[1]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from qdformer.metrics.bootstrap import draw_counts
 from qdformer.metrics.clips import ClipScores, MetricError, alike, binary
 
 BETA_SQUARED = 0.3
@@ -106,7 +107,7 @@ class AVSBenchScores(ClipScores):
     """
 
     def __init__(self, batch_videos: int = 4):
-        super().__init__()
+        super().__init__(4 + len(THRESHOLDS))
         if batch_videos < 1:
             raise MetricError(f"batch_videos is {batch_videos}; expected at least 1")
         self.batch_videos = batch_videos
@@ -126,7 +127,7 @@ class AVSBenchScores(ClipScores):
         j_F = jaccard(soft_FHW > 0.5, truth_FHW, ignored_FHW)
         curves_FN, present_F = f_curves(soft_FHW, truth_FHW, ignored_FHW)
         curve_N, present = curves_FN[present_F].sum(axis=0), present_F.sum()
-        self._add(np.array([j_F.sum(), len(j_F), j_F[present_F].sum(), present, *curve_N]), place)
+        self._add([j_F.sum(), len(j_F), j_F[present_F].sum(), present, *curve_N], place)
         return {"avsbench_j": float(j_F.mean()), "avsbench_f": float(curve_N.max() / present) if present else np.nan}
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
@@ -134,17 +135,21 @@ class AVSBenchScores(ClipScores):
 
         The last is J over the frames that have an object, NaN where none has.
         """
-        records = np.stack(self._records())
-        sums, curves, present = records[:, :4], records[:, 4:], records[:, 3]
-        j, frames, sounding_j, sounding = sums[indices_RN].sum(axis=1).T
+        from scipy.sparse import csr_array
+
+        records = self._records()
+        j, frames, sounding_j, sounding = (draw_counts(indices_RN, len(records)) @ records[:, :4]).T
         starts = np.arange(0, indices_RN.shape[1], self.batch_videos)
         f_R = np.empty(len(indices_RN))
-        rows = max(1, 2**19 // max(1, indices_RN.shape[1] * curves.shape[1]))  # about 4 MB at a time
+        rows = max(1, 2**19 // (len(starts) * records.shape[1]))  # about 4 MB at a time
         for first in range(0, len(indices_RN), rows):
             part_RN = indices_RN[first : first + rows]
-            summed = np.add.reduceat(curves[part_RN], starts, axis=1)
-            counts = np.add.reduceat(present[part_RN], starts, axis=1)
-            f_R[first : first + rows] = (summed.max(axis=2) / np.maximum(counts, 1)).mean(axis=1)
+            # One row for each batch of each draw, with a one for every clip in it.
+            ends = np.append((np.arange(len(part_RN))[:, None] * part_RN.shape[1] + starts).ravel(), part_RN.size)
+            batches = csr_array((np.ones(part_RN.size), part_RN.ravel(), ends), (len(ends) - 1, len(records)))
+            sums = batches @ records[:, 3:]
+            f = sums[:, 1:].max(axis=1) / np.maximum(sums[:, 0], 1)
+            f_R[first : first + rows] = f.reshape(len(part_RN), -1).mean(axis=1)
         return {
             "avsbench_j": j / frames,
             "avsbench_f": f_R,

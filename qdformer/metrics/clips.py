@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Mapping
+from copy import copy
 from typing import Any, Self
 
 import numpy as np
@@ -17,17 +19,23 @@ class MetricError(InputError):
 
 
 class ClipScores:
-    """A few kilobytes for each clip and no pixels, in the order of the clips' places.
+    """A few kilobytes of numbers for each clip and no pixels, in the order of the clips' places.
 
     The order decides AVSBench's F, which is taken over a few clips at a time. So each process of a distributed
     evaluation says where its clips stand, and after `gather` all of them have the figures of a single pass.
+
+    The numbers of all clips lie in one block that grows: small pieces between the large ones that scoring takes and
+    frees would keep those from going back to the system.
     """
 
-    def __init__(self) -> None:
-        self._clips: dict[int, Any] = {}
+    _KEPT: tuple[str, ...] = ("_places", "_numbers")
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._places, self._numbers = array("q"), array("d")
 
     def __len__(self) -> int:
-        return len(self._clips)
+        return len(set(self._places))
 
     @property
     def everything(self) -> np.ndarray:
@@ -36,33 +44,52 @@ class ClipScores:
 
     def merge(self, other: Self) -> None:
         """Take in the clips of another accumulator; a clip that both have measured counts once."""
-        self._clips |= other._clips
+        self._take([{name: getattr(other, name) for name in self._KEPT}])
 
     def gather(self) -> None:
         """Take in the clips of all processes of the default group of `torch.distributed`, where there is one."""
-        self._clips = gather(self._clips)
+        parts = everywhere({name: getattr(self, name) for name in self._KEPT})
+        for name in self._KEPT:
+            setattr(self, name, array(getattr(self, name).typecode))
+        self._take(parts)
 
-    def subset(self, indices: Iterable[int]) -> Self:
+    def subset(self, indices: np.ndarray) -> Self:
         """An accumulator of the clips at `indices` alone."""
-        part, places = type(self).__new__(type(self)), sorted(self._clips)
-        part.__dict__ |= self.__dict__ | {"_clips": {places[index]: self._clips[places[index]] for index in indices}}
+        part = copy(self)
+        part._places = array("q", np.unique(self._places)[indices].tolist())
+        part._numbers = array("d", self._records()[indices].tobytes())
         return part
 
-    def _add(self, record: Any, place: int | None) -> None:
-        self._clips[max(self._clips, default=-1) + 1 if place is None else place] = record
+    def _add(self, record: Iterable[float], place: int | None) -> int:
+        place = max(self._places, default=-1) + 1 if place is None else place
+        self._places.append(place)
+        self._numbers.extend(record)
+        return place
 
-    def _records(self) -> list[Any]:
-        return [self._clips[place] for place in sorted(self._clips)]
+    def _take(self, parts: Iterable[Mapping[str, array]]) -> None:
+        for part in parts:
+            for name, kept in part.items():
+                getattr(self, name).extend(kept)
+
+    def _records(self) -> np.ndarray:
+        """The numbers of every clip: float64 [clips, width]."""
+        _, first = np.unique(self._places, return_index=True)
+        return np.array(self._numbers).reshape(-1, self._width)[first]
 
 
-def gather(kept: dict[int, Any]) -> dict[int, Any]:
-    """What all processes of `torch.distributed` keep by place, in the order of the places; alone, one's own."""
+def everywhere(kept: Any) -> list[Any]:
+    """What all processes of the default group of `torch.distributed` keep, by rank; alone, one's own."""
     parts = [kept]
     if distributed.is_available() and distributed.is_initialized():
         parts = [None] * distributed.get_world_size()
         distributed.all_gather_object(parts, kept)
-    joined = {place: record for part in parts for place, record in part.items()}
-    return dict(sorted(joined.items()))
+    return parts
+
+
+def gather(kept: dict[int, Any]) -> dict[int, Any]:
+    """What all processes keep by place, in the order of the places."""
+    joined = {place: record for part in everywhere(kept) for place, record in part.items()}
+    return {place: joined[place] for place in sorted(joined)}
 
 
 def alike(dimensions: str, **tensors: torch.Tensor) -> list[np.ndarray]:

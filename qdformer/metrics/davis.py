@@ -111,6 +111,9 @@ def _without(ignored_FHW: np.ndarray | None, mask_FHW: np.ndarray) -> np.ndarray
 class DavisScores(ClipScores):
     """J, F and J&F of a test set: the mean over clips of each clip's mean over frames, as DAVIS averages."""
 
+    def __init__(self) -> None:
+        super().__init__(2)
+
     def update(
         self,
         mask_FHW: np.ndarray,
@@ -127,5 +130,5 @@ class DavisScores(ClipScores):
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
         """`davis_j`, `davis_f` and `davis_jf`, float64 [R], of the clips drawn by each row of indices."""
-        j_R, f_R = (draw_counts(indices_RN, len(self)) @ np.array(self._records()) / indices_RN.shape[1]).T
+        j_R, f_R = (draw_counts(indices_RN, len(self)) @ self._records() / indices_RN.shape[1]).T
         return {"davis_j": j_R, "davis_f": f_R, "davis_jf": (j_R + f_R) / 2}

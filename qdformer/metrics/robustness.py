@@ -25,6 +25,9 @@ class MarkedArea(ClipScores):
     `STRAY` is marked, for a mark as large as an object is one, however small the object.
     """
 
+    def __init__(self) -> None:
+        super().__init__(3)
+
     def update(
         self, mask_FHW: np.ndarray, ignored_FHW: np.ndarray | None = None, *, place: int | None = None
     ) -> dict[str, float]:
@@ -41,7 +44,7 @@ class MarkedArea(ClipScores):
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
         """`marked` and `marked_frames`, float64 [R], of the clips drawn by each row of indices."""
-        records = np.array(self._records(), dtype=np.float64)
+        records = self._records()
         share_R, large_R, frames_R = (draw_counts(indices_RN, len(records)) @ records).T
         return {"marked": share_R / frames_R, "marked_frames": large_R / frames_R}
 

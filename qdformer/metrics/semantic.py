@@ -11,7 +11,9 @@ Shapes: F frames of one clip, H W pixels, K classes (background first), R resamp
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -116,10 +118,12 @@ class SemanticScores(ClipScores):
     """Both mean IoUs of a test set, whole or by class, clip by clip."""
 
     _COLUMNS = ("intersection", "predicted", "truth", "union", "iou", "f", "frames")
+    _KEPT = (*ClipScores._KEPT, "_confused")
 
     def __init__(self, classes: int):
-        super().__init__()
+        super().__init__(len(self._COLUMNS) * classes)
         self.classes = classes
+        self._confused = array("q")  # place, pair of classes, pixels: a clip confuses few of the K^2 pairs
 
     def update(self, predicted_FHW: np.ndarray, truth_FHW: np.ndarray, *, place: int | None = None) -> dict[str, float]:
         """Add the clip of class ids at `place` (after all others by default).
@@ -137,16 +141,24 @@ class SemanticScores(ClipScores):
         sums = np.stack([values_FK.sum(axis=0) for values_FK in columns]).astype(np.float64)
         confusion = areas.confusion_FKK.sum(axis=0).ravel()
         pairs = np.flatnonzero(confusion)
-        self._add((sums, pairs, confusion[pairs]), place)  # a clip confuses few of the K^2 pairs
+        place = self._add(sums.ravel(), place)
+        self._confused.extend(np.stack([np.full(len(pairs), place), pairs, confusion[pairs]], axis=1).ravel())
         own = self._ratios(dict(zip(self._COLUMNS, sums[:, None], strict=True)))
         return {"miou_dataset": mean_defined(own["iou"])[0], "miou_per_frame": mean_defined(own["iou_per_frame"])[0]}
 
     def confusion(self) -> np.ndarray:
         """Pixels of each class (rows) that were given each class (columns), over all clips: int64 [K, K]."""
+        entries = np.array(self._confused).reshape(-1, 3)
+        _, first = np.unique(entries[:, :2], axis=0, return_index=True)  # a clip counts once
         total = np.zeros(self.classes**2, np.int64)
-        for _, pairs, counts in self._records():
-            total[pairs] += counts
+        np.add.at(total, entries[first, 1], entries[first, 2])
         return total.reshape(self.classes, self.classes)
+
+    def subset(self, indices: np.ndarray) -> Self:
+        """An accumulator of the clips at `indices` alone."""
+        part, entries = super().subset(indices), np.array(self._confused).reshape(-1, 3)
+        part._confused = array("q", entries[np.isin(entries[:, 0], part._places)].tobytes())
+        return part
 
     def class_scores(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
         """Per class, float64 [R, K]: the pixel counts `intersection`, `predicted`, `truth` and `union`, the
@@ -173,7 +185,8 @@ class SemanticScores(ClipScores):
         }
 
     def _sums(self) -> np.ndarray:
-        return np.stack([sums for sums, _, _ in self._records()])
+        """The columns of every clip: float64 [clips, columns, K]."""
+        return self._records().reshape(-1, len(self._COLUMNS), self.classes)
 
     @staticmethod
     def _ratios(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

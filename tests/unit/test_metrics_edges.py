@@ -118,8 +118,8 @@ def test_a_resample_is_the_same_as_measuring_the_drawn_clips():
     soft = RANDOM.random((5, 2, 16, 16)).astype(np.float32)
     truth = RANDOM.integers(0, 3, soft.shape)
     predicted = RANDOM.integers(0, 3, soft.shape)
-    draws = resamples(5, 20, seed=3)
-    assert np.array_equal(draws, resamples(5, 20, seed=3))
+    (draws,) = resamples(5, 20, seed=3)
+    assert draws.shape == (20, 5) and np.array_equal(draws, *resamples(5, 20, seed=3))
 
     def measured(clips):
         accumulators = AVSBenchScores(), DavisScores(), SemanticScores(3)
@@ -137,6 +137,13 @@ def test_a_resample_is_the_same_as_measuring_the_drawn_clips():
             assert {key: values[row] for key, values in resampled.items()} == pytest.approx(
                 {key: value[0] for key, value in alone.items()}
             )
+
+
+def test_resamples_come_a_few_at_a_time():
+    parts = list(resamples(3000, 50, seed=3))
+    assert len(parts) > 1 and max(part.nbytes for part in parts) < 2**20
+    whole = np.random.default_rng(3).integers(0, 3000, size=(50, 3000))
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_interval_covers_the_middle_and_leaves_undefined_draws_out():
