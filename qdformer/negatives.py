@@ -26,18 +26,22 @@ class OffScreen(Mapping):
     """Every clip hears another one, of which nothing that sounds is in its picture.
 
     That is a clip whose sounding classes are all named (none out of its own picture) and others than all of this
-    clip's. Its first seconds are heard; a shorter one is heard again. `clips` has the columns uid, classes, silent,
-    off_screen and frames of the manifest. Raises `DataError`, naming the clip, if there is none such.
+    clip's; one of this clip's split where there is such, as in AVSBench-Robust, else of any. Its first seconds are
+    heard; a shorter one is heard again. `pool` holds the clips that may be heard, each of which has `features`; it
+    and `clips` have the columns uid, split, classes, silent, off_screen and frames of the manifest. Raises
+    `DataError`, naming the clip, where none can be heard.
     """
 
-    def __init__(self, features: Mapping[str, np.ndarray], clips: pandas.DataFrame, seed: int) -> None:
+    def __init__(
+        self, features: Mapping[str, np.ndarray], clips: pandas.DataFrame, pool: pandas.DataFrame, seed: int
+    ) -> None:
         self.features = features
         self.frames = dict(zip(clips["uid"], clips["frames"], strict=True))
-        rows = list(clips.itertuples())
-        sounding = [row for row in rows if row.classes and not row.silent and not row.off_screen]
+        sounding = [row for row in pool.itertuples() if row.classes and not row.silent and not row.off_screen]
         self.source: dict[str, str] = {}
-        for clip in rows:
+        for clip in clips.itertuples():
             others = [row for row in sounding if not {*row.classes} & {*clip.classes}]
+            others = [row for row in others if row.split == clip.split] or others
             if not others:
                 raise DataError(
                     f"clip {clip.uid}: all other clips' sounds are of a class that it shows, or not named; "

@@ -43,7 +43,8 @@ def evaluate_checkpoint(
         for name in settings.mix.conditions
     }
     left_out = frozenset().union(*(store.left_out for store in stores.values()))  # the same clips in all conditions
-    clips = manifest[(manifest["split"] == settings.evaluate.split) & ~manifest["uid"].isin(left_out)]
+    usable = manifest[~manifest["uid"].isin(left_out)]
+    clips = usable[usable["split"] == settings.evaluate.split]
     uids = clips["uid"].tolist()
     frames = dict(zip(uids, clips["frames"], strict=True))
     generator = np.random.default_rng(settings.evaluate.seed)
@@ -63,7 +64,7 @@ def evaluate_checkpoint(
         if name == "noise":
             return noise_features(clips, read_noises(workspace / "data" / "noise"), made.load(), settings.mix.seed)
         if name == "offscreen":
-            return OffScreen(store, clips, seed)
+            return OffScreen(store, clips, usable, seed)
         return store
 
     results = {}

@@ -41,11 +41,12 @@ CLIPS = table(
     ("e", ("drum",), 2, True),
     ("f", ("cat",), 2, False),
 )
+FEW = CLIPS[CLIPS["uid"] != "c"]
 FEATURES = {row.uid: np.full((row.frames, 128), index, np.float32) for index, row in enumerate(CLIPS.itertuples())}
 
 
 def test_what_sounds_off_screen_is_of_none_of_the_clip_s_classes():
-    heard = OffScreen(FEATURES, CLIPS, seed=0)
+    heard = OffScreen(FEATURES, CLIPS, CLIPS, seed=0)
     classes = dict(zip(CLIPS["uid"], CLIPS["classes"], strict=True))
     assert set(heard) == set(CLIPS["uid"]) and len(heard) == 6
     for uid, source in heard.source.items():
@@ -53,19 +54,27 @@ def test_what_sounds_off_screen_is_of_none_of_the_clip_s_classes():
         assert heard[uid].shape == FEATURES[uid].shape
         assert (heard[uid] == FEATURES[source][0]).all()
     assert heard.source["b"] == "c"
-    assert any(OffScreen(FEATURES, CLIPS, seed).source != heard.source for seed in range(1, 9))
+    assert any(OffScreen(FEATURES, CLIPS, CLIPS, seed).source != heard.source for seed in range(1, 9))
 
 
 def test_other_clips_change_no_clip_s_off_screen_sound_but_by_being_it():
-    heard = OffScreen(FEATURES, CLIPS, seed=0).source
+    heard = OffScreen(FEATURES, CLIPS, CLIPS, seed=0).source
     for gone in "abdef":
-        rest = OffScreen(FEATURES, CLIPS[CLIPS["uid"] != gone], seed=0).source
+        left = CLIPS[CLIPS["uid"] != gone]
+        rest = OffScreen(FEATURES, left, left, seed=0).source
         assert all(rest[uid] == source for uid, source in heard.items() if gone not in (uid, source))
 
 
 def test_a_clip_without_a_foreign_sound_is_named():
     with pytest.raises(DataError, match="clip b: all other clips' sounds are of a class that it shows"):
-        OffScreen(FEATURES, CLIPS[CLIPS["uid"].isin(["a", "b", "d", "e", "f"])], seed=0)
+        OffScreen(FEATURES, FEW, FEW, seed=0)
+
+
+def test_where_the_split_has_no_foreign_sound_another_s_is_heard():
+    rest = CLIPS[CLIPS["uid"] == "c"].assign(split="train")
+    heard = OffScreen(FEATURES, FEW, pandas.concat([FEW, rest]), seed=0)
+    assert heard.source["b"] == "c" and set(heard) == set(FEW["uid"])
+    assert all(source != "c" for uid, source in heard.source.items() if uid != "b")
 
 
 def noises(folder, *splits):
