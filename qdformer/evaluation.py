@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas
 import torch
-from torch import distributed
 
 from qdformer.errors import InputError
 from qdformer.metrics import (
@@ -25,7 +24,7 @@ from qdformer.metrics import (
     interval,
     resamples,
 )
-from qdformer.metrics.clips import gather
+from qdformer.metrics.clips import everywhere, gather
 from qdformer.metrics.semantic import IGNORE, mean_defined
 
 if TYPE_CHECKING:
@@ -120,9 +119,10 @@ def evaluate(
     `progress` is told after each batch how many clips it held. `manifest` tells also what sounds in the clips and
     their `subset`; a data set that names no classes, such as MS3, counts as one source all that is labelled.
     `picture_uids` are the clips to keep pictures of. Raises `EvaluationError` for a prediction of the wrong
-    shape, type or range, for an unknown class id, and if no clip has a labelled frame.
+    shape, type or range, for an unknown class id or clip, and if no clip has a labelled frame; `ValueError` where
+    several processes are given no manifest.
     """
-    if manifest is None and distributed.is_initialized() and distributed.get_world_size() > 1:
+    if manifest is None and len(everywhere(None)) > 1:
         raise ValueError("several processes need the manifest to agree on the order of the clips")
     clips = {} if manifest is None else {clip.uid: (place, clip) for place, clip in enumerate(manifest.itertuples())}
     scores = _Scores(classes, video_batch)
@@ -136,6 +136,8 @@ def evaluate(
         valid_BT = _array(batch.valid_BT)
         labelled_BT = valid_BT & _array(batch.labelled_BT)
         for index, uid in enumerate(batch.uids):
+            if manifest is not None and uid not in clips:
+                raise EvaluationError(f"clip {uid}: not in the manifest; expected one of its {len(manifest)} clips")
             place, clip = clips.setdefault(uid, (len(clips), None))
             if uid in picture_uids:
                 pictures[place] = _picture(batch, index, semantic_BTHW[index], heard_BTC[index], labelled_BT[index])

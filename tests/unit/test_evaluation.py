@@ -173,6 +173,11 @@ def test_clips_are_scored_in_the_order_of_the_manifest():
     pandas.testing.assert_frame_equal(mixed.per_clip, straight.per_clip)
 
 
+def test_a_clip_that_the_manifest_does_not_name_is_refused():
+    with pytest.raises(EvaluationError, match="clip clip5: not in the manifest; expected one of its 5 clips"):
+        evaluate(blurred_truth, [drawn()], CLASSES, manifest=manifest_of(drawn()).head(5), bootstrap=5)
+
+
 def test_negatives():
     def nothing(batch):
         prediction = perfect(batch)
