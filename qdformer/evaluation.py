@@ -5,8 +5,9 @@ Shapes: B clips, T frames, C object classes, H W pixels, F labelled frames of on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,16 @@ import pandas
 import torch
 
 from qdformer.errors import InputError
-from qdformer.metrics import AVSBenchScores, DavisScores, SemanticScores, interval, resamples
+from qdformer.metrics import (
+    AVSBenchScores,
+    DavisScores,
+    MarkedArea,
+    SemanticScores,
+    g_miou,
+    interval,
+    resamples,
+)
+from qdformer.metrics.clips import everywhere, gather
 from qdformer.metrics.semantic import IGNORE, mean_defined
 
 if TYPE_CHECKING:
@@ -24,6 +34,11 @@ if TYPE_CHECKING:
 
 SCORES = ("miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f", "davis_j", "davis_f", "davis_jf")
 """The summary's scores, 0..1, in its order. `qdformer.metrics` defines them."""
+NEGATIVES = ("silence", "noise", "offscreen")
+"""The conditions in which nothing of what sounds is in the picture."""
+_MARKS = ("marked", "marked_frames", "avsbench_j_sounding")
+MANY = 3
+"""From so many sounding sources on, clips are one group."""
 
 
 class EvaluationError(InputError):
@@ -54,19 +69,30 @@ class Evaluation:
     background in neither, None where none occurs; `fscore_per_frame`: AVSS's F-score over all classes.
     """
     intervals: dict[str, dict[str, float | None]]
-    """For each figure of `summary` and `groups` its `value` and the ends `low` and `high` of its 95 % bootstrap
-    interval over clips. Every resample goes through the figure's own definition: pixel counts are added before
-    they are divided, and AVSBench's F is taken over batches of drawn clips.
+    """For each figure of `draws` its `value` and the ends, `low` and `high`, of its 95 % interval over clips."""
+    draws: dict[str, np.ndarray]
+    """The figures of `summary` and `groups`, `avsbench_j_sounding`, `marked` and `marked_frames`: float64
+    [1 + bootstrap], of the whole set and of every resample of it, NaN where undefined. Every resample goes through the
+    figure's own definition: pixel counts are added before they are divided, and AVSBench's F is taken over batches of
+    drawn clips. Two evaluations of the same clips with the same seed have the same resamples.
     """
     per_clip: pandas.DataFrame
-    """One row per clip: uid, subset, classes (labelled in it, joined by '_'), unseen (holds an unseen class),
-    frames (labelled), and `SCORES` of this clip alone, its mIoUs over the classes that occur in it; `avsbench_f` is
-    empty where nothing sounds.
+    """One row per clip: uid, subset, classes (labelled in it, joined by '_'), sources (how many classes sound in the
+    picture), off_screen (something sounds out of it), unseen (holds an unseen class), frames (labelled), and `SCORES`
+    of this clip alone, its mIoUs over the classes that occur in it; `avsbench_f` is empty where nothing sounds; and
+    marked, the share of its pixels that is.
     """
     per_class: pandas.DataFrame
     """One row per class, background first: id, name, unseen, frames (in which it is labelled or predicted), pixels
     (intersection, predicted, truth, union), iou, iou_per_frame, f_per_frame; empty where it never occurs.
     """
+    per_source: pandas.DataFrame
+    """One row per group of clips: by (what tells the groups apart), group, clips, and `SCORES` of these clips alone,
+    each with the ends of its 95 % interval, SCORE_low and SCORE_high. The clips are grouped by their number of
+    `sources` (0, 1, 2, 3+) and by `off_screen` (no, yes). Empty is what the group does not define.
+    """
+    confusion: np.ndarray
+    """Pixels of each class (rows, background first) that were given each class (columns): int64 [C + 1, C + 1]."""
     pictures: list[Picture]
 
 
@@ -86,15 +112,22 @@ def evaluate(
 
     Padding, frames without ground truth and pixels labelled 255 are left out; a clip with nothing left is not
     counted. Batches may be of any size: only a few kilobytes per clip are kept, and the result depends on the
-    order of the clips alone, through AVSBench's F over `video_batch` clips at a time.
+    order of the clips alone, through AVSBench's F over `video_batch` clips at a time. It is that of `manifest`, or
+    without one the order in which they come. Where `torch.distributed` is initialised each process gives its share
+    of the clips, and all get the result of the whole.
 
-    `progress` is told after each batch how many clips it held. `manifest` gives the per-clip table its `subset`.
+    `progress` is told after each batch how many clips it held. `manifest` tells also what sounds in the clips and
+    their `subset`; a data set that names no classes, such as MS3, counts as one source all that is labelled.
     `picture_uids` are the clips to keep pictures of. Raises `EvaluationError` for a prediction of the wrong
-    shape, type or range, for an unknown class id, and if no clip has a labelled frame.
+    shape, type or range, for an unknown class id or clip, and if no clip has a labelled frame; `ValueError` where
+    several processes are given no manifest.
     """
-    semantic, avsbench, davis = SemanticScores(len(classes.names) + 1), AVSBenchScores(video_batch), DavisScores()
-    subsets = {} if manifest is None else dict(zip(manifest["uid"], manifest["subset"], strict=True))
-    rows, pictures = [], []
+    if manifest is None and len(everywhere(None)) > 1:
+        raise ValueError("several processes need the manifest to agree on the order of the clips")
+    clips = {} if manifest is None else {clip.uid: (place, clip) for place, clip in enumerate(manifest.itertuples())}
+    scores = _Scores(classes, video_batch)
+    rows: dict[int, dict] = {}
+    pictures: dict[int, Picture] = {}
     for batch in batches:
         with torch.no_grad():
             prediction = predict(batch)
@@ -103,8 +136,11 @@ def evaluate(
         valid_BT = _array(batch.valid_BT)
         labelled_BT = valid_BT & _array(batch.labelled_BT)
         for index, uid in enumerate(batch.uids):
+            if manifest is not None and uid not in clips:
+                raise EvaluationError(f"clip {uid}: not in the manifest; expected one of its {len(manifest)} clips")
+            place, clip = clips.setdefault(uid, (len(clips), None))
             if uid in picture_uids:
-                pictures.append(_picture(batch, index, semantic_BTHW[index], heard_BTC[index], labelled_BT[index]))
+                pictures[place] = _picture(batch, index, semantic_BTHW[index], heard_BTC[index], labelled_BT[index])
             kept_F = np.flatnonzero(labelled_BT[index])
             kept_F = kept_F[(labels_BTHW[index, kept_F] != IGNORE).any(axis=(1, 2))]
             if not kept_F.size:
@@ -114,51 +150,124 @@ def evaluate(
             ignored_FHW = truth_FHW == IGNORE
             present = _present_classes(truth_FHW, ignored_FHW, uid, classes)
             sounding_FHW = (truth_FHW > 0) & ~ignored_FHW
-            ignored_FHW = ignored_FHW if ignored_FHW.any() else None
-            soft_FHW = foreground_BTHW[index, kept_F][area]
-            rows.append(
-                {
-                    "uid": uid,
-                    "subset": subsets.get(uid, ""),
-                    "classes": "_".join(classes.names[class_id - 1] for class_id in present),
-                    "unseen": any(classes.unseen[class_id - 1] for class_id in present),
-                    "frames": len(kept_F),
-                    **semantic.update(semantic_BTHW[index, kept_F][area], truth_FHW),
-                    **avsbench.update(soft_FHW, sounding_FHW, ignored_FHW),
-                    **davis.update(soft_FHW > 0.5, sounding_FHW, ignored_FHW),
-                }
+            own = scores.update(
+                semantic_BTHW[index, kept_F][area],
+                foreground_BTHW[index, kept_F][area],
+                truth_FHW,
+                sounding_FHW,
+                ignored_FHW if ignored_FHW.any() else None,
+                place,
             )
+            rows[place] = {
+                "uid": uid,
+                "subset": clip.subset if clip else "",
+                "classes": "_".join(classes.names[class_id - 1] for class_id in present),
+                "sources": max(len(clip.classes) if clip else 0, len(present)),
+                "off_screen": bool(clip and clip.off_screen),
+                "unseen": any(classes.unseen[class_id - 1] for class_id in present),
+                "frames": len(kept_F),
+                **{key: own[key] for key in (*SCORES, "marked")},
+            }
         if progress is not None:
             progress(len(batch.uids))
+    scores.gather()
+    rows, pictures = gather(rows), gather(pictures)
     if not rows:
         raise EvaluationError("nothing to evaluate: no clip has a labelled frame")
 
-    def figures(indices_RN: np.ndarray) -> dict[str, np.ndarray]:
-        iou_RK = semantic.class_scores(indices_RN)["iou"]
-        unseen_K = np.array([False, *classes.unseen])
-        seen_K = np.array([False, *(not value for value in classes.unseen)])
-        return {
-            **semantic.compute(indices_RN),
-            **avsbench.compute(indices_RN),
-            **davis.compute(indices_RN),
-            "miou_seen": mean_defined(iou_RK[:, seen_K]),
-            "miou_unseen": mean_defined(iou_RK[:, unseen_K]),
-        }
-
-    everything = np.arange(len(rows))[None]
-    values = {key: _number(value_R[0]) for key, value_R in figures(everything).items()}
-    spread = {key: interval(value_R) for key, value_R in figures(resamples(len(rows), bootstrap, seed)).items()}
+    per_clip = pandas.DataFrame(list(rows.values()))
+    draws = scores.draws(bootstrap, seed)
+    values = {key: _number(draw[0]) for key, draw in draws.items()}
     return Evaluation(
         summary={key: values[key] for key in SCORES} | {"clips": len(rows)},
         groups={key: values[key] for key in ("miou_seen", "miou_unseen", "fscore_per_frame")},
-        intervals={
-            key: {"value": value, "low": _number(spread[key][0]), "high": _number(spread[key][1])}
-            for key, value in values.items()
-        },
-        per_clip=pandas.DataFrame(rows),
-        per_class=_class_table(semantic.class_scores(everything), classes),
-        pictures=pictures,
+        intervals={key: _interval(draw) for key, draw in draws.items()},
+        draws=draws,
+        per_clip=per_clip,
+        per_class=_class_table(scores.semantic.class_scores(scores.semantic.everything), classes),
+        per_source=_source_table(scores, per_clip, bootstrap, seed),
+        confusion=scores.semantic.confusion(),
+        pictures=list(pictures.values()),
     )
+
+
+def negatives(results: Mapping[str, Evaluation], positive: str = "clean") -> pandas.DataFrame:
+    """AVSBench-Robust's scores of the negatives among `results`: evaluations of the same clips, by condition.
+
+    One row per negative and, where there are several, their mean ("all"): condition; fpr (`marked`), false_frames
+    (`marked_frames`) and g_miou, as `qdformer.metrics.robustness` defines them, each with the ends of its 95 %
+    interval. Empty without a negative or without the `positive` condition.
+    """
+    keys = ("fpr", "false_frames", "g_miou")
+    rows = []
+    if positive in results:
+        heard = results[positive].draws["avsbench_j_sounding"]
+        found = {name: results[name].draws for name in NEGATIVES if name in results}
+        if len(found) > 1:
+            found["all"] = {key: np.mean([draws[key] for draws in found.values()], axis=0) for key in _MARKS}
+        for name, draws in found.items():
+            marked, marked_frames, unheard = (draws[key] for key in _MARKS)
+            values = (marked, marked_frames, g_miou(heard, unheard))
+            rows.append({"condition": name} | _with_ends(dict(zip(keys, values, strict=True))))
+    return pandas.DataFrame(rows, columns=["condition", *(key + end for key in keys for end in ("", "_low", "_high"))])
+
+
+@dataclass
+class _Scores:
+    """The accumulators of all protocols."""
+
+    classes: Classes
+    video_batch: int
+
+    def __post_init__(self) -> None:
+        self.semantic = SemanticScores(len(self.classes.names) + 1)
+        self.avsbench, self.davis, self.marked = AVSBenchScores(self.video_batch), DavisScores(), MarkedArea()
+
+    def update(
+        self,
+        semantic_FHW: np.ndarray,
+        soft_FHW: np.ndarray,
+        truth_FHW: np.ndarray,
+        sounding_FHW: np.ndarray,
+        ignored_FHW: np.ndarray | None,
+        place: int,
+    ) -> dict[str, float]:
+        mask_FHW = soft_FHW > 0.5
+        return {
+            **self.semantic.update(semantic_FHW, truth_FHW, place=place),
+            **self.avsbench.update(soft_FHW, sounding_FHW, ignored_FHW, place=place),
+            **self.davis.update(mask_FHW, sounding_FHW, ignored_FHW, place=place),
+            **self.marked.update(mask_FHW, ignored_FHW, place=place),
+        }
+
+    def gather(self) -> None:
+        for scores in (self.semantic, self.avsbench, self.davis, self.marked):
+            scores.gather()
+
+    def subset(self, indices: np.ndarray) -> _Scores:
+        part = _Scores(self.classes, self.video_batch)
+        for name in ("semantic", "avsbench", "davis", "marked"):
+            setattr(part, name, getattr(self, name).subset(indices))
+        return part
+
+    def draws(self, bootstrap: int, seed: int) -> dict[str, np.ndarray]:
+        """Every figure of all clips, then of `bootstrap` resamples: float64 [1 + bootstrap]."""
+        drawn = chain([self.davis.everything], resamples(len(self.davis), bootstrap, seed))
+        parts = [self._figures(indices_RN) for indices_RN in drawn]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _figures(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
+        iou_RK = self.semantic.class_scores(indices_RN)["iou"]
+        unseen_K = np.array([False, *self.classes.unseen])
+        seen_K = np.array([False, *(not value for value in self.classes.unseen)])
+        return {
+            **self.semantic.compute(indices_RN),
+            **self.avsbench.compute(indices_RN),
+            **self.davis.compute(indices_RN),
+            **self.marked.compute(indices_RN),
+            "miou_seen": mean_defined(iou_RK[:, seen_K]),
+            "miou_unseen": mean_defined(iou_RK[:, unseen_K]),
+        }
 
 
 def _checked(
@@ -223,6 +332,36 @@ def _picture(
         prediction_THW=semantic_THW[kept_T][area].astype(np.uint8),
         heard_TC=heard_TC[kept_T],
     )
+
+
+def _source_table(scores: _Scores, per_clip: pandas.DataFrame, bootstrap: int, seed: int) -> pandas.DataFrame:
+    sources = per_clip["sources"].map(lambda count: str(count) if count < MANY else f"{MANY}+")
+    off_screen = per_clip["off_screen"].map({False: "no", True: "yes"})
+    rows = []
+    for by, groups in (("sources", sources), ("off_screen", off_screen)):
+        for group in sorted(set(groups)):
+            chosen = np.flatnonzero(groups == group)
+            draws = scores.subset(chosen).draws(bootstrap, seed)
+            if np.isnan(draws["avsbench_j_sounding"][0]):
+                draws["avsbench_f"][:] = np.nan  # which AVSBench gives as 0 where nothing sounds
+            row = {"by": by, "group": group, "clips": len(chosen)}
+            rows.append(row | _with_ends({key: draws[key] for key in SCORES}))
+    return pandas.DataFrame(rows)
+
+
+def _with_ends(draws: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """The figures with the ends of their intervals, as columns."""
+    columns = {}
+    for key, draw in draws.items():
+        around = _interval(draw)
+        columns |= {key: around["value"], f"{key}_low": around["low"], f"{key}_high": around["high"]}
+    return columns
+
+
+def _interval(draw: np.ndarray) -> dict[str, float | None]:
+    """The value of the whole set, and the ends of the 95 % interval of its resamples."""
+    low, high = interval(draw[1:])
+    return {"value": _number(draw[0]), "low": _number(low), "high": _number(high)}
 
 
 def _class_table(scores: dict[str, np.ndarray], classes: Classes) -> pandas.DataFrame:

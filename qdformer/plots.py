@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from qdformer.data.manifest import Classes
     from qdformer.evaluation import Picture
+    from qdformer.tokens import ClipTokens
 
 INK, FAINT, ACCENT, SECOND = "#22262e", "#8b919c", "#2f6fb0", "#d9822b"
 TITLES = {
@@ -38,6 +39,8 @@ TITLES = {
     "davis_f": "F (DAVIS)",
     "davis_jf": "J&F (DAVIS)",
 }
+OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#a6940b", "#000000")
+"""Told apart by all kinds of colour vision (Okabe and Ito, 2008); their yellow darkened, to be seen on white."""
 _IGNORE = 255
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -66,25 +69,43 @@ _STYLE = {
 def class_colours(classes: int) -> np.ndarray:
     """Colours of class ids 0..`classes`: float [classes + 1, 3] in 0..1, the background's black.
 
-    Each is the strong colour that is furthest from all before it to the eye (in the OKLab space), so that a
-    class's colour does not depend on how many there are.
+    Each is the strong colour that is furthest from all before it to the eye (in the OKLab space), be it one that
+    lacks red or green cones, so that a class's colour does not depend on how many there are.
     """
     shades = [(strength, value) for strength in (0.4, 0.65, 0.9) for value in (0.6, 0.78, 0.95)]
     candidates = np.array([colorsys.hsv_to_rgb(hue / 72, *shade) for hue in range(72) for shade in shades])
     lightness = _oklab(candidates)[:, 0]
     candidates = candidates[(lightness > 0.42) & (lightness < 0.86)]  # neither lost on a frame nor on white paper
-    places = _oklab(candidates)
+    as_seen = [_oklab(candidates), *(2 * _oklab(_dichromatic(candidates, kind)) for kind in _DICHROMATS)]
+    places = np.stack(as_seen)  # twice: else most eyes would lose more than these gain
     chosen = [int(np.argmin(np.abs(candidates - (0.13, 0.47, 0.82)).sum(axis=1)))]
     distance = np.full(len(candidates), np.inf)
     while len(chosen) < classes:
-        distance = np.minimum(distance, np.linalg.norm(places - places[chosen[-1]], axis=1))
+        apart = np.linalg.norm(places - places[:, chosen[-1], None], axis=2).min(axis=0)
+        distance = np.minimum(distance, apart)
         chosen.append(int(np.argmax(distance)))
     return np.concatenate([np.zeros((1, 3)), candidates[chosen[:classes]]])
 
 
+_DICHROMATS = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+"""On linear RGB, what eyes without red or green cones make of it (Machado et al., 2009)."""
+
+
+def _dichromatic(rgb: np.ndarray, kind: str) -> np.ndarray:
+    linear = (_linear(rgb) @ np.array(_DICHROMATS[kind]).T).clip(0, 1)
+    return np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+
+
+def _linear(rgb: np.ndarray) -> np.ndarray:
+    return np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+
+
 def _oklab(rgb: np.ndarray) -> np.ndarray:
     """sRGB [..., 3] in 0..1 to OKLab (Ottosson, 2020), where distances are about what the eye sees."""
-    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    linear = _linear(rgb)
     to_cones = np.array(
         [
             [0.4122214708, 0.5363325363, 0.0514459929],
@@ -138,37 +159,19 @@ def robustness_curve(
     """Scores over the signal-to-noise ratio, with the controls as levels; one panel per key.
 
     `summaries` maps each condition (`clean`, `snr10`, `snr-5`, ..., and controls under any other name) to its
-    scores, `intervals` to the `low` and `high` of each score, drawn as bars.
+    scores, `intervals` to the `low` and `high` of each score, drawn as a band.
     """
-    noisy = sorted((int(match[1]), name) for name in summaries if (match := re.fullmatch(r"snr(-?\d+)", name)))
-    curve = [name for _, name in noisy] + ["clean"] * ("clean" in summaries)
-    labels = [str(snr).replace("-", "−") for snr, _ in noisy] + ["clean"] * ("clean" in summaries)
-    controls = [name for name in summaries if name not in curve]
-    positions = [snr for snr, _ in noisy]
-    if "clean" in summaries:  # infinitely far to the right; drawn one broken step away
-        positions.append(max(positions, default=0) + 8)
+    positions, labels = _snr_axis(summaries)
+    controls = [name for name in summaries if name not in positions]
     with _figure(4.6 * len(keys), 3.4) as figure:
         for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-            scores = np.array([summaries[name][key] for name in curve])
-            ends = [intervals[name][key] for name in curve] if intervals else []
-            if ends:
-                low, high = ([end[side] for end in ends] for side in ("low", "high"))
-                axes.fill_between(positions, low, high, color=ACCENT, alpha=0.15, linewidth=0)
-            axes.plot(positions, scores, color=ACCENT, linestyle=":", linewidth=1.6)
-            axes.plot(positions[: len(noisy)], scores[: len(noisy)], color=ACCENT, linewidth=2)
-            axes.plot(positions, scores, color=ACCENT, marker="o", markersize=5, linestyle="")
-            tops = [end["high"] for end in ends] or scores
-            for position, score, top in zip(positions, scores, tops, strict=True):
-                axes.annotate(
-                    f"{score:.3f}", (position, top), (0, 4), textcoords="offset points", ha="center", fontsize=8
-                )
+            tops = _draw_curve(axes, positions, summaries, intervals, key, ACCENT)
+            for (name, position), top in zip(positions.items(), tops, strict=True):
+                text = f"{summaries[name][key]:.3f}"
+                axes.annotate(text, (position, top), (0, 4), textcoords="offset points", ha="center", fontsize=8)
             levels = {name: summaries[name][key] for name in controls}
             highest = max([*tops, *levels.values()], default=1) * 1.15 or 1
-            axes.set(ylim=(0, highest), xlabel="signal-to-noise ratio, dB")
-            axes.margins(x=0.08)
-            axes.set_xticks(positions, labels)
-            axes.set_title(TITLES.get(key, key))
-            axes.grid(axis="x", visible=False)
+            _finish_snr_axes(axes, key, positions, labels, highest)
             heights = _spread(list(levels.values()), highest * 0.06)
             for (name, level), height in zip(levels.items(), heights, strict=True):
                 axes.axhline(level, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
@@ -184,6 +187,79 @@ def robustness_curve(
                 )
         figure.tight_layout(w_pad=2)
     return figure
+
+
+def robustness_curves(
+    runs: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]],
+    keys: Sequence[str] = ("miou_dataset", "davis_jf"),
+) -> Figure:
+    """Scores of several runs over the signal-to-noise ratio (the paper's Fig. 7); one panel per key.
+
+    `runs` maps each run's name to its intervals: per condition and score `value`, `low` and `high`. Conditions that
+    are neither `clean` nor an SNR are not drawn. Raises `ValueError` without a run, or for more than there are colours.
+    """
+    if not 0 < len(runs) <= len(OKABE_ITO):
+        raise ValueError(f"{len(runs)} runs for one plot; expected 1 to {len(OKABE_ITO)}")
+    values = {
+        name: {condition: {key: scores[key]["value"] for key in keys} for condition, scores in intervals.items()}
+        for name, intervals in runs.items()
+    }
+    positions, labels = _snr_axis({condition: None for intervals in runs.values() for condition in intervals})
+    with _figure(4.6 * len(keys), 3.8) as figure:
+        grid = figure.subplots(1, len(keys), squeeze=False)[0]
+        for axes, key in zip(grid, keys, strict=True):
+            highest = 0.0
+            for (name, summaries), colour, marker in zip(values.items(), OKABE_ITO, "osD^vPX*", strict=False):
+                own = {condition: place for condition, place in positions.items() if condition in summaries}
+                tops = _draw_curve(axes, own, summaries, runs[name], key, colour, marker, name)
+                highest = max(highest, *tops, 0)
+            _finish_snr_axes(axes, key, positions, labels, highest * 1.1 or 1)
+        figure.tight_layout(w_pad=2, rect=(0, 0.09, 1, 1))
+        handles, names = grid[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="lower center", ncols=min(5, len(names)), fontsize=8.5)
+    return figure
+
+
+def _snr_axis(conditions: Mapping[str, object]) -> tuple[dict[str, float], list[str]]:
+    """Where each noisy condition and `clean` stand on the axis, from left to right, and their labels."""
+    noisy = sorted((int(match[1]), name) for name in conditions if (match := re.fullmatch(r"snr(-?\d+)", name)))
+    positions = {name: snr for snr, name in noisy}
+    labels = [str(snr).replace("-", "\u2212") for snr, _ in noisy]
+    if "clean" in conditions:  # infinitely far to the right; drawn one broken step away
+        positions["clean"] = max(positions.values(), default=0) + 8
+        labels.append("clean")
+    return positions, labels
+
+
+def _draw_curve(
+    axes: Axes,
+    positions: Mapping[str, float],
+    summaries: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, Mapping[str, Mapping[str, float]]] | None,
+    key: str,
+    colour: str,
+    marker: str = "o",
+    label: str | None = None,
+) -> Sequence[float]:
+    """One run's line, with its band; returns the highest point drawn at each position."""
+    places, scores = list(positions.values()), np.array([summaries[name][key] for name in positions], float)
+    ends = [intervals[name][key] for name in positions] if intervals else []
+    if ends:
+        low, high = ([end[side] for end in ends] for side in ("low", "high"))
+        axes.fill_between(places, low, high, color=colour, alpha=0.13, linewidth=0)
+    noisy = len(places) - ("clean" in positions)
+    axes.plot(places, scores, color=colour, linestyle=":", linewidth=1.6)
+    axes.plot(places[:noisy], scores[:noisy], color=colour, linewidth=2)
+    axes.plot(places, scores, color=colour, marker=marker, markersize=5, linestyle="", label=label)
+    return [end["high"] for end in ends] or scores.tolist()
+
+
+def _finish_snr_axes(axes: Axes, key: str, positions: Mapping[str, float], labels: list[str], highest: float) -> None:
+    axes.set(ylim=(0, highest), xlabel="signal-to-noise ratio, dB")
+    axes.margins(x=0.08)
+    axes.set_xticks(list(positions.values()), labels)
+    axes.set_title(TITLES.get(key, key))
+    axes.grid(axis="x", visible=False)
 
 
 def spectrograms(sounds: Mapping[str, np.ndarray], sample_rate: int, title: str) -> Figure:
@@ -302,6 +378,135 @@ def class_bars(per_class: pandas.DataFrame, key: str = "iou") -> Figure:
             axes.set_xlabel(f"{axes.get_xlabel()}\nnever labelled nor predicted: {', '.join(absent)}")
         figure.tight_layout()
     return figure
+
+
+def confusion_matrix(confusion_KK: np.ndarray, classes: Classes) -> Figure:
+    """Of the pixels of each class (rows, background first) the share that was given each class (columns).
+
+    `confusion_KK` holds numbers of pixels, [C + 1, C + 1]. The row of a class that never occurs is left empty.
+    """
+    names = ["background", *classes.names]
+    total_K1 = confusion_KK.sum(axis=1, keepdims=True)
+    share_KK = np.where(total_K1 > 0, confusion_KK / np.maximum(total_K1, 1), np.nan)
+    side = 2.2 + 0.29 * max(len(names), 6)
+    with _figure(side + 0.6, side) as figure:
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots()
+        image = _heat_map(axes, share_KK, names, names)
+        if len(names) <= 40:
+            for row, column in np.argwhere(share_KK >= 0.005):
+                share = share_KK[row, column]
+                text = "1" if share >= 0.995 else f"{share:.2f}".removeprefix("0")
+                colour = "white" if share > 0.5 else INK
+                axes.text(column, row, text, ha="center", va="center", fontsize=5.5, color=colour)
+        axes.set(xlabel="given", ylabel="truth")
+        axes.set_title("Pixels of each class by the class they are given")
+        figure.colorbar(image, ax=axes, label="share of the truth's pixels", shrink=0.6, pad=0.015)
+    return figure
+
+
+def codebook_use(use_CK: np.ndarray, classes: Classes) -> Figure:
+    """Which codes stand for which class: of each class's tokens (rows) the share that took each code (columns).
+
+    `use_CK` holds numbers of tokens, [C, K], as `qdformer.tokens.AudioTokens` counts them. Only codes that are used
+    are shown, those of one class side by side, and only classes that some token named.
+    """
+    codes, named = np.flatnonzero(use_CK.any(axis=0)), np.flatnonzero(use_CK.any(axis=1))
+    shown = use_CK[np.ix_(named, codes)]
+    share = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)
+    order = np.lexsort((-share.max(axis=0), share.argmax(axis=0))) if len(named) else []
+    with _figure(2.6 + 0.13 * max(len(codes), 24), 1.8 + 0.2 * max(len(named), 4)) as figure:
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots()
+        image = _heat_map(axes, share[:, order], codes[order], [classes.names[index] for index in named])
+        axes.tick_params(axis="x", labelsize=6)
+        axes.set_xlabel("code")
+        axes.set_title(f"Codes by class: {len(codes)} of {use_CK.shape[1]} stand for one")
+        figure.colorbar(image, ax=axes, label="share of the class's tokens", pad=0.015)
+    return figure
+
+
+def _heat_map(axes: Axes, share: np.ndarray, columns: Sequence[object], rows: Sequence[str]):
+    image = axes.imshow(np.ma.masked_invalid(share), vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.set_facecolor("#eceef1")
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7.5)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7.5)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(visible=False)
+    axes.grid(which="minor", color="#e9ebef", linewidth=0.5)
+    axes.tick_params(which="minor", length=0)
+    axes.set_axisbelow(False)
+    return image
+
+
+def token_map(
+    clips: Sequence[ClipTokens], sounding: Mapping[str, Sequence[str]], classes: Classes, seed: int = 0
+) -> Figure:
+    """Audio tokens before and after decomposition (the paper's Fig. 6), laid out by t-SNE (van der Maaten, 2008).
+
+    `sounding` maps a clip's uid to the names of what sounds in it. Before, a clip is one point, in the
+    colour of its class where only one sounds; after, each token is one, in the colour of the class that its query
+    names. The classes of most clips have colours, the others are grey, as are tokens whose query names none.
+    Raises `ValueError` for fewer than 3 clips.
+    """
+    from sklearn.manifold import TSNE
+
+    if len(clips) < 3:
+        raise ValueError(f"{len(clips)} clips for a map of tokens; expected at least 3")
+    heard = [sounding[clip.uid] for clip in clips]
+    mixed = np.array([len(names) > 1 for names in heard])
+    class_of = [
+        classes.names.index(*names) + 1 if len(names) == 1 and {*names} <= {*classes.names} else 0 for names in heard
+    ]
+    said = np.stack([clip.said_N for clip in clips])
+    counts = np.bincount([*class_of, *said.ravel()], minlength=len(classes.names) + 1)
+    counts[0] = 0
+    frequent = [int(class_id) for class_id in np.argsort(-counts, kind="stable")[: len(OKABE_ITO)] if counts[class_id]]
+    panels = {
+        "Before decomposition: each clip's fused audio": (
+            np.stack([clip.fused_D for clip in clips]),
+            np.array(class_of),
+            mixed,
+        ),
+        "After it: single-source tokens": (
+            np.concatenate([clip.tokens_ND for clip in clips]),
+            said.ravel(),
+            np.repeat(mixed, said.shape[1]),
+        ),
+    }
+    with _figure(9.6, 5.2) as figure:
+        grid = figure.subplots(1, 2)
+        for axes, (title, (points, class_ids, several)) in zip(grid, panels.items(), strict=True):
+            perplexity = min(30.0, (len(points) - 1) / 3)
+            place_P2 = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(
+                points.astype(np.float64)
+            )
+            for many, marker, size in ((False, "o", 16), (True, "^", 20)):
+                for class_id in (None, *frequent):
+                    chosen = several == many
+                    chosen &= ~np.isin(class_ids, frequent) if class_id is None else class_ids == class_id
+                    colour = "#c9ccd3" if class_id is None else OKABE_ITO[frequent.index(class_id)]
+                    axes.scatter(*place_P2[chosen].T, s=size, marker=marker, color=colour, linewidths=0, alpha=0.85)
+            axes.set_title(title)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        handles = [
+            _dot(axes, "s", colour, classes.names[class_id - 1])
+            for class_id, colour in zip(frequent, OKABE_ITO, strict=False)
+        ]
+        handles += [
+            _dot(axes, "s", "#c9ccd3", "another class, none or several"),
+            _dot(axes, "o", FAINT, "clip with one source"),
+            _dot(axes, "^", FAINT, "clip with several"),
+        ]
+        figure.tight_layout(w_pad=2, rect=(0, 0.13, 1, 1))
+        figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8.5, handletextpad=0.2, columnspacing=1.2)
+    return figure
+
+
+def _dot(axes: Axes, marker: str, colour: str, label: str):
+    return axes.scatter([], [], s=26, marker=marker, color=colour, linewidths=0, label=label)
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:

@@ -324,10 +324,16 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Stage `evaluate`: conditions and controls measured on `split` with one checkpoint."""
+    """Stage `evaluate`: conditions and controls measured on `split` with one checkpoint.
+
+    Controls see the clips under another sound: `shuffled` gives each clip another's, whatever it is; the negatives
+    `silence`, `noise` (the noise of the stage mix alone) and `offscreen` (another clip's, with none of the classes
+    that sound in this one) nothing that is in the picture. `untrained` hears the clip's own sound, with the model as
+    it was before training. `pictures` clips are drawn and kept for the report.
+    """
 
     split: Split
-    controls: list[Literal["shuffled", "silence", "untrained"]]
+    controls: list[Literal["shuffled", "silence", "noise", "offscreen", "untrained"]]
     batch_size: Positive
     bootstrap: Positive
     pictures: Positive
@@ -335,9 +341,13 @@ class Evaluate(Section):
 
 
 class Sweep(Section):
-    """`make sweep`: each row is the training settings with some of the model's switched."""
+    """`make sweep`: each row is the training settings with some of the model's switched.
+
+    `conditions`, of those of the stage mix and `clean` among them, are what every row is measured under.
+    """
 
     epochs: Positive
+    conditions: Annotated[list[str], Field(min_length=1)]
     rows: dict[str, dict[str, bool]]
 
     @model_validator(mode="after")
@@ -372,6 +382,11 @@ class Settings(Section):
             raise ValueError(f"noise.source: none leaves mix.conditions nothing for {', '.join(noisy)}")
         if self.download.dataset in ("s4", "ms3") and self.train.task != "avs":
             raise ValueError(f"download.dataset: {self.download.dataset} names no classes; expected train.task: avs")
+        if self.download.dataset == "ms3" and "offscreen" in self.evaluate.controls:
+            raise ValueError("download.dataset: ms3 names no sources; evaluate.controls cannot hold offscreen")
+        if "clean" not in self.sweep.conditions or (unknown := set(self.sweep.conditions) - set(self.mix.conditions)):
+            named = f"; {', '.join(sorted(unknown))} is not" if "clean" in self.sweep.conditions else ""
+            raise ValueError(f"sweep.conditions must hold clean, and only names of mix.conditions{named}")
         if self.evaluate.split not in self.mix.noisy_splits:
             raise ValueError(f"mix.noisy_splits must hold evaluate.split ({self.evaluate.split})")
         return self

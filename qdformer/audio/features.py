@@ -114,9 +114,13 @@ class Embedder:
             except AudioError as error:
                 results.append(Embedding(clip, None, str(error)))
         if usable:
-            parts = self._run(torch.cat(patches)).split([len(part) for part in patches])
-            results += [Embedding(clip, self._fill(own, clip.frames)) for clip, own in zip(usable, parts, strict=True)]
+            embedded = self._embed(patches, [clip.frames for clip in usable])
+            results += [Embedding(clip, own) for clip, own in zip(usable, embedded, strict=True)]
         return results
+
+    def embed_sounds(self, sounds: Sequence[np.ndarray], frames: Sequence[int]) -> list[np.ndarray]:
+        """Embed a few sounds [S] float32 at 16 kHz: [T, 128] float32 for each, T being its number in `frames`."""
+        return self._embed([self._patches(sound)[:T] for sound, T in zip(sounds, frames, strict=True)], frames)
 
     def silence(self, frames: int) -> np.ndarray:
         """What digital silence of `frames` frames gives: [T, 128] float32."""
@@ -142,6 +146,10 @@ class Embedder:
             embeddings = self.vggish(filled)
             results.append((self.pca(embeddings) if self.pca else embeddings)[: len(batch)])
         return torch.cat(results)
+
+    def _embed(self, patches: Sequence[Tensor], frames: Sequence[int]) -> list[np.ndarray]:
+        parts = self._run(torch.cat(list(patches))).split([len(part) for part in patches])
+        return [self._fill(own, T) for own, T in zip(parts, frames, strict=True)]
 
     def _fill(self, own: Tensor, frames: int) -> np.ndarray:
         embeddings = own.numpy()

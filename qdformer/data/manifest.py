@@ -91,7 +91,8 @@ def read_manifest(root: str | Path) -> pandas.DataFrame:
 
     Columns: uid, video (the YouTube id, '' where there is none), subset (str), split ('train',
     'val', 'test'), classes (tuple of the names that sound while visible), silent (bool: nothing
-    sounds, in or out of the picture), frames (int: T), labelled (int: how many frames, from the
+    sounds, in or out of the picture), off_screen (bool: the table names a sound from out of the
+    picture), frames (int: T), labelled (int: how many frames, from the
     first, have a label map), unseen (bool), images (tuple of T Paths), labels (tuple of T Paths,
     None for a frame without a label map), binary (bool: the label files are masks, not class ids),
     audio (Path). A published set is split by the rule in its `dataset.json`.

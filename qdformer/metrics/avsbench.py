@@ -1,12 +1,15 @@
 """J and F of AVSBench (Zhou et al., ECCV 2022), for the binary tasks S4 and MS3.
 
-Shapes: F frames of one clip, H W pixels, N thresholds, R resamples.
+Shapes: V clips of T frames, F frames, H W pixels, N thresholds (of `mask_iou`: frames), R resamples.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+
+from qdformer.metrics.bootstrap import draw_counts
+from qdformer.metrics.clips import ClipScores, MetricError, alike, binary
 
 BETA_SQUARED = 0.3
 STEPS = 254
@@ -16,6 +19,34 @@ STEPS = 254
 # torch rounds in its own way here, and a soft map that lies on a threshold must fall on the published side of it.
 THRESHOLDS = torch.linspace(0, 1 - 1e-10, STEPS + 1).numpy()
 _PADDED = np.append(THRESHOLDS, np.float32(np.inf))
+
+
+def mask_iou(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """AVSBench's J of each frame, as its `mask_iou`: float64 [N], of logits [N, H, W] and masks of 0 and 1.
+
+    A pixel is predicted where its probability, the logit's sigmoid, exceeds 0.5. Empty truth: see `jaccard`.
+    Raises `MetricError` for shapes that differ and for targets that are no masks.
+    """
+    logits_NHW, target_NHW = alike("N H W", logits=logits, target=target)
+    return torch.from_numpy(jaccard(_probability(logits_NHW) > 0.5, binary("target", target_NHW)))
+
+
+def f_measure(logits: torch.Tensor, target: torch.Tensor, batch_videos: int) -> torch.Tensor:
+    """AVSBench's F, as its `Eval_Fmeasure` averaged over batches: float64 scalar, of logits [V, T, H, W] and masks.
+
+    The published figure depends on the batch size: here it is `batch_videos`, and the last batch may be smaller.
+    Frames without an object count nowhere. Raises `MetricError` as `mask_iou` does.
+    """
+    logits_VTHW, target_VTHW = alike("V T H W", logits=logits, target=target)
+    truth_VTHW, scores = binary("target", target_VTHW), AVSBenchScores(batch_videos)
+    for logits_FHW, truth_FHW in zip(logits_VTHW, truth_VTHW, strict=True):
+        scores.update(_probability(logits_FHW), truth_FHW)
+    return torch.tensor(scores.compute(scores.everything)["avsbench_f"][0])
+
+
+def _probability(logits: np.ndarray) -> np.ndarray:
+    # torch's sigmoid, for a soft map that lies on a threshold must fall on the published side of it
+    return torch.from_numpy(logits).float().sigmoid().numpy()
 
 
 def jaccard(mask_FHW: np.ndarray, truth_FHW: np.ndarray, ignored_FHW: np.ndarray | None = None) -> np.ndarray:
@@ -66,44 +97,61 @@ def f_curves(
     return curves_FN, present_F
 
 
-class AVSBenchScores:
+class AVSBenchScores(ClipScores):
     """J and F of a test set, clip by clip.
 
-    J is the mean over frames. F is, for every `batch_videos` clips in the order they came, the highest
+    J is the mean over frames. F is, for every `batch_videos` clips in the order of their places, the highest
     point of the mean curve of their frames that have an object (0 if none has), averaged over these
     batches, the last of which may be smaller: the published script's figure depends on its batch size,
-    4, and this one is the same whatever the loader's batches are.
+    4, and this one is the same whatever the loader's batches are and however many processes measure.
     """
 
     def __init__(self, batch_videos: int = 4):
+        super().__init__(4 + len(THRESHOLDS))
+        if batch_videos < 1:
+            raise MetricError(f"batch_videos is {batch_videos}; expected at least 1")
         self.batch_videos = batch_videos
-        self._j: list[tuple[float, int]] = []
-        self._curves: list[np.ndarray] = []
-        self._present: list[int] = []
 
     def update(
-        self, soft_FHW: np.ndarray, truth_FHW: np.ndarray, ignored_FHW: np.ndarray | None = None
+        self,
+        soft_FHW: np.ndarray,
+        truth_FHW: np.ndarray,
+        ignored_FHW: np.ndarray | None = None,
+        *,
+        place: int | None = None,
     ) -> dict[str, float]:
-        """Add one clip; return its own `avsbench_j` and `avsbench_f` (NaN for a clip without any object)."""
+        """Add the clip that stands at `place` in the test set (after all others by default).
+
+        Returns its own `avsbench_j` and `avsbench_f` (NaN for a clip without any object).
+        """
         j_F = jaccard(soft_FHW > 0.5, truth_FHW, ignored_FHW)
         curves_FN, present_F = f_curves(soft_FHW, truth_FHW, ignored_FHW)
-        curve_N, present = curves_FN[present_F].sum(axis=0), int(present_F.sum())
-        self._j.append((float(j_F.sum()), len(j_F)))
-        self._curves.append(curve_N)
-        self._present.append(present)
+        curve_N, present = curves_FN[present_F].sum(axis=0), present_F.sum()
+        self._add([j_F.sum(), len(j_F), j_F[present_F].sum(), present, *curve_N], place)
         return {"avsbench_j": float(j_F.mean()), "avsbench_f": float(curve_N.max() / present) if present else np.nan}
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
-        """`avsbench_j` and `avsbench_f`, float64 [R], of the clips drawn by each row of indices."""
-        j_N2 = np.array(self._j)
-        j_RN2 = j_N2[indices_RN].sum(axis=1)
-        curves, present = np.stack(self._curves), np.array(self._present)
+        """`avsbench_j`, `avsbench_f` and `avsbench_j_sounding`, float64 [R], of the clips drawn by each row of indices.
+
+        The last is J over the frames that have an object, NaN where none has.
+        """
+        from scipy.sparse import csr_array
+
+        records = self._records()
+        j, frames, sounding_j, sounding = (draw_counts(indices_RN, len(records)) @ records[:, :4]).T
         starts = np.arange(0, indices_RN.shape[1], self.batch_videos)
         f_R = np.empty(len(indices_RN))
-        rows = max(1, 2**22 // max(1, indices_RN.shape[1] * curves.shape[1]))  # about 32 MB at a time
+        rows = max(1, 2**19 // (len(starts) * records.shape[1]))  # about 4 MB at a time
         for first in range(0, len(indices_RN), rows):
             part_RN = indices_RN[first : first + rows]
-            sums = np.add.reduceat(curves[part_RN], starts, axis=1)
-            counts = np.add.reduceat(present[part_RN], starts, axis=1)
-            f_R[first : first + rows] = (sums.max(axis=2) / np.maximum(counts, 1)).mean(axis=1)
-        return {"avsbench_j": j_RN2[:, 0] / j_RN2[:, 1], "avsbench_f": f_R}
+            # One row for each batch of each draw, with a one for every clip in it.
+            ends = np.append((np.arange(len(part_RN))[:, None] * part_RN.shape[1] + starts).ravel(), part_RN.size)
+            batches = csr_array((np.ones(part_RN.size), part_RN.ravel(), ends), (len(ends) - 1, len(records)))
+            sums = batches @ records[:, 3:]
+            f = sums[:, 1:].max(axis=1) / np.maximum(sums[:, 0], 1)
+            f_R[first : first + rows] = f.reshape(len(part_RN), -1).mean(axis=1)
+        return {
+            "avsbench_j": j / frames,
+            "avsbench_f": f_R,
+            "avsbench_j_sounding": sounding_j / np.where(sounding > 0, sounding, np.nan),
+        }

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
+_AT_ONCE = 2**16
+"""Indices drawn at once: memory does not grow with the number of clips."""
 
-def resamples(clips: int, count: int, seed: int) -> np.ndarray:
-    """`count` draws with replacement of `clips` clips: int64 [count, clips], the same for the same seed."""
-    return np.random.default_rng(seed).integers(0, clips, size=(count, clips))
+
+def resamples(clips: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """`count` draws with replacement of `clips` clips, some at a time: int64 [R, clips], equal for equal seeds."""
+    random = np.random.default_rng(seed)
+    for first in range(0, count, rows := max(1, _AT_ONCE // clips)):
+        yield random.integers(0, clips, size=(min(rows, count - first), clips))
 
 
 def draw_counts(indices_RN: np.ndarray, clips: int) -> np.ndarray:

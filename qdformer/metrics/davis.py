@@ -6,13 +6,37 @@ Shapes: F frames of one clip, H W pixels, R resamples.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from qdformer.metrics.bootstrap import draw_counts
+from qdformer.metrics.clips import ClipScores, alike, binary
 
 TOLERANCE = 0.008
 """How far a boundary may be off, as a share of the image's diagonal (rounded up to whole pixels)."""
+
+
+def region_similarity(annotation: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
+    """DAVIS's J of each frame: float64 [N], of masks [N, H, W] (bool, or 0 and 1). Empty frames: see `region_j`.
+
+    Raises `MetricError` for shapes that differ and for values that are no masks.
+    """
+    return _score(region_j, annotation, segmentation)
+
+
+def boundary_f(annotation: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
+    """DAVIS's F of each frame's boundaries: float64 [N], of masks [N, H, W]. Empty frames: see `contour_f`.
+
+    Raises `MetricError` as `region_similarity` does.
+    """
+    return _score(contour_f, annotation, segmentation)
+
+
+def _score(score: Callable, annotation: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
+    truth_NHW, mask_NHW = alike("N H W", annotation=annotation, segmentation=segmentation)
+    return torch.from_numpy(score(binary("segmentation", mask_NHW), binary("annotation", truth_NHW)))
 
 
 def region_j(mask_FHW: np.ndarray, truth_FHW: np.ndarray, ignored_FHW: np.ndarray | None = None) -> np.ndarray:
@@ -26,7 +50,7 @@ def region_j(mask_FHW: np.ndarray, truth_FHW: np.ndarray, ignored_FHW: np.ndarra
     return np.where(union_F == 0, 1.0, intersection_F / np.maximum(union_F, 1))
 
 
-def boundary_f(
+def contour_f(
     mask_FHW: np.ndarray,
     truth_FHW: np.ndarray,
     ignored_FHW: np.ndarray | None = None,
@@ -84,22 +108,27 @@ def _without(ignored_FHW: np.ndarray | None, mask_FHW: np.ndarray) -> np.ndarray
     return mask_FHW if ignored_FHW is None else mask_FHW & ~ignored_FHW
 
 
-class DavisScores:
+class DavisScores(ClipScores):
     """J, F and J&F of a test set: the mean over clips of each clip's mean over frames, as DAVIS averages."""
 
     def __init__(self) -> None:
-        self._clips: list[tuple[float, float]] = []
+        super().__init__(2)
 
     def update(
-        self, mask_FHW: np.ndarray, truth_FHW: np.ndarray, ignored_FHW: np.ndarray | None = None
+        self,
+        mask_FHW: np.ndarray,
+        truth_FHW: np.ndarray,
+        ignored_FHW: np.ndarray | None = None,
+        *,
+        place: int | None = None,
     ) -> dict[str, float]:
-        """Add one clip; return its own `davis_j`, `davis_f` and `davis_jf`."""
+        """Add the clip at `place` (after all others by default); return its own `davis_j`, `davis_f`, `davis_jf`."""
         j = float(region_j(mask_FHW, truth_FHW, ignored_FHW).mean())
-        f = float(boundary_f(mask_FHW, truth_FHW, ignored_FHW).mean())
-        self._clips.append((j, f))
+        f = float(contour_f(mask_FHW, truth_FHW, ignored_FHW).mean())
+        self._add((j, f), place)
         return {"davis_j": j, "davis_f": f, "davis_jf": (j + f) / 2}
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
         """`davis_j`, `davis_f` and `davis_jf`, float64 [R], of the clips drawn by each row of indices."""
-        j_R, f_R = (draw_counts(indices_RN, len(self._clips)) @ np.array(self._clips) / indices_RN.shape[1]).T
+        j_R, f_R = (draw_counts(indices_RN, len(self)) @ self._records() / indices_RN.shape[1]).T
         return {"davis_j": j_R, "davis_f": f_R, "davis_jf": (j_R + f_R) / 2}

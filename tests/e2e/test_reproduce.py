@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 
-CONDITIONS = ("clean", "snr20", "snr10", "snr0", "snr-5", "shuffled", "silence", "untrained")
+CONDITIONS = ("clean", "snr20", "snr10", "snr0", "snr-5", "shuffled", "silence", "noise", "offscreen", "untrained")
 SCORES = ("miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f", "davis_j", "davis_f", "davis_jf")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -42,11 +44,28 @@ def test_reproduce_makes_all_then_nothing(checkout):
     reports = checkout / "workspaces" / "toy" / "reports"
     for condition in CONDITIONS:
         figures = json.loads((reports / "metrics" / f"{condition}.json").read_text())
-        assert set(figures) == {*SCORES, "clips"}
-        assert all(0 <= figures[name] <= 1 for name in SCORES)
+        robust = {"fpr", "g_miou"} if condition in ("silence", "noise", "offscreen") else set()
+        assert set(figures) == {*SCORES, "clips", *robust}
+        assert all(0 <= figures[name] <= 1 for name in (*SCORES, *robust))
         assert condition in first
-    for picture in ("pictures", "robustness", "classes", "training"):
+    for picture in ("pictures", "robustness", "classes", "confusion", "tokens", "codebook", "training"):
         assert (reports / "figures" / f"{picture}.png").stat().st_size > 10_000
+    tables = {name: pandas.read_csv(reports / f"{name}.csv") for name in ("clips", "sources", "negatives", "confusion")}
+    pandas.testing.assert_frame_equal(
+        pandas.read_parquet(reports / "clips.parquet"), tables["clips"], check_dtype=False
+    )
+    assert len(tables["clips"]) == len(CONDITIONS) * 8 and set(tables["sources"]["by"]) == {"sources", "off_screen"}
+    assert tables["negatives"]["condition"].tolist() == ["silence", "noise", "offscreen", "all"]
+    pictures = np.load(reports / "pictures.npz")
+    shown = [name.removesuffix("/images") for name in pictures if name.endswith("/images")]
+    assert len(shown) == 4
+    for uid in shown:
+        images, truth, prediction, heard = (
+            pictures[f"{uid}/{part}"] for part in ("images", "truth", "prediction", "heard")
+        )
+        assert images.shape == (*truth.shape, 3) and truth.shape == prediction.shape == (3, 64, 64)
+        assert images.dtype == truth.dtype == prediction.dtype == np.uint8 and heard.dtype == np.float32
+        assert heard.shape == (3, len(tables["confusion"]) - 1)
     assert (checkout / "mlflow.db").is_file()
     assert git_status(checkout) == "", "DATA=toy must leave every tracked file as it is"
     lock = (checkout / "workspaces" / "toy" / "dvc.lock").read_bytes()

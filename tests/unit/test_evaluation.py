@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +15,7 @@ import pandas
 import pytest
 import torch
 
-from qdformer.evaluation import SCORES, EvaluationError, evaluate
+from qdformer.evaluation import SCORES, EvaluationError, evaluate, negatives
 
 CLASSES = SimpleNamespace(names=("dog", "bell", "drum"), unseen=(False, True, True))
 
@@ -115,20 +119,124 @@ def test_padding_to_a_larger_clip_changes_nothing():
     assert result.pictures[0].images_THWC.shape == (3, 24, 24, 3)
 
 
+def manifest_of(batch, **columns):
+    table = {"uid": batch.uids, "subset": "v1m", "classes": [("dog",)] * len(batch.uids), "off_screen": False}
+    return pandas.DataFrame(table | columns)
+
+
 def test_tables():
-    manifest = pandas.DataFrame({"uid": [f"clip{index}" for index in range(6)], "subset": "v1m"})
-    result = evaluate(blurred_truth, [drawn()], CLASSES, manifest=manifest, bootstrap=20)
-    assert list(result.per_clip) == ["uid", "subset", "classes", "unseen", "frames", *SCORES]
+    result = evaluate(blurred_truth, [drawn()], CLASSES, manifest=manifest_of(drawn()), bootstrap=20)
+    expected = ["uid", "subset", "classes", "sources", "off_screen", "unseen", "frames", *SCORES, "marked"]
+    assert list(result.per_clip) == expected
     assert result.per_clip["classes"].tolist() == ["dog", "dog_bell"] * 3
+    assert result.per_clip["sources"].tolist() == [1, 2] * 3
     assert result.per_clip["unseen"].tolist() == [False, True] * 3
     assert set(result.per_clip["subset"]) == {"v1m"}
     assert result.summary["davis_j"] == pytest.approx(result.per_clip["davis_j"].mean())
+    assert result.intervals["marked"]["value"] == pytest.approx(result.per_clip["marked"].mean())
     by_class = result.per_class.set_index("name")
     assert by_class.index.tolist() == ["background", "dog", "bell", "drum"]
     assert by_class["iou"].mean() == pytest.approx(result.summary["miou_dataset"])
     assert np.isnan(by_class.loc["drum", "iou"]) and by_class.loc["drum", "union"] == 0
     assert result.groups["miou_seen"] == by_class.loc["dog", "iou"]
     assert result.groups["miou_unseen"] == by_class.loc["bell", "iou"]
+    assert result.confusion.shape == (4, 4) and result.confusion.sum() == 6 * 3 * 24 * 24
+    assert result.confusion.diagonal().tolist() == by_class["intersection"].tolist()
+
+
+def test_table_by_number_of_sources():
+    batch = drawn()
+    batch.labels_BTHW[0] = 0
+    sounding = [(), ("dog", "bell"), ("dog",), ("dog", "bell", "drum"), ("dog",), ("dog", "bell")]
+    off_screen = [True, False, True, False, False, False]
+    manifest = manifest_of(batch, classes=sounding, off_screen=off_screen)
+    table = evaluate(blurred_truth, [batch], CLASSES, manifest=manifest, bootstrap=20).per_source
+    groups = list(zip(table["by"], table["group"], table["clips"], strict=True))
+    expected = [("sources", "0", 1), ("sources", "1", 2), ("sources", "2", 2), ("sources", "3+", 1)]
+    assert groups == [*expected, ("off_screen", "no", 4), ("off_screen", "yes", 2)]
+    pair = evaluate(blurred_truth, [batch.rows(1, 2), batch.rows(5, 6)], CLASSES, bootstrap=20)
+    row = table.iloc[2]
+    for key in SCORES:
+        assert (row[key], row[f"{key}_low"], row[f"{key}_high"]) == tuple(
+            pair.intervals[key][end] for end in ("value", "low", "high")
+        )
+    assert np.isnan(table.loc[0, "avsbench_f"]) and table.loc[0, "davis_j"] == 1
+
+
+def test_clips_are_scored_in_the_order_of_the_manifest():
+    batch = drawn(seed=3)
+    clips = [batch.rows(index, index + 1) for index in range(6)]
+    manifest = manifest_of(batch)
+    straight = evaluate(blurred_truth, clips, CLASSES, manifest=manifest, bootstrap=30)
+    mixed = evaluate(blurred_truth, clips[::-1] + clips[:1], CLASSES, manifest=manifest, bootstrap=30)
+    assert mixed.summary == straight.summary and mixed.intervals == straight.intervals
+    pandas.testing.assert_frame_equal(mixed.per_clip, straight.per_clip)
+
+
+def test_a_clip_that_the_manifest_does_not_name_is_refused():
+    with pytest.raises(EvaluationError, match="clip clip5: not in the manifest; expected one of its 5 clips"):
+        evaluate(blurred_truth, [drawn()], CLASSES, manifest=manifest_of(drawn()).head(5), bootstrap=5)
+
+
+def test_negatives():
+    def nothing(batch):
+        prediction = perfect(batch)
+        return SimpleNamespace(
+            semantic_BTHW=prediction.semantic_BTHW * 0,
+            foreground_BTHW=prediction.foreground_BTHW * 0,
+            heard_BTC=prediction.heard_BTC,
+        )
+
+    batch = drawn()
+    batch.labels_BTHW[0] = 0  # what is silent blames no model for marking nothing
+    clean, deaf, silent = (evaluate(predict, [batch], CLASSES, bootstrap=20) for predict in (perfect, perfect, nothing))
+    table = negatives({"silence": silent, "noise": deaf, "clean": clean, "snr0": clean}).set_index("condition")
+    assert table.index.tolist() == ["silence", "noise", "all"]
+    share = clean.intervals["marked"]["value"]
+    assert table["fpr"].tolist() == pytest.approx([0, share, share / 2])
+    assert table["false_frames"].tolist() == pytest.approx([0, 5 / 6, 5 / 12])
+    assert table["g_miou"].tolist() == pytest.approx([1, 0, 2 / 3], abs=1e-6)
+    assert (table["fpr_low"] <= table["fpr"]).all() and (table["fpr"] <= table["fpr_high"]).all()
+    assert negatives({"clean": clean}).empty and negatives({"silence": silent}).empty
+    assert list(negatives({"clean": clean})) == list(table.reset_index())
+
+
+PROCESS = """
+import pickle, sys
+sys.path.insert(0, sys.argv[1])
+from torch import distributed
+from test_evaluation import CLASSES, blurred_truth, drawn, evaluate, manifest_of
+rank, store, out = int(sys.argv[2]), sys.argv[3], sys.argv[4]
+distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+batch = drawn(clips=7)
+share = [batch.rows(index, index + 1) for index in [*range(rank, 7, 2), 0]]
+pictures = ["clip1", "clip4"]
+result = evaluate(blurred_truth, share, CLASSES, manifest=manifest_of(batch), picture_uids=pictures, bootstrap=30)
+with open(out, "wb") as file:
+    pickle.dump(result, file)
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_figures_of_one(tmp_path):
+    folder, store = Path(__file__).parent, tmp_path / "store"
+    outs = [tmp_path / f"{rank}.pickle" for rank in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(folder), str(rank), str(store), str(outs[rank])])
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    batch = drawn(clips=7)
+    pictures = ["clip1", "clip4"]
+    alone = evaluate(blurred_truth, [batch], CLASSES, manifest=manifest_of(batch), picture_uids=pictures, bootstrap=30)
+    for out in outs:
+        result = pickle.loads(out.read_bytes())
+        assert result.summary == alone.summary and result.intervals == alone.intervals
+        pandas.testing.assert_frame_equal(result.per_clip, alone.per_clip)
+        pandas.testing.assert_frame_equal(result.per_source, alone.per_source)
+        assert (result.confusion == alone.confusion).all()
+        assert [picture.uid for picture in result.pictures] == pictures
 
 
 def test_no_unseen_class_has_no_figure():

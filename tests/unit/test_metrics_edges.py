@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from qdformer.metrics import (
     AVSBenchScores,
     DavisScores,
+    MarkedArea,
+    MetricError,
     SemanticScores,
-    boundary_f,
-    f_curves,
+    avsbench,
+    davis,
+    g_miou,
     interval,
-    jaccard,
-    region_j,
     resamples,
+    semantic,
 )
-from qdformer.metrics.avsbench import THRESHOLDS
-from qdformer.metrics.davis import dilate
+from qdformer.metrics.avsbench import THRESHOLDS, f_curves, jaccard
+from qdformer.metrics.davis import contour_f, dilate, region_j
 
 RANDOM = np.random.default_rng(0)
 EMPTY = np.zeros((1, 20, 20), bool)
@@ -45,7 +48,7 @@ def test_empty_truth_in_each_protocol():
     assert jaccard(EMPTY, EMPTY) == pytest.approx([1], abs=1e-6)
     assert jaccard(STRAY, EMPTY) == pytest.approx([399 / 400], abs=1e-6)
     assert region_j(EMPTY, EMPTY) == [1] and region_j(STRAY, EMPTY) == [0]
-    assert boundary_f(EMPTY, EMPTY) == [1] and boundary_f(STRAY, EMPTY) == [0]
+    assert contour_f(EMPTY, EMPTY) == [1] and contour_f(STRAY, EMPTY) == [0]
     assert not f_curves(STRAY.astype(np.float32), EMPTY)[1].any()
     scores = AVSBenchScores()
     assert np.isnan(scores.update(EMPTY.astype(np.float32), EMPTY)["avsbench_f"])
@@ -53,7 +56,7 @@ def test_empty_truth_in_each_protocol():
 
 
 def test_missed_object_scores_zero_everywhere():
-    assert jaccard(EMPTY, STRAY) == region_j(EMPTY, STRAY) == boundary_f(EMPTY, STRAY) == [0]
+    assert jaccard(EMPTY, STRAY) == region_j(EMPTY, STRAY) == contour_f(EMPTY, STRAY) == [0]
 
 
 def test_ignored_pixels_change_nothing():
@@ -62,7 +65,7 @@ def test_ignored_pixels_change_nothing():
     ignored[:, 16:] = True
     noise = truth.copy()
     noise[:, 16:] ^= True
-    for score in (jaccard, region_j, boundary_f, lambda *masks: f_curves(masks[0].astype(np.float32), *masks[1:])[0]):
+    for score in (jaccard, region_j, contour_f, lambda *masks: f_curves(masks[0].astype(np.float32), *masks[1:])[0]):
         assert np.array_equal(score(mask, truth, ignored), score(mask, noise, ignored))
     assert jaccard(mask, truth, ignored) == pytest.approx(jaccard(mask[:, :16], truth[:, :16]))
     assert region_j(mask, truth, ignored) == pytest.approx(region_j(mask[:, :16], truth[:, :16]))
@@ -115,8 +118,8 @@ def test_a_resample_is_the_same_as_measuring_the_drawn_clips():
     soft = RANDOM.random((5, 2, 16, 16)).astype(np.float32)
     truth = RANDOM.integers(0, 3, soft.shape)
     predicted = RANDOM.integers(0, 3, soft.shape)
-    draws = resamples(5, 20, seed=3)
-    assert np.array_equal(draws, resamples(5, 20, seed=3))
+    (draws,) = resamples(5, 20, seed=3)
+    assert draws.shape == (20, 5) and np.array_equal(draws, *resamples(5, 20, seed=3))
 
     def measured(clips):
         accumulators = AVSBenchScores(), DavisScores(), SemanticScores(3)
@@ -136,7 +139,121 @@ def test_a_resample_is_the_same_as_measuring_the_drawn_clips():
             )
 
 
+def test_resamples_come_a_few_at_a_time():
+    parts = list(resamples(3000, 50, seed=3))
+    assert len(parts) > 1 and max(part.nbytes for part in parts) < 2**20
+    whole = np.random.default_rng(3).integers(0, 3000, size=(50, 3000))
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
 def test_interval_covers_the_middle_and_leaves_undefined_draws_out():
     low, high = interval(np.append(np.linspace(0, 1, 1001), np.nan))
     assert (low, high) == pytest.approx((0.025, 0.975))
     assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def measured_clips(kinds, soft, truth, places):
+    for clip in places:
+        kinds[0].update(soft[clip], truth[clip] > 0, place=clip)
+        kinds[1].update(soft[clip] > 0.5, truth[clip] > 0, place=clip)
+        kinds[2].update((soft[clip] * 3).astype(int), truth[clip], place=clip)
+        kinds[3].update(soft[clip] > 0.5, place=clip)
+    return kinds
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_merged_parts_have_the_figures_of_one_pass(ranks):
+    soft = RANDOM.random((7, 2, 16, 16)).astype(np.float32)
+    truth = RANDOM.integers(0, 3, soft.shape)
+
+    def accumulators():
+        return AVSBenchScores(2), DavisScores(), SemanticScores(3), MarkedArea()
+
+    whole = measured_clips(accumulators(), soft, truth, range(7))
+    # the first clip twice, as samplers give it that fill up the last batch; the parts in another order
+    parts = [measured_clips(accumulators(), soft, truth, [*range(rank, 7, ranks), 0]) for rank in range(ranks)]
+    for one, first, *others in zip(whole, *reversed(parts), strict=True):
+        for other in others:
+            first.merge(other)
+        assert len(first) == 7
+        assert {key: value.tolist() for key, value in first.compute(first.everything).items()} == {
+            key: value.tolist() for key, value in one.compute(one.everything).items()
+        }
+    assert (parts[-1][2].confusion() == whole[2].confusion()).all()
+
+
+def test_a_subset_is_the_same_as_measuring_its_clips_alone():
+    soft = RANDOM.random((5, 2, 16, 16)).astype(np.float32)
+    truth = RANDOM.integers(0, 3, soft.shape)
+    whole = measured_clips((AVSBenchScores(2), DavisScores(), SemanticScores(3), MarkedArea()), soft, truth, range(5))
+    alone = measured_clips((AVSBenchScores(2), DavisScores(), SemanticScores(3), MarkedArea()), soft, truth, [1, 2, 4])
+    for all_clips, few in zip(whole, alone, strict=True):
+        part = all_clips.subset([1, 2, 4])
+        assert part.compute(part.everything) == few.compute(few.everything)
+        assert len(all_clips) == 5
+
+
+def test_confusion_counts_every_labelled_pixel_once():
+    truth, predicted = RANDOM.integers(0, 3, (4, 2, 16, 16)), RANDOM.integers(0, 3, (4, 2, 16, 16))
+    truth[0, 0, 0] = 255
+    scores = SemanticScores(3)
+    for clip in range(4):
+        scores.update(predicted[clip], truth[clip])
+    expected = [[((truth == one) & (predicted == other)).sum() for other in range(3)] for one in range(3)]
+    assert scores.confusion().tolist() == expected
+
+
+def test_the_marked_area_is_a_share_of_the_frames():
+    mask = np.zeros((4, 20, 20), bool)
+    mask[0], mask[1, :2], mask[2, 0, :4] = True, True, True  # all, 10 %, 1 % of a frame
+    scores = MarkedArea()
+    assert scores.update(mask) == {"marked": pytest.approx((1 + 0.1 + 0.01) / 4), "marked_frames": 0.5}
+    ignored = np.zeros(mask.shape, bool)
+    ignored[:, :2] = True
+    assert scores.update(mask, ignored) == {"marked": 0.25, "marked_frames": 0.25}
+    assert scores.compute(scores.everything)["marked_frames"] == [0.375]
+
+
+def test_g_miou():
+    assert g_miou(1.0, 0.0) == 1 and g_miou(0.0, 0.0) == g_miou(1.0, 1.0) == g_miou(0.0, 1.0) == 0
+    assert g_miou(0.862, 0.862) == pytest.approx(0.2379, abs=1e-4)
+    assert g_miou(np.array([0.5, 0.8]), np.array([0.5, 0.2])) == pytest.approx([0.5, 0.8])
+
+
+def test_j_over_the_frames_that_have_an_object():
+    truth = np.zeros((2, 10, 10), bool)
+    truth[0, :5] = True
+    scores = AVSBenchScores()
+    scores.update(truth.astype(np.float32), truth)
+    scores.update(np.ones((1, 10, 10), np.float32), truth[1:])
+    assert scores.compute(scores.everything)["avsbench_j_sounding"] == pytest.approx([1])
+    assert scores.compute(scores.everything)["avsbench_j"] == pytest.approx([2 / 3])
+    assert np.isnan(scores.compute(np.array([[1]]))["avsbench_j_sounding"]).all()
+
+
+ONES = torch.ones(2, 4, 6, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: avsbench.mask_iou(ONES.float(), ONES[:1]),
+            r"logits \[2, 4, 6\], target \[1, 4, 6\]: expected \[N, H, W\]",
+        ),
+        (lambda: avsbench.mask_iou(ONES.float() * torch.nan, ONES), "logits holds NaN"),
+        (lambda: avsbench.mask_iou(ONES.float(), ONES * 255), "target holds 255 to 255; expected a mask of 0 and 1"),
+        (lambda: avsbench.f_measure(ONES.float(), ONES, 4), r"expected \[V, T, H, W\]"),
+        (lambda: avsbench.f_measure(ONES[None].float(), ONES[None], 0), "batch_videos is 0; expected at least 1"),
+        (lambda: semantic.per_frame(ONES[0], ONES[0], 3), r"pred \[4, 6\], target \[4, 6\]: expected \[N, H, W\]"),
+        (lambda: semantic.per_frame(ONES.float(), ONES, 3), "pred is float32; expected class ids"),
+        (lambda: semantic.per_frame(ONES * 255, ONES, 3), "pred holds ids 255 to 255; expected 0 to 2"),
+        (lambda: semantic.dataset_level(ONES, ONES * 3, 3), "target holds ids 3 to 3; expected 0 to 2"),
+        (lambda: davis.region_similarity(ONES, ONES[:, :2]), r"annotation \[2, 4, 6\], segmentation \[2, 2, 6\]"),
+        (lambda: davis.boundary_f(ONES, ONES * 2), "segmentation holds 2 to 2"),
+        (lambda: davis.boundary_f(ONES[:0], ONES[:0]), "none of them 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(call, message):
+    with pytest.raises(MetricError, match=message):
+        call()

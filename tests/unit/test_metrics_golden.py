@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from qdformer.metrics import AVSBenchScores, DavisScores, SemanticScores, boundary_f, frame_areas, region_j
+from qdformer.metrics import AVSBenchScores, DavisScores, SemanticScores, avsbench, davis, semantic
+from qdformer.metrics.davis import contour_f, region_j
+from qdformer.metrics.semantic import frame_areas
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -56,6 +58,47 @@ def test_semantic(frames):
     assert sums == pytest.approx(expected["per_class_iou_sum"], rel=1e-6)
 
 
+@pytest.mark.parametrize("videos", [1, 2, 4, 8])
+def test_avsbench_s_functions(videos):
+    inputs, expected = golden("avsbench_binary")
+    expected = expected[str(videos)]
+    logits, target = torch.from_numpy(inputs["logits"]), torch.from_numpy(inputs["target"])
+    per_frame = avsbench.mask_iou(logits.flatten(0, 1), target.flatten(0, 1))
+    assert per_frame.shape == (40,)
+    assert per_frame.mean().item() == pytest.approx(expected["J"], abs=1e-6)
+    assert per_frame.view(-1, 5 * videos).mean(1).tolist() == pytest.approx(expected["per_batch_J"], abs=1e-6)
+    whole = avsbench.f_measure(logits, target, videos)
+    assert whole.shape == () and whole.item() == pytest.approx(expected["F"], abs=1e-6)
+    batches = zip(logits.split(videos), target.split(videos), strict=True)
+    alone = [avsbench.f_measure(*batch, batch_videos=videos).item() for batch in batches]
+    assert alone == pytest.approx(expected["per_batch_F"], abs=1e-6)
+
+
+def test_semantic_functions():
+    inputs, expected = golden("avss_semantic")
+    pred, target, classes = torch.from_numpy(inputs["pred"]), torch.from_numpy(inputs["target"]), 12
+    frame = semantic.per_frame(pred, target, classes)
+    assert frame.miou == pytest.approx(expected["miou_per_frame"], abs=1e-6)
+    assert frame.fscore == pytest.approx(expected["fscore_per_frame"], abs=1e-6)
+    sums = (frame.iou_K * torch.tensor(expected["per_class_count"])).tolist()
+    assert sums == pytest.approx(expected["per_class_iou_sum"], abs=1e-4)
+    assert frame.iou_K.nan_to_num().mean().item() == pytest.approx(frame.miou)
+    assert frame.fscore_K.nan_to_num().mean().item() == pytest.approx(frame.fscore)
+    whole = semantic.dataset_level(pred, target, classes)
+    assert whole.miou == pytest.approx(expected["miou_dataset_present"], abs=1e-6)
+    assert whole.fscore is None and whole.fscore_K is None
+    ratios = np.array(expected["dataset_intersection"]) / np.array(expected["dataset_union"])
+    assert whole.iou_K.tolist() == pytest.approx(ratios.tolist(), nan_ok=True)
+
+
+def test_davis_functions():
+    inputs, expected = golden("davis")
+    masks = torch.from_numpy(inputs["annotation"]), torch.from_numpy(inputs["segmentation"])
+    assert davis.region_similarity(*masks).tolist() == pytest.approx(expected["J"], abs=1e-6)
+    assert davis.boundary_f(*masks).tolist() == pytest.approx(expected["F"], abs=1e-6)
+    assert davis.boundary_f(*(mask.to(torch.uint8) for mask in masks)).tolist() == pytest.approx(expected["F"])
+
+
 def test_frame_areas_are_those_of_each_frame():
     inputs, _ = golden("avss_semantic")
     predicted, truth = inputs["pred"], inputs["target"]
@@ -71,7 +114,7 @@ def test_davis():
     inputs, expected = golden("davis")
     truth, mask = inputs["annotation"], inputs["segmentation"]
     assert region_j(mask, truth) == pytest.approx(expected["J"], rel=1e-12)
-    assert boundary_f(mask, truth) == pytest.approx(expected["F"], rel=1e-12)
+    assert contour_f(mask, truth) == pytest.approx(expected["F"], rel=1e-12)
     scores = DavisScores()
     for first in range(0, 24, 4):
         scores.update(mask[first : first + 4], truth[first : first + 4])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from qdformer import plots
 from qdformer.evaluation import Picture
+from qdformer.tokens import ClipTokens
 
 CLASSES = SimpleNamespace(names=tuple(f"class-{index}" for index in range(1, 25)), unseen=(True, False) * 12)
 
@@ -40,9 +41,15 @@ def test_class_colours_are_far_apart_and_do_not_depend_on_their_number():
     colours = plots.class_colours(70)
     assert colours.shape == (71, 3) and (colours[0] == 0).all() and colours.min() >= 0 and colours.max() <= 1
     assert np.array_equal(colours[:25], plots.class_colours(24))
-    for count, least in ((24, 0.2), (70, 0.09)):
-        apart = np.linalg.norm(colours[1 : count + 1, None] - colours[None, 1 : count + 1], axis=-1)
-        assert apart[~np.eye(count, dtype=bool)].min() > least
+    for count, least, least_dichromatic in ((24, 0.09, 0.05), (70, 0.04, 0.02)):
+        own = colours[1 : count + 1]
+        for seen, far in [
+            (own, least),
+            *((plots._dichromatic(own, kind), least_dichromatic) for kind in ("protan", "deutan")),
+        ]:
+            places = plots._oklab(seen)
+            apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
+            assert apart[~np.eye(count, dtype=bool)].min() > far
 
 
 def test_picture_grid_names_what_is_seen_and_heard():
@@ -75,6 +82,58 @@ def test_robustness_curve_orders_conditions_and_names_controls():
     assert ticks == ["−5", "0", "20", "clean"]
     assert {"shuffled 0.500", "silence 0.600"} <= set(texts(figure))
     assert plots.robustness_curve({"clean": summaries["clean"]}, keys=["davis_jf"]).axes
+
+
+def test_robustness_curves_compare_runs():
+    def run(score, conditions):
+        around = {"value": score, "low": score - 0.05, "high": score + 0.05}
+        return {name: {"miou_dataset": around, "davis_jf": around} for name in conditions}
+
+    runs = {"quantized": run(0.5, ("clean", "snr0", "snr-5")), "decomposed": run(0.3, ("clean", "snr0", "silence"))}
+    figure = plots.robustness_curves(runs)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["\u22125", "0", "clean"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["quantized", "decomposed"]
+    assert figure.axes[0].get_ylim()[1] == pytest.approx(0.605)
+    lines = [line.get_xydata() for line in figure.axes[0].get_lines() if line.get_label() in runs]
+    assert [line.tolist() for line in lines] == [[[-5, 0.5], [0, 0.5], [8, 0.5]], [[0, 0.3], [8, 0.3]]]
+    with pytest.raises(ValueError, match="0 runs"):
+        plots.robustness_curves({})
+
+
+def test_confusion_matrix_shows_shares_of_the_truth():
+    confusion = np.zeros((25, 25), np.int64)
+    confusion[0, 0], confusion[3, 3], confusion[3, 5] = 900, 30, 10
+    axes = plots.confusion_matrix(confusion, CLASSES).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["background", "class-1"]
+    shown = axes.images[0].get_array()
+    assert shown[3, 5] == 0.25 and shown[0, 0] == 1 and shown.mask[4].all()
+    assert sorted(text.get_text() for text in axes.texts) == [".25", ".75", "1"]
+
+
+def test_codebook_use_puts_a_class_s_codes_together():
+    use = np.zeros((24, 8), np.int64)
+    use[1, 6], use[1, 2], use[4, 2], use[4, 0] = 9, 1, 2, 6
+    axes = plots.codebook_use(use, CLASSES).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["6", "0", "2"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["class-2", "class-5"]
+    assert axes.images[0].get_array().tolist() == [[0.9, 0, 0.1], [0, 0.75, 0.25]]
+    assert axes.get_title("left") == "Codes by class: 3 of 8 stand for one"
+
+
+def test_token_map_shows_clips_before_and_tokens_after():
+    random = np.random.default_rng(0)
+    clips = [
+        ClipTokens(f"clip{index}", random.random(16), random.random((3, 16)), np.array([index % 4, 0, 0]))
+        for index in range(12)
+    ]
+    sounding = {clip.uid: ("class-1", "class-2") if index > 7 else ("class-3",) for index, clip in enumerate(clips)}
+    figure = plots.token_map(clips, sounding, CLASSES)
+    before, after = (sum(len(dots.get_offsets()) for dots in axes.collections) for axes in figure.axes)
+    assert (before, after) == (12, 36)
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named[:3] == ["class-3", "class-1", "class-2"] and "clip with several" in named
+    with pytest.raises(ValueError, match="2 clips for a map of tokens"):
+        plots.token_map(clips[:2], sounding, CLASSES)
 
 
 def test_training_curves_leave_out_what_was_not_measured():

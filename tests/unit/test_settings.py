@@ -107,6 +107,9 @@ def test_audioset_s_settings_are_valid(values):
         ("features.bad_clips", 2.0, r"features\.bad_clips: .*less than or equal to 1, not 2\.0"),
         ("pretrain.weights", "official", r"pretrain: weights: official needs official_source"),
         ("sweep.rows", {"x": {"decomposed": True}}, r"sweep: row 'x': unknown part decomposed; expected decompose"),
+        ("evaluate.controls", ["noisy"], r"evaluate\.controls\.0: .*'silence', 'noise', 'offscreen' or 'untrained'"),
+        ("sweep.conditions", ["clean", "snr7"], r"sweep\.conditions must hold clean.*; snr7 is not"),
+        ("sweep.conditions", ["snr0"], r"sweep\.conditions must hold clean, and only names of mix\.conditions$"),
         ("evaluate.split", "val", r"mix\.noisy_splits must hold evaluate\.split \(val\)"),
     ],
 )
@@ -131,6 +134,15 @@ def test_a_published_set_needs_none_of_a_composed_one_s_settings(values):
     values["train"]["task"] = "avss"
     with pytest.raises(SettingsError, match=r"download\.dataset: s4 names no classes; expected train\.task: avs"):
         parse_settings(values | {"download": PUBLISHED})
+
+
+def test_what_sounds_off_screen_must_be_named(values):
+    values["train"]["task"] = "avs"
+    ms3 = {"download": {"dataset": "ms3", "source": ["ms3.zip"]}}
+    with pytest.raises(SettingsError, match=r"ms3 names no sources; evaluate\.controls cannot hold offscreen"):
+        parse_settings(values | ms3)
+    values["evaluate"]["controls"] = ["silence", "noise"]
+    assert parse_settings(values | ms3).evaluate.controls == ["silence", "noise"]
 
 
 def test_a_missing_key_is_named(values):

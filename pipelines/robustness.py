@@ -1,0 +1,33 @@
+"""What several runs score over the signal-to-noise ratio, on one plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas
+
+from qdformer import plots
+from qdformer.errors import InputError
+from qdformer.evaluation import SCORES
+
+
+def compare_robustness(reports: Mapping[str, Path], out: Path) -> None:
+    """Draw the runs' robustness curves to `out` (PNG) and write beside it (CSV) what they show, SCORES and all.
+
+    `reports` maps the name of each run to the folder that `evaluate_checkpoint` wrote for it. Raises `InputError` if
+    a folder has no `intervals.json`.
+    """
+    runs, rows = {}, []
+    for name, folder in reports.items():
+        path = folder / "intervals.json"
+        if not path.is_file():
+            raise InputError(f"{path}: missing; expected the intervals of the evaluated run {name}")
+        runs[name] = json.loads(path.read_text(encoding="utf-8"))
+        for condition, intervals in runs[name].items():
+            ends = {"": "value", "_low": "low", "_high": "high"}
+            figures = {f"{key}{end}": intervals[key][part] for key in SCORES for end, part in ends.items()}
+            rows.append({"run": name, "condition": condition} | figures)
+    plots.save(plots.robustness_curves(runs), out)
+    pandas.DataFrame(rows).to_csv(out.with_suffix(".csv"), index=False)
