@@ -36,7 +36,10 @@ def record(settings: Settings, workspace: Path) -> str:
     os.environ.update(tracking_environment())
     from qdformer import tracking  # takes seconds to import
 
-    return tracking.log_evaluation(workspace / REPORTS, settings, provenance(workspace), workspace / CHECKPOINT)
+    dataset = workspace / "data" / "dataset"
+    return tracking.log_evaluation(
+        workspace / REPORTS, settings, provenance(workspace), workspace / CHECKPOINT, dataset
+    )
 
 
 def show(settings: Settings, workspace: Path, run_id: str, seconds: Mapping[str, float]) -> None:
