@@ -178,6 +178,18 @@ def locked(workspace: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ()) if "md5" in out}
 
 
+def locked_settings(workspace: Path) -> dict[str, Any]:
+    """The sections of settings that the workspace's results were made with, by DVC's lock."""
+    path = workspace / "dvc.lock"
+    stages = read_yaml(path).get("stages", {}) if path.is_file() else {}
+    return {
+        section: values
+        for stage in stages.values()
+        for section, values in stage.get("params", {}).get("params.yaml", {}).items()
+        if "." not in section
+    }
+
+
 def _is_default(name: str, values: dict[str, Any]) -> bool:
     return name in ("", _default_name(values))
 

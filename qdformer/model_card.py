@@ -8,6 +8,13 @@ from qdformer.protocols import PROTOCOLS, measured_on
 from qdformer.settings import PUBLISHED, Settings
 
 Interval = Mapping[str, float | None]
+_FIGURES = (
+    "miou_dataset",
+    "miou_per_frame",
+    "avsbench_j",
+    "avsbench_f",
+    "davis_jf",
+)  # the registry keeps 5,000 letters
 
 
 def model_card(
@@ -80,15 +87,15 @@ def _recipe(settings: Settings) -> str:
 def _scores(settings: Settings, intervals: Mapping[str, Mapping[str, Interval]]) -> str:
     told = ", ".join(f"{key} {value}" for key, value in measured_on(settings).items())
     lines = [f"Measured on: {told}. In brackets: 95 % bootstrap interval over clips.", ""]
-    figures = list(next(iter(intervals.values())))
+    figures = [key for key in _FIGURES if any(key in of for of in intervals.values())]
     lines += [f"| condition | {' | '.join(figures)} |", f"| --- |{' ---: |' * len(figures)}"]
     for condition, of in intervals.items():
-        lines.append(f"| {condition} | {' | '.join(interval_text(of.get(key)) for key in figures)} |")
+        lines.append(f"| {condition} | {' | '.join(_interval(of.get(key)) for key in figures)} |")
     lines += ["", *(f"- `{key}`: {PROTOCOLS[key]}" for key in figures if key in PROTOCOLS)]
     return "\n".join(lines)
 
 
-def interval_text(figure: Interval | None) -> str:
+def _interval(figure: Interval | None) -> str:
     """`0.357 (0.321 to 0.390)`; a dash where there is no figure."""
     if figure is None or figure["value"] is None:
         return "–"
