@@ -70,7 +70,7 @@ schedule: setup ## Retrain on a cron until Ctrl-C (CRON="0 3 * * *")
 
 ui: setup ## Serve the MLflow dashboard on 127.0.0.1 (PORT=5000)
 	@echo "MLflow: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)"
-	@mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 lint: setup ## Check style
 	@ruff check . && ruff format --check .

@@ -8,11 +8,13 @@ top of the runs page, and has an address.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 VIEW_TAG = "mlflow.sharedViewState."
 WORKFLOW = "workflowType=machine_learning"  # without it the dashboard opens its half for language models
+SCORES_VIEW = "scores"
 ROW = "row"
 """Tag that holds a run's place in its sweep; the view is sorted by it."""
 
@@ -32,9 +34,15 @@ def view_page(experiment_id: str, key: str) -> str:
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART&{WORKFLOW}"
 
 
+def runs_page(experiment_id: str) -> str:
+    """All runs with the columns of the saved view `SCORES_VIEW`."""
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={SCORES_VIEW}&{WORKFLOW}"
+
+
 def compare_page(experiment_id: str, run_ids: Sequence[str]) -> str:
     """MLflow's own page that lays runs side by side: settings, metrics and their plots."""
-    return f"#/compare-runs?runs={_json(list(run_ids))}&experiments={_json([experiment_id])}&{WORKFLOW}"
+    runs, experiments = (quote(_json(list(ids))) for ids in (run_ids, [experiment_id]))
+    return f"#/compare-runs?runs={runs}&experiments={experiments}&{WORKFLOW}"
 
 
 def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: int) -> str:
@@ -43,10 +51,7 @@ def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: 
     Seen as a list, it has the metrics as columns. `created_ms` is in milliseconds since 1970.
     """
     scores, table = "scores", "table"
-    bars = [
-        {"type": "BAR", "metricKey": metric, "displayName": metric.rpartition("/")[2], **_card(metric, scores)}
-        for metric in metrics
-    ]
+    bars = [{"type": "BAR", "metricKey": metric, **_card(metric, scores)} for metric in metrics]
     differences = {
         "type": "DIFFERENCE",
         "chartName": "Rows side by side",
@@ -56,20 +61,32 @@ def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: 
         "baselineColumnUuid": "",
         **_card(table, table),
     }
-    columns = [f"metrics.`{metric}`" for metric in metrics]
     state = {
+        **_columns(metrics),
         "searchFilter": f"tags.mlflow.parentRunId = '{parent}'",
         "orderByKey": f"tags.`{ROW}`",
         "orderByAsc": True,
         "compareRunCharts": [*bars, differences],
-        "compareRunSections": [_section(scores, "Scores", 3, 300), _section(table, "Table", 1, 420)],
+        "compareRunSections": [_section(scores, "Scores", 2, 300), _section(table, "Table", 1, 420)],
         "isAccordionReordered": True,
-        "selectedColumns": columns,
-        "columnWidths": dict.fromkeys(columns, 170),
         "runsHiddenMode": "SHOW_ALL",
         "autoRefreshEnabled": False,
     }
+    return _envelope(name, state, created_ms)
+
+
+def scores_view(metrics: Sequence[str], created_ms: int) -> str:
+    """The tag's value for a view of all runs with `metrics` as columns."""
+    return _envelope("test scores", _columns(metrics), created_ms)
+
+
+def _envelope(name: str, state: Mapping[str, Any], created_ms: int) -> str:
     return _json({"name": name, "createdAt": created_ms, "updatedAt": created_ms, "state": _json(state)})
+
+
+def _columns(metrics: Sequence[str]) -> dict[str, Any]:
+    columns = [f"metrics.`{metric}`" for metric in metrics]
+    return {"selectedColumns": columns, "columnWidths": dict.fromkeys(columns, 170)}
 
 
 def _card(uuid: str, section: str) -> dict[str, Any]:

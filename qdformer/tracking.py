@@ -40,6 +40,7 @@ from sqlalchemy.exc import OperationalError
 from qdformer import dashboard, digests, machine
 from qdformer.data.manifest import read_manifest, table_path
 from qdformer.errors import InputError
+from qdformer.evaluation import SCORES
 from qdformer.protocols import PROTOCOLS, measured_on
 from qdformer.settings import Settings
 
@@ -220,6 +221,7 @@ def log_evaluation(
         _log_metrics(store, run_id, {f"{path.stem}/{key}": value for key, value in figures.items()})
     if seconds is not None:
         _log_metrics(store, run_id, {"seconds/evaluate": seconds})
+    _save_scores_view(store, experiment)
     _log_input(store, run_id, settings, provenance, dataset, settings.evaluate.split, "testing")
     _log_settings(store, run_id, settings, "evaluate")
     store.log_artifacts(run_id, str(reports), "reports")
@@ -243,8 +245,8 @@ def find_run(experiment: str, checkpoint_sha256: str, parent: str | None = None)
 def save_comparison(parent: str, rows: Sequence[str], metrics: Sequence[str], name: str, table: str) -> str:
     """Save a view of the runs `rows` below `parent` in the dashboard; return its address below the dashboard's.
 
-    `table`, in Markdown, becomes the description of the parent run, with links to the view and to MLflow's own page
-    of comparison. The same parent's view is replaced. Raises `TrackingError` if a row has no run.
+    `table`, in Markdown, becomes the description of the parent run, below links to the view and to MLflow's own
+    page of comparison. The same parent's view is replaced. Raises `TrackingError` if a row has no run.
     """
     store = _Store()
     experiment_id = store.get_run(parent).info.experiment_id
@@ -260,9 +262,22 @@ def save_comparison(parent: str, rows: Sequence[str], metrics: Sequence[str], na
     store.set_experiment_tag(experiment_id, dashboard.VIEW_TAG + parent, view)
     page = dashboard.view_page(experiment_id, parent)
     compared = dashboard.compare_page(experiment_id, [newest[row] for row in rows])
-    note = f"{table}\n\n[Charts and table of the rows]({page}) · [MLflow's comparison of the runs]({compared})"
+    note = f"[Charts and table of the rows]({page}) · [MLflow's comparison of the runs]({compared})\n\n{table}"
     store.set_tag(parent, MLFLOW_RUN_NOTE, note)
     return page
+
+
+def _save_scores_view(store: _Store, name: str) -> None:
+    """A view of all runs with the scores on clean sound as columns; one that is there is the user's."""
+    experiment = store.get_experiment_by_name(name)
+    if (key := dashboard.VIEW_TAG + dashboard.SCORES_VIEW) not in experiment.tags:
+        view = dashboard.scores_view([f"clean/{score}" for score in SCORES], int(time.time() * 1000))
+        store.set_experiment_tag(experiment.experiment_id, key, view)
+
+
+def runs_page(experiment: str) -> str:
+    """The address of the runs of an experiment with their scores, on the dashboard of this store."""
+    return dashboard_address() + dashboard.runs_page(_Store().get_experiment_by_name(experiment).experiment_id)
 
 
 def dashboard_address() -> str:
