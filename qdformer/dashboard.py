@@ -62,7 +62,7 @@ def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: 
         **_card(table, table),
     }
     state = {
-        **_columns(metrics),
+        "selectedColumns": _columns(metrics),
         "searchFilter": f"tags.mlflow.parentRunId = '{parent}'",
         "orderByKey": f"tags.`{ROW}`",
         "orderByAsc": True,
@@ -77,16 +77,15 @@ def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: 
 
 def scores_view(metrics: Sequence[str], created_ms: int) -> str:
     """The tag's value for a view of all runs with `metrics` as columns."""
-    return _envelope("test scores", _columns(metrics), created_ms)
+    return _envelope("test scores", {"selectedColumns": _columns(metrics)}, created_ms)
 
 
 def _envelope(name: str, state: Mapping[str, Any], created_ms: int) -> str:
     return _json({"name": name, "createdAt": created_ms, "updatedAt": created_ms, "state": _json(state)})
 
 
-def _columns(metrics: Sequence[str]) -> dict[str, Any]:
-    columns = [f"metrics.`{metric}`" for metric in metrics]
-    return {"selectedColumns": columns, "columnWidths": dict.fromkeys(columns, 170)}
+def _columns(metrics: Sequence[str]) -> list[str]:
+    return [f"metrics.`{metric}`" for metric in metrics]
 
 
 def _card(uuid: str, section: str) -> dict[str, Any]:
