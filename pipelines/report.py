@@ -47,14 +47,15 @@ def write_report(name: str, workspace: Path) -> Path:
 
     checkpoint_sha256 = file_sha256(workspace / CHECKPOINT)
     run = tracking.find_run(tracking.experiment_name(settings), checkpoint_sha256)
+    tags = {**provenance(workspace), **(_recorded_code(run.data.tags) if run else {})}
     page = workspace / PAGE
     about = About(
         title=f"QDFormer on {settings.download.dataset}",
         measured_on=measured_on(settings),
-        facts=_facts(provenance(workspace), checkpoint_sha256, run),
+        facts=_facts(tags, checkpoint_sha256, run),
         settings=settings.model_dump(),
         changed=_differences(preset_values(name), preset_values()),
-        commands=_commands(name, provenance(workspace)),
+        commands=_commands(name, tags),
     )
     partial = page.with_name(PAGE + ".partial")
     partial.write_text(make_page(result, classes, about, sounds), encoding="utf-8")
@@ -95,9 +96,13 @@ def _facts(tags: Mapping[str, str], checkpoint_sha256: str, run: Any) -> dict[st
             )
         if seconds := run.data.metrics.get("seconds/train"):
             facts["training took"] = f"{seconds:.0f} s"
-        if commit := recorded.get("evaluation.mlflow.source.git.commit"):
-            facts["evaluated at commit"] = commit
     return {**facts, "Python": platform.python_version()}
+
+
+def _recorded_code(tags: Mapping[str, str]) -> dict[str, str]:
+    """The code that made the figures, which may not be what lies here now."""
+    names = ("mlflow.source.git.commit", "git_dirty", "code_digest")
+    return {name: tags[f"evaluation.{name}"] for name in names if f"evaluation.{name}" in tags}
 
 
 def _commands(name: str, tags: Mapping[str, str]) -> list[str]:
