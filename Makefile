@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data check test test-slow bench listen sweep retrain schedule ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench listen report sweep retrain schedule ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ bench: setup .cache/bench/.ready ## Speed of the parts, beside torchvggish (BENC
 listen: setup ## Hear and see a clip under its noise (CLIP=test-00004 SNR=5, or SNR=clean)
 	@python -m pipelines.listen --data "$(DATA)" --clip="$(CLIP)" --snr="$(SNR)"
 
+report: setup ## The result as one HTML page, with clips that play: report.html
+	@python -m pipelines.report --data "$(DATA)"
+
 sweep: setup ## Table 2 of the paper: ablation runs, compared in MLflow
 	@python -m pipelines.flows.sweep --data "$(DATA)"
 
@@ -67,7 +70,7 @@ schedule: setup ## Retrain on a cron until Ctrl-C (CRON="0 3 * * *")
 
 ui: setup ## Serve the MLflow dashboard on 127.0.0.1 (PORT=5000)
 	@echo "MLflow: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)"
-	@mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 lint: setup ## Check style
 	@ruff check . && ruff format --check .
@@ -79,4 +82,4 @@ lock: ## Rewrite requirements.lock from pyproject.toml
 	@mv requirements.lock.new requirements.lock && rm -rf .cache/lock build
 
 clean: ## Remove everything that was computed (keeps .venv, downloads and the MLflow record)
-	@rm -rf data models workspaces sweeps listen reports/*
+	@rm -rf data models workspaces sweeps listen report.html reports/*

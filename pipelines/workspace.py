@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from qdformer.digests import identity, tree_sha256
+from qdformer.digests import file_sha256, identity, tree_sha256
 from qdformer.errors import InputError
 from qdformer.presets import is_default, merge, own_values, preset_values
 from qdformer.settings import Settings, SettingsError, parse_settings, read_yaml
@@ -119,11 +119,21 @@ def tracking_environment(project: Path = PROJECT) -> dict[str, str]:
 
 
 def provenance(workspace: Path) -> dict[str, str]:
-    """What the workspace's results come from: the Git commit, and digests of the data and of the code."""
-    lock = locked(workspace)
+    """What the workspace's results come from: the Git commit, and digests of data, features, DVC's lock and code.
+
+    `data_digest` is of all below `data/`, `dataset_digest` of the data set in it, `features_digest` of the features.
+    """
+    lock, lock_file = locked(workspace), workspace / "dvc.lock"
+
+    def outs(prefix: str) -> str:
+        return identity(path + md5 for path, md5 in sorted(lock.items()) if path.startswith(prefix))
+
     tags = {
         "preset": workspace.name if workspace.parent.name == "workspaces" else "default",
-        "data_digest": identity(path + md5 for path, md5 in sorted(lock.items()) if path.startswith("data/")),
+        "data_digest": outs("data/"),
+        "dataset_digest": outs("data/dataset"),
+        "features_digest": outs("data/features"),
+        "dvc_lock_digest": file_sha256(lock_file)[:16] if lock_file.is_file() else "",
         "code_digest": tree_sha256(PROJECT / "qdformer")[:16],
     }
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
@@ -137,6 +147,18 @@ def locked(workspace: Path) -> dict[str, str]:
     path = workspace / "dvc.lock"
     stages = read_yaml(path).get("stages", {}) if path.is_file() else {}
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ()) if "md5" in out}
+
+
+def locked_settings(workspace: Path) -> dict[str, Any]:
+    """The sections of settings that the workspace's results were made with, by DVC's lock."""
+    path = workspace / "dvc.lock"
+    stages = read_yaml(path).get("stages", {}) if path.is_file() else {}
+    return {
+        section: values
+        for stage in stages.values()
+        for section, values in stage.get("params", {}).get("params.yaml", {}).items()
+        if "." not in section
+    }
 
 
 def _write(path: Path, text: str) -> None:

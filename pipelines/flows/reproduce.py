@@ -36,7 +36,10 @@ def record(settings: Settings, workspace: Path) -> str:
     os.environ.update(tracking_environment())
     from qdformer import tracking  # takes seconds to import
 
-    return tracking.log_evaluation(workspace / REPORTS, settings, provenance(workspace), workspace / CHECKPOINT)
+    dataset = workspace / "data" / "dataset"
+    return tracking.log_evaluation(
+        workspace / REPORTS, settings, provenance(workspace), workspace / CHECKPOINT, dataset
+    )
 
 
 def show(settings: Settings, workspace: Path, run_id: str, seconds: Mapping[str, float]) -> None:
@@ -55,6 +58,7 @@ def show(settings: Settings, workspace: Path, run_id: str, seconds: Mapping[str,
         print("Every stage was up to date.")
     where = f"{tracking.tracking_uri()} · experiment {tracking.experiment_name(settings)} · run {run_id}"
     print(f"\nMLflow record: {where}\nopen it with:  make ui")
+    print(f"All runs and their scores, while that runs: {tracking.runs_page(tracking.experiment_name(settings))}")
     markdown = [f"## {title}", markdown_table(["condition", *columns], rows), f"MLflow: {where}"]
     if timings:
         markdown.append(markdown_table(["stage", "seconds"], timings))

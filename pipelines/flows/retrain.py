@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from pipelines.flows.pipeline import bring_up_to_date
-from pipelines.flows.reproduce import CHECKPOINT, record, show
+from pipelines.flows.reproduce import CHECKPOINT, REPORTS, record, show
 from pipelines.flows.server import api
 from pipelines.flows.terminal import arguments, load_tracking, run_command
 from pipelines.workspace import (
@@ -19,9 +20,11 @@ from pipelines.workspace import (
     one_at_a_time,
     open_workspace,
     preset_settings,
+    provenance,
     tracking_environment,
 )
 from qdformer.digests import file_sha256
+from qdformer.model_card import model_card
 from qdformer.settings import Settings
 
 
@@ -67,7 +70,9 @@ def judge(settings: Settings, workspace: Path, run_id: str) -> str:
 
     model = tracking.experiment_name(settings)
     source = f"dvc://{locked(workspace)[CHECKPOINT.parent.as_posix()]}/{CHECKPOINT.name}"
-    version = tracking.register(model, run_id, file_sha256(workspace / CHECKPOINT), source)
+    intervals = json.loads((workspace / REPORTS / "intervals.json").read_text(encoding="utf-8"))
+    card = model_card(settings, provenance(workspace), intervals, source)
+    version = tracking.register(model, run_id, file_sha256(workspace / CHECKPOINT), source, card)
     return f"{model} version {version.version}, {tracking.promote(model, version)}"
 
 

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from pipelines.flows.pipeline import bring_up_to_date
 from pipelines.flows.terminal import markdown_table, print_table, run_flow
 from pipelines.workspace import one_at_a_time, open_workspace, preset_settings, provenance, tracking_environment
-from qdformer.digests import file_sha256, identity
+from qdformer.digests import identity
 from qdformer.settings import Settings, parse_settings
 
 CONDITION = "clean"
@@ -43,11 +44,14 @@ def sweep(data: str = "") -> None:
             lines = compare(workspace, rows, table)
             tracking.log_files(parent, table)
             tracking.log_files(parent, table.with_suffix(".md"))
+            text = table.with_suffix(".md").read_text(encoding="utf-8")
+            metrics = [f"{CONDITION}/{key}" for key in COMPARED]
+            page = tracking.save_comparison(parent, list(rows), metrics, f"sweep {parent[:8]}", text)
     title = f"Sweep on {settings.download.dataset}: {CONDITION}, ± half of the 95 % interval, change to the row above"
     print_table(title, ["row", *COMPARED], lines)
     where = f"{tracking.tracking_uri()} · experiment {tracking.experiment_name(settings)} · run {parent}"
     print(f"\nTable: {table}\nMLflow record: {where}\nopen it with:  make ui")
-    text = table.with_suffix(".md").read_text(encoding="utf-8")
+    print(f"Its charts and table, while that runs: {tracking.dashboard_address()}{page}")
     create_markdown_artifact(f"## {title}\n\n{text}\n\nMLflow: {where}", key=f"sweep-{settings.download.dataset}")
 
 
@@ -66,6 +70,7 @@ def run_row(name: str, settings: Settings, workspace: Path, parent: str) -> None
 
     out, tags = workspace / "sweeps" / name, provenance(workspace)
     checkpoint, reports = out / "model.safetensors", out / "reports"
+    dataset, seconds = workspace / "data" / "dataset", None
     if is_finished(name, settings, workspace):
         print(f"Row {name}: finished before", flush=True)
     else:
@@ -74,19 +79,21 @@ def run_row(name: str, settings: Settings, workspace: Path, parent: str) -> None
 
         print(f"Row {name}", flush=True)
         identity = _identity(settings, workspace)
-        with tracking.training_run(settings, tags, name, parent) as run_id:
+        with tracking.training_run(settings, tags, dataset, name, parent) as run_id:
             if _kept_identity(out) != identity:
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir(parents=True)
                 (out / "identity").write_text(identity, encoding="ascii")
             if not (out / "history.csv").is_file():  # written last
                 train(settings, workspace, out, run_id)
-            tracking.tag(run_id, checkpoint_sha256=file_sha256(checkpoint))
+            tracking.finish_training(run_id, checkpoint)
             partial = out / "reports.partial"
             shutil.rmtree(partial, ignore_errors=True)
+            started = time.monotonic()
             evaluate_checkpoint(settings, workspace, checkpoint, partial, [CONDITION])
+            seconds = time.monotonic() - started
             os.replace(partial, reports)
-    tracking.log_evaluation(reports, settings, tags, checkpoint, name=name, parent=parent)
+    tracking.log_evaluation(reports, settings, tags, checkpoint, dataset, name=name, parent=parent, seconds=seconds)
 
 
 def is_finished(name: str, settings: Settings, workspace: Path) -> bool:

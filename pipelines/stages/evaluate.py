@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -166,8 +167,12 @@ def _robustness(summaries: Mapping[str, Mapping[str, float]]) -> Iterator[dict[s
 
 def main(settings: Settings) -> None:
     workspace, checkpoint, out = Path.cwd(), Path("models/qdformer/model.safetensors"), Path("reports")
+    started = time.monotonic()
     evaluate_checkpoint(settings, workspace, checkpoint, out)
-    tracking.log_evaluation(out, settings, provenance(workspace), checkpoint)
+    seconds = time.monotonic() - started
+    tracking.log_evaluation(
+        out, settings, provenance(workspace), checkpoint, workspace / "data" / "dataset", seconds=seconds
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pipelines.stages.features import recipe
 from pipelines.workspace import provenance
 from qdformer import tracking
 from qdformer.audio.store import FeatureStore
-from qdformer.digests import file_sha256
 from qdformer.model.backbone import build_backbone
 from qdformer.settings import Settings
 from qdformer.training.launch import Job, launch
@@ -46,9 +45,9 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
 
 def main(settings: Settings) -> None:
     workspace, out = Path.cwd(), Path("models/qdformer")
-    with tracking.training_run(settings, provenance(workspace)) as run_id:
+    with tracking.training_run(settings, provenance(workspace), workspace / "data" / "dataset") as run_id:
         train(settings, workspace, out, run_id)
-        tracking.tag(run_id, checkpoint_sha256=file_sha256(out / "model.safetensors"))
+        tracking.finish_training(run_id, out / "model.safetensors")
 
 
 if __name__ == "__main__":

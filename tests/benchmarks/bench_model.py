@@ -76,9 +76,7 @@ def run() -> None:
         "matching and loss / step", *[_judged(value, LOSS_GOAL, "{:.1%}")[0] for value in shares], f"≤ {LOSS_GOAL:.0%}"
     )
     peaks = [peak_memory(name) for name in models]
-    more.add_row(
-        "peak memory of a step, GB", *[_judged(value, MEMORY_GOAL)[0] for value in peaks], f"≤ {MEMORY_GOAL}"
-    )
+    more.add_row("peak memory of a step, GB", *[_judged(value, MEMORY_GOAL)[0] for value in peaks], f"≤ {MEMORY_GOAL}")
     console.print(more)
 
 

@@ -41,9 +41,7 @@ def test_separated_sounds_each_make_a_query():
     plain = model(images, sounds).class_logits_BTNC
     sounds[:, :, 1] += 1
     assert (model(images, sounds).class_logits_BTNC != plain).any()
-    with pytest.raises(
-        ValueError, match=r"shape \[2, 2, 128\]; expected \[2, 2, 3, 128\].*train.model.separate"
-    ):
+    with pytest.raises(ValueError, match=r"shape \[2, 2, 128\]; expected \[2, 2, 3, 128\].*train.model.separate"):
         model(images, audio)
 
 

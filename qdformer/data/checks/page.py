@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from qdformer.audio.read import decode_audio
 from qdformer.data.checks.findings import KINDS, Finding, Report
 from qdformer.data.labels import class_ids
 from qdformer.data.layout import IGNORE, PALETTE
+from qdformer.html import STYLE, data_uri
 
 SHOWN = 20
 """Findings of a kind that the page shows; the JSON beside it has all."""
@@ -23,22 +23,9 @@ _SIDE = 176  # pixels of a thumbnail's longer side
 _PICTURES, _SOUNDS = (".jpg", ".jpeg", ".png"), (".wav", ".flac", ".ogg", ".mp3")
 _OTHERS = 2  # of the files that equal one, shown beside it
 
-_STYLE = """
-:root { color-scheme: light dark; --text: #1d2330; --soft: #5b6475; --back: #f6f7f9; --card: #fff; --line: #dde1e8;
-  --error: #b3261e; --warning: #8a5a00; --good: #1b6e3c; --wave: #3d6fb6; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e9ef; --soft: #9aa4b5; --back: #14171d; --card: #1d222b;
-  --line: #323a47; --error: #ff8a80; --warning: #f0b656; --good: #6fd197; --wave: #7fb0f5; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--back); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
-h3 { font-size: 1.02rem; margin: 2rem 0 .1rem; } p { margin: .2rem 0 .8rem; } .soft { color: var(--soft); }
-a { color: inherit; } code { font: .86em/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line); }
-th, td { padding: .35rem .8rem; text-align: left; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--soft); }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+_STYLE = (
+    STYLE
+    + """
 .error { color: var(--error); font-weight: 600; } .warning { color: var(--warning); font-weight: 600; }
 .good { color: var(--good); font-weight: 600; }
 ul.cards { list-style: none; margin: .6rem 0 0; padding: 0; display: grid; gap: .75rem;
@@ -53,6 +40,7 @@ svg { color: var(--wave); width: 100%; }
 ol.lines { background: var(--card); border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0 0;
   padding: .6rem .9rem .6rem 2.6rem; } ol.lines li { padding: .1rem 0; overflow-wrap: anywhere; }
 """
+)
 
 
 def make_page(reports: Sequence[Report]) -> str:
@@ -196,8 +184,8 @@ def _image(image: Image.Image) -> str:
     image.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST).save(
         buffer, "JPEG", quality=82
     )
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="" width="{size[0]}" height="{size[1]}" src="data:image/jpeg;base64,{data}">'
+    source = data_uri(buffer.getvalue(), "image/jpeg")
+    return f'<img alt="" width="{size[0]}" height="{size[1]}" src="{source}">'
 
 
 def _wave(path: Path) -> str:

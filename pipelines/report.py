@@ -1,0 +1,137 @@
+"""The result of a workspace as one HTML page that works without a network: report.html."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli import command_main
+from pipelines.workspace import (
+    PROJECT,
+    locked_settings,
+    open_workspace,
+    preset_settings,
+    preset_values,
+    provenance,
+    tracking_environment,
+)
+from qdformer.data.manifest import read_classes, read_manifest, task_classes
+from qdformer.digests import file_sha256
+from qdformer.errors import InputError
+from qdformer.protocols import measured_on
+from qdformer.report.page import About, make_page
+from qdformer.report.result import read_result
+
+PAGE = "report.html"
+CHECKPOINT = Path("models", "qdformer", "model.safetensors")
+
+
+def write_report(name: str, workspace: Path) -> Path:
+    """Write the page of the preset `name` into its workspace, and keep it with the MLflow run; return its path.
+
+    Raises `InputError` for a report that is missing, and where the settings are no longer those of the reports.
+    """
+    settings = preset_settings(name)
+    result = read_result(workspace / "reports")
+    _check_settings(preset_values(name), workspace, name)
+    dataset = workspace / "data" / "dataset"
+    clips = read_manifest(dataset)
+    classes = task_classes(read_classes(dataset), settings.train.task)
+    sounds = dict(zip(clips["uid"], clips["audio"], strict=True))
+    os.environ.update(tracking_environment())
+    from qdformer import tracking  # takes seconds to import
+
+    checkpoint_sha256 = file_sha256(workspace / CHECKPOINT)
+    run = tracking.find_run(tracking.experiment_name(settings), checkpoint_sha256)
+    tags = {**provenance(workspace), **(_recorded_code(run.data.tags) if run else {})}
+    page = workspace / PAGE
+    about = About(
+        title=f"QDFormer on {settings.download.dataset}",
+        measured_on=measured_on(settings),
+        facts=_facts(tags, checkpoint_sha256, run),
+        settings=settings.model_dump(),
+        changed=_differences(preset_values(name), preset_values()),
+        commands=_commands(name, tags),
+    )
+    partial = page.with_name(PAGE + ".partial")
+    partial.write_text(make_page(result, classes, about, sounds), encoding="utf-8")
+    os.replace(partial, page)
+    if run is not None:
+        tracking.log_files(run.info.run_id, page)
+    return page
+
+
+def _check_settings(here: Mapping[str, Any], workspace: Path, name: str) -> None:
+    """Figures must not be shown beside settings that they do not come from."""
+    for section, values in locked_settings(workspace).items():
+        if section in here and here[section] != values:
+            changed = ", ".join(f"{section}.{key}" for key in _differences(here[section], values))
+            command = f"make repro{f' DATA={name}' if name else ''}"
+            raise InputError(f"{workspace / 'reports'}: made with other settings ({changed}); `{command}` renews it")
+
+
+def _facts(tags: Mapping[str, str], checkpoint_sha256: str, run: Any) -> dict[str, str]:
+    changed = " (with local changes)" if tags.get("git_dirty") == "true" else ""
+    facts = {
+        "Git commit": f"{tags.get('mlflow.source.git.commit', 'no Git')}{changed}",
+        "DVC lock digest": tags["dvc_lock_digest"],
+        "data set digest": tags["dataset_digest"],
+        "features digest": tags["features_digest"],
+        "code digest": tags["code_digest"],
+        "checkpoint SHA-256": checkpoint_sha256,
+    }
+    if run is None:
+        facts["MLflow run"] = "none in this store"
+    else:
+        recorded = run.data.tags
+        facts["MLflow run"] = run.info.run_id
+        if "machine.cpu" in recorded:
+            facts["trained on"] = (
+                f"{recorded['machine.cpu']}, {recorded['machine.cores']} cores, "
+                f"{recorded['machine.memory_gib']} GiB; GPU: {recorded['machine.gpu']}"
+            )
+        if seconds := run.data.metrics.get("seconds/train"):
+            facts["training took"] = f"{seconds:.0f} s"
+    return {**facts, "Python": platform.python_version()}
+
+
+def _recorded_code(tags: Mapping[str, str]) -> dict[str, str]:
+    """The code that made the figures, which may not be what lies here now."""
+    names = ("mlflow.source.git.commit", "git_dirty", "code_digest")
+    return {name: tags[f"evaluation.{name}"] for name in names if f"evaluation.{name}" in tags}
+
+
+def _commands(name: str, tags: Mapping[str, str]) -> list[str]:
+    data = f" DATA={name}" if name else ""
+    checkout = [f"git checkout {commit}"] if (commit := tags.get("mlflow.source.git.commit")) else []
+    return [*checkout, "make setup", f"make repro{data}", f"make report{data}"]
+
+
+def _differences(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Values that differ, by dotted name."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys((*here, *there)):
+        one, other = here.get(key), there.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found |= _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found[prefix + key] = (one, other)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="", help="a preset in pipelines/presets/ (default: params.yaml as it is)")
+    data = parser.parse_args().data
+    workspace = open_workspace(data)
+    page = write_report(data, workspace)
+    shown = page.relative_to(PROJECT) if page.is_relative_to(PROJECT) else page
+    print(f"{shown}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+if __name__ == "__main__":
+    command_main(main)
