@@ -35,9 +35,9 @@ def write_report(name: str, workspace: Path) -> Path:
 
     Raises `InputError` for a report that is missing, and where the settings are no longer those of the reports.
     """
-    settings = preset_settings(name)
+    settings, values = preset_settings(name), preset_values(name, PROJECT)
     result = read_result(workspace / "reports")
-    _check_settings(preset_values(name), workspace, name)
+    _check_settings(values, workspace, name)
     dataset = workspace / "data" / "dataset"
     clips = read_manifest(dataset)
     classes = task_classes(read_classes(dataset), settings.train.task)
@@ -54,7 +54,7 @@ def write_report(name: str, workspace: Path) -> Path:
         measured_on=measured_on(settings),
         facts=_facts(tags, checkpoint_sha256, run),
         settings=settings.model_dump(),
-        changed=_differences(preset_values(name), preset_values()),
+        changed=_differences(values, preset_values("", PROJECT)),
         commands=_commands(name, tags),
     )
     partial = page.with_name(PAGE + ".partial")

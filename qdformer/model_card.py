@@ -70,7 +70,7 @@ def _recipe(settings: Settings) -> str:
     train, model = settings.train, settings.train.model
     parts = [part for part in ("decompose", "quantize", "recombine", "calibrate") if getattr(model, part)]
     vggish = {"official": "the published weights", "pretrained_here": "pretrained on this data set's own sounds"}
-    start = "ImageNet weights" if model.pretrained_backbone else "random weights"
+    start = "random weights" if model.backbone_weights is None else f"ImageNet weights ({model.backbone_weights})"
     return "\n".join(
         (
             f"- sound: VGGish, {vggish[settings.pretrain.weights]}",

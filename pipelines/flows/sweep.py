@@ -33,7 +33,8 @@ def sweep(data: str = "") -> None:
     with one_at_a_time(workspace) as lock:
         bring_up_to_date(workspace, lock, ("features",))
         os.environ.update(tracking_environment())
-        from qdformer import tracking  # takes seconds to import
+        from pipelines.robustness import compare_robustness  # these take seconds to import
+        from qdformer import tracking
 
         tags = provenance(workspace)
         with tracking.parent_run(settings, tags, "sweep") as parent:
@@ -42,15 +43,17 @@ def sweep(data: str = "") -> None:
                     run_row.with_options(task_run_name=name)(name, row, workspace, parent)
             table = workspace / "sweeps" / "comparison.csv"
             lines = compare(workspace, rows, table)
-            tracking.log_files(parent, table)
-            tracking.log_files(parent, table.with_suffix(".md"))
+            curves = workspace / "sweeps" / "robustness.png"
+            compare_robustness({row: workspace / "sweeps" / row / "reports" for row in rows}, curves)
+            for file in (table, table.with_suffix(".md"), curves, curves.with_suffix(".csv")):
+                tracking.log_files(parent, file)
             text = table.with_suffix(".md").read_text(encoding="utf-8")
             metrics = [f"{CONDITION}/{key}" for key in COMPARED]
             page = tracking.save_comparison(parent, list(rows), metrics, f"sweep {parent[:8]}", text)
     title = f"Sweep on {settings.download.dataset}: {CONDITION}, ± half of the 95 % interval, change to the row above"
     print_table(title, ["row", *COMPARED], lines)
     where = f"{tracking.tracking_uri()} · experiment {tracking.experiment_name(settings)} · run {parent}"
-    print(f"\nTable: {table}\nMLflow record: {where}\nopen it with:  make ui")
+    print(f"\nTable: {table}\nRobustness: {curves}\nMLflow record: {where}\nopen it with:  make ui")
     print(f"Its charts and table, while that runs: {tracking.dashboard_address()}{page}")
     create_markdown_artifact(f"## {title}\n\n{text}\n\nMLflow: {where}", key=f"sweep-{settings.download.dataset}")
 
@@ -90,7 +93,7 @@ def run_row(name: str, settings: Settings, workspace: Path, parent: str) -> None
             partial = out / "reports.partial"
             shutil.rmtree(partial, ignore_errors=True)
             started = time.monotonic()
-            evaluate_checkpoint(settings, workspace, checkpoint, partial, [CONDITION])
+            evaluate_checkpoint(settings, workspace, checkpoint, partial, settings.sweep.conditions)
             seconds = time.monotonic() - started
             os.replace(partial, reports)
     tracking.log_evaluation(reports, settings, tags, checkpoint, dataset, name=name, parent=parent, seconds=seconds)
@@ -129,6 +132,7 @@ def _identity(settings: Settings, workspace: Path) -> str:
     parts = [
         settings.train.model_dump_json(),
         settings.evaluate.model_dump_json(),
+        *settings.sweep.conditions,
         tags["data_digest"],
         tags["code_digest"],
     ]

@@ -71,16 +71,17 @@ def train(settings, workspace, out, run_id):
 EVALUATE = """
 import json
 
-SCORES = ("davis_jf", "miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f")
+from qdformer.evaluation import SCORES
 
 def evaluate_checkpoint(settings, workspace, checkpoint, out, names=None):
-    assert list(names) == ["clean"]
+    assert list(names) == settings.sweep.conditions
     model = settings.train.model
     score = 0.1 * (1 + model.decompose + model.quantize + model.recombine + model.calibrate)
     (out / "metrics").mkdir(parents=True)
     (out / "metrics" / "clean.json").write_text(json.dumps(dict.fromkeys(SCORES, score)))
     intervals = {"value": score, "low": score - 0.02, "high": score + 0.02}
-    (out / "intervals.json").write_text(json.dumps({"clean": dict.fromkeys(SCORES, intervals)}))
+    of_names = {name: dict.fromkeys(SCORES, intervals) for name in names}
+    (out / "intervals.json").write_text(json.dumps(of_names))
 """
 
 SESSION = """

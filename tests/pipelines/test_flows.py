@@ -190,7 +190,8 @@ def test_a_sweep_goes_on_where_it_stopped_and_compares_its_rows(project, prefect
     assert {run.info.run_name for run in rows} == {"baseline", "decomposed", "quantized", "recombined", "full"}
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(runs) == 6
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"comparison.csv", "comparison.md"}
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert files == {"comparison.csv", "comparison.md", "robustness.csv", "robustness.png"}
 
     third = sweep()
     assert third.stdout.count("finished before") == 5

@@ -104,7 +104,11 @@ def test_what_counts_as_an_snr():
     [
         (["--clip=", "--snr=5"], 1, "CLIP is missing"),
         (["--clip=test-0000", "--snr=loud"], 1, "SNR=loud"),
-        (["--clip=test-0000", "--snr=5", "--data=nope"], 2, "no preset 'nope'; there are: avss, ms3, s4, stamps, toy"),
+        (
+            ["--clip=test-0000", "--snr=5", "--data=nope"],
+            2,
+            "no preset 'nope'; there are: avss, avss-swin, ms3,",
+        ),
         (["--clip=test-0000", "--snr=5", "--data=toy"], 1, "metadata.csv: missing"),
     ],
 )

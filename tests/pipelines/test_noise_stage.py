@@ -45,6 +45,7 @@ def test_the_noises_of_the_data_set_serve_the_mixing(data, tmp_path):
 def test_no_noise_is_a_table_without_any(data, tmp_path):
     values = load_settings().model_dump()
     values["noise"]["source"], values["mix"]["conditions"] = "none", {"clean": None}
+    values["sweep"]["conditions"] = ["clean"]
     settings = parse_settings(values)
     noise(settings.noise, data, tmp_path / "cache")
     assert len(read_noises(data / "noise")) == 0 and (data / "noise.sha256").is_file()
