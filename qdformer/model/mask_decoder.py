@@ -69,16 +69,19 @@ class MaskDecoder(nn.Module):
     def forward(
         self,
         queries_FND: torch.Tensor,
-        query_position_ND: torch.Tensor,
         memory_FSD: torch.Tensor,
         memory_position_SD: torch.Tensor,
         mask_features_FMHW: torch.Tensor,
         every_layer: bool,
     ) -> Heads:
-        """`every_layer` asks for the heads after each decoder layer, not the last alone."""
+        """`every_layer` asks for the heads after each decoder layer, not the last alone.
+
+        What a query seeks is in its token alone. With a learned position of its own, as DETR's queries have, it would
+        need no token to differ from the others, and the tokens of a clip become one.
+        """
         outputs = []
         for layer in self.layers:
-            queries_FND = layer(queries_FND, memory_FSD, query_position_ND, memory_position_SD)
+            queries_FND = layer(queries_FND, memory_FSD, memory_position_MD=memory_position_SD)
             outputs.append(queries_FND)
         queries_RFND = torch.stack(outputs if every_layer else outputs[-1:])
         boxes_RFN4 = self.box(queries_RFND).float().sigmoid()

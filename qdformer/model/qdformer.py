@@ -152,7 +152,6 @@ class QDFormer(nn.Module):
         memory = self.pixel_encoder.memory(sizes)
         said = self.mask_decoder(
             queries_BTND.flatten(0, 1),
-            self.prototypes_ND,
             encoded_FSD[:, memory],
             position_SD[memory],
             self.mask_features(maps[MASK_STRIDE], as_map(encoded_FSD[:, finest], sizes[0])),

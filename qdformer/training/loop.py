@@ -12,6 +12,7 @@ from torch import nn
 
 from qdformer.data.dataset import Batch
 from qdformer.loss.criterion import Criterion
+from qdformer.model.decomposition import similarity
 from qdformer.model.qdformer import QDFormer, parameter_groups
 from qdformer.model.quantizer import perplexity
 from qdformer.settings import Train
@@ -108,6 +109,8 @@ def train_epoch(
         for name, value in losses.items():
             sums[name] += float(value.detach())
         sums["gradient_norm"] += float(norm)
+        if output.tokens_BND is not None:
+            sums["token_similarity"] += float(similarity(output.tokens_BND))
         if output.quantization is not None:
             use["codebook_perplexity"] += output.quantization.global_use_K
             use["codebook_perplexity_local"] += output.quantization.local_use_K

@@ -1,6 +1,6 @@
 """QDFormer on ResNet-50 beside its backbone alone: one clip of 5 frames at 224 x 224, inference and a training step.
 
-`paper` is the preset avss, `light` the same with the light encoder; weights are drawn at random, which changes no time.
+`paper` is the preset avss, `light` the preset avss-light; weights are drawn at random, which changes no time.
 The backbone alone is transformers' own ResNet-50, in evaluation. Every time is the median of rounds in which all take
 turns; a model's peak memory is that of a process of its own.
 """
@@ -30,7 +30,7 @@ from qdformer.model import QDFormer, parameter_groups
 
 CLASSES, FRAMES, SIZE, THREADS = 70, 5, 224, 2
 ROUNDS, STEPS = 7, 5
-LIGHT = {"encoder": "light", "encoder_layers": 1}
+PRESETS = {"paper": "avss", "light": "avss-light"}
 GOALS = {
     "paper": {"inference": 4.0, "training step": 4.0},
     "light": {"inference": 1.7, "training step": 2.0},
@@ -84,9 +84,9 @@ TITLE = f"One clip of {FRAMES} frames, {SIZE} x {SIZE}, ResNet-50, {THREADS} thr
 
 
 def build(name: str) -> QDFormer:
-    settings = preset_settings("avss").train.model.model_copy(update={"backbone_weights": None})
+    settings = preset_settings(PRESETS[name]).train.model
     torch.manual_seed(0)
-    return QDFormer(settings.model_copy(update=LIGHT if name == "light" else {}), CLASSES)
+    return QDFormer(settings.model_copy(update={"backbone_weights": None}), CLASSES)
 
 
 def plain_backbone() -> nn.Module:

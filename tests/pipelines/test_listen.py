@@ -107,7 +107,7 @@ def test_what_counts_as_an_snr():
         (
             ["--clip=test-0000", "--snr=5", "--data=nope"],
             2,
-            "no preset 'nope'; there are: avss, avss-swin, ms3,",
+            "no preset 'nope'; there are: avss, avss-light, avss-swin, ms3,",
         ),
         (["--clip=test-0000", "--snr=5", "--data=toy"], 1, "metadata.csv: missing"),
     ],

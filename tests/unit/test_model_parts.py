@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from qdformer.model.decomposition import similarity
 from qdformer.model.deformable import POINTS, DeformableAttention, DeformableLayer, Grid
 from qdformer.model.mask_decoder import MaskDecoder
 from qdformer.model.pixel_encoder import PixelEncoder
@@ -50,6 +51,15 @@ def test_linear_masks_are_one_convolution():
     found = decoder.draw(filters, torch.rand(2, 2, 3, 4), features)
     expected = torch.einsum("rfnm,fmhw->rfnhw", filters[..., :4], features) + filters[..., 4:, None]
     torch.testing.assert_close(found, expected)
+
+
+def test_similarity_of_a_clip_s_tokens():
+    apart = torch.eye(4)[None, :3]
+    assert similarity(apart) == pytest.approx(0)
+    assert similarity(torch.ones(2, 3, 4)) == pytest.approx(1)
+    tokens = torch.randn(2, 3, 4)
+    pairs = functional.cosine_similarity(tokens[:, [0, 0, 1]], tokens[:, [1, 2, 2]], dim=-1)
+    assert similarity(tokens) == pytest.approx(float(pairs.mean()))
 
 
 def test_tokens_and_maps_are_inverse():
