@@ -118,7 +118,8 @@ def test_what_a_user_gives_is_laid_over_the_preset_and_remembered(project):
 @pytest.mark.parametrize("name", ["nope", "../toy", "."])
 def test_an_unknown_preset_names_those_there_are_and_writes_nothing(project, name):
     with pytest.raises(
-        SettingsError, match=r"no preset .*; there are: avss, avss-light, avss-swin, ms3, ms3-swin, s4, s4-swin, stamps, toy"
+        SettingsError,
+        match=r"no preset .*; there are: avss, avss-light, avss-swin, .*, toy",
     ):
         open_workspace(name, project.root)
     assert not (project.root / "workspaces").exists()
