@@ -54,7 +54,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x_BQD: torch.Tensor) -> torch.Tensor:
-        return self.norm(x_BQD + self.narrow(functional.relu(self.wide(x_BQD))))
+        return self.norm(x_BQD + self.narrow(functional.relu(self.wide(x_BQD), inplace=True)))
 
 
 class EncoderLayer(nn.Module):
