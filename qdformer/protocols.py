@@ -13,6 +13,11 @@ PROTOCOLS = {
     "davis_j": "region similarity of DAVIS: IoU of all that sounds as one object; 1 where both are empty",
     "davis_f": "boundary F of DAVIS of all that sounds as one object, tolerance 0.8 % of the diagonal",
     "davis_jf": "mean of davis_j and davis_f",
+    "avsbench_j_sounding": "avsbench_j over the frames in which something sounds",
+    "marked": "mean share of the pixels marked as sounding",
+    "marked_frames": "share of the frames of which more than 1 % is marked as sounding",
+    "fpr": "false-positive rate of AVSBench-Robust: `marked` under a sound of nothing in the picture",
+    "g_miou": "harmonic mean of avsbench_j_sounding under the true sound and 1 minus that under the false one",
     "miou_seen": "miou_dataset over the classes whose test pictures and recordings are like training's, no background",
     "miou_unseen": "miou_dataset over the classes of which test has new pictures or recordings, no background",
 }
