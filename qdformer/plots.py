@@ -314,6 +314,7 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     table = pandas.DataFrame(list(history)).set_index("epoch")
     panels = {
         "codebook perplexity": ["codebook_perplexity", "codebook_perplexity_local"],
+        "likeness of a clip's tokens": ["token_similarity"],
         "gradient norm": ["gradient_norm"],
         "learning rate": ["learning_rate"],
     }
@@ -421,7 +422,7 @@ def codebook_use(use_CK: np.ndarray, classes: Classes) -> Figure:
         image = _heat_map(axes, share[:, order], codes[order], [classes.names[index] for index in named])
         axes.tick_params(axis="x", labelsize=6)
         axes.set_xlabel("code")
-        axes.set_title(f"Codes by class: {len(codes)} of {use_CK.shape[1]} stand for one")
+        axes.set_title(f"Codes by class: {len(codes)} of {use_CK.shape[1]} codes name one")
         figure.colorbar(image, ax=axes, label="share of the class's tokens", pad=0.015)
     return figure
 

@@ -32,6 +32,8 @@ _FIGURES = {
     "robustness": "Scores over the signal-to-noise ratio",
     "training": "Training",
     "confusion": "Confusion of classes",
+    "codebook": "What the codes stand for",
+    "tokens": "Audio tokens before and after decomposition",
 }
 _LEFT_OUT = ("pictures", "classes")  # the clips themselves, and the table of classes, are on the page
 _CONDITIONS = {

@@ -117,7 +117,7 @@ def test_codebook_use_puts_a_class_s_codes_together():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["6", "0", "2"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["class-2", "class-5"]
     assert axes.images[0].get_array().tolist() == [[0.9, 0, 0.1], [0, 0.75, 0.25]]
-    assert axes.get_title("left") == "Codes by class: 3 of 8 stand for one"
+    assert axes.get_title("left") == "Codes by class: 3 of 8 codes name one"
 
 
 def test_token_map_shows_clips_before_and_tokens_after():
