@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from PIL import Image
 
 from qdformer.settings import Augment
 
@@ -42,10 +42,10 @@ class View:
         saturate_33 = self.saturation * np.eye(3) + (1 - self.saturation) / 3
         colours_33 = self.tint_3[:, None] * saturate_33  # all four are linear: one product does them
         scale_33, shift_3 = self.brightness * self.contrast * colours_33, (1 - self.contrast) * mean * self.tint_3
-        # By torch, for the threads of NumPy's BLAS wait on a busy core for work, which slows the training beside them.
-        shown = torch.from_numpy(images_THW3).float().view(-1, 3) @ torch.from_numpy(scale_33.T).float()
-        shown = shown.add_(torch.from_numpy(shift_3)).clamp_(0, 255).round_()
-        return shown.to(torch.uint8).view(images_THW3.shape).numpy()
+        # By Pillow: the threads of NumPy's BLAS wait for work on a busy core, and slow the training beside them; and
+        # torch's buffers, freed and never used again, would pile up among Pillow's.
+        matrix = tuple(np.column_stack([scale_33, shift_3]).ravel())
+        return np.stack([np.asarray(Image.fromarray(image).convert("RGB", matrix)) for image in images_THW3])
 
 
 def draw_view(augment: Augment, generator: np.random.Generator) -> View:
