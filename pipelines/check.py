@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 from pipelines.cli import FAILED, command_main
 from pipelines.findings import load, save, show
-from pipelines.workspace import dvc_command, one_at_a_time, open_workspace
-from qdformer.data.checks import check_table, stop_on_errors
+from pipelines.workspace import dvc_command, one_at_a_time, open_workspace, preset_settings
+from qdformer.data.checks import check_dataset, check_table, stop_on_errors
+from qdformer.data.layout import DataError
+from qdformer.digests import tree_sha256
 
 
 def check_list(path: Path, out: Path | None) -> None:
@@ -24,9 +27,20 @@ def check_list(path: Path, out: Path | None) -> None:
 
 
 def check_workspace(name: str) -> None:
-    """Bring the preset's stage `check` up to date, and show what it found if it was so already."""
+    """Bring the preset's stage `check` up to date, and show what it found if it was so already.
+
+    A data set that was changed since it was made is judged as it lies, for DVC would put its own back unasked;
+    raises `DataError` then.
+    """
     workspace = open_workspace(name)
     reports = workspace / "reports"
+    if changed := changed_folders(workspace / "data"):
+        settings = preset_settings(name).check
+        show([check_dataset(workspace / "data" / "dataset", settings.speck, settings.tolerate)])
+        raise DataError(
+            f"{', '.join(map(str, changed))}: changed since the stage download made it, and judged above as it is; "
+            f"make repro{f' DATA={name}' if name else ''} puts back what was made"
+        )
     before = _written(reports)
     with one_at_a_time(workspace) as lock:
         environment = {**os.environ, "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
@@ -35,6 +49,13 @@ def check_workspace(name: str) -> None:
             sys.exit(FAILED)
     if _written(reports) == before:
         show(load(reports), reports)
+
+
+def changed_folders(data: Path) -> list[Path]:
+    """Those of the data set's folders that are not as the stage download left them."""
+    made = data / "digests.json"
+    digests = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}
+    return [data / name for name, of in digests.items() if (data / name).is_dir() and tree_sha256(data / name) != of]
 
 
 def _written(reports: Path) -> int:

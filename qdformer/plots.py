@@ -401,7 +401,7 @@ def confusion_matrix(confusion_KK: np.ndarray, classes: Classes) -> Figure:
                 colour = "white" if share > 0.5 else INK
                 axes.text(column, row, text, ha="center", va="center", fontsize=5.5, color=colour)
         axes.set(xlabel="given", ylabel="truth")
-        axes.set_title("Pixels of each class by the class they are given")
+        axes.set_title("Share of pixels given each class")
         figure.colorbar(image, ax=axes, label="share of the truth's pixels", shrink=0.6, pad=0.015)
     return figure
 
@@ -413,9 +413,13 @@ def codebook_use(use_CK: np.ndarray, classes: Classes) -> Figure:
     are shown, those of one class side by side, and only classes that some token named.
     """
     codes, named = np.flatnonzero(use_CK.any(axis=0)), np.flatnonzero(use_CK.any(axis=1))
+    if not len(named):
+        with _figure(4, 1) as figure:
+            figure.text(0.5, 0.5, "No token names a class.", ha="center", va="center")
+        return figure
     shown = use_CK[np.ix_(named, codes)]
     share = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)
-    order = np.lexsort((-share.max(axis=0), share.argmax(axis=0))) if len(named) else []
+    order = np.lexsort((-share.max(axis=0), share.argmax(axis=0)))
     with _figure(2.6 + 0.13 * max(len(codes), 24), 1.8 + 0.2 * max(len(named), 4)) as figure:
         figure.set_layout_engine("constrained")
         axes = figure.subplots()

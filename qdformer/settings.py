@@ -398,7 +398,7 @@ def parse_settings(values: Any, source: str = "settings") -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         problems = []
-        for item in error.errors():
+        for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):  # a typo comes first
             key = ".".join(str(part) for part in item["loc"]) or "settings"
             if item["type"] == "extra_forbidden":
                 allowed = _known_keys(item["loc"][:-1])

@@ -24,6 +24,8 @@ def read_table(
     except FileNotFoundError:
         where = f"the stage {writer} writes it" if writer else f"expected a table with the columns {', '.join(columns)}"
         raise error(f"{path}: missing; {where}") from None
+    except IsADirectoryError:
+        raise error(f"{path}: a folder; expected a table with the columns {', '.join(columns)}") from None
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as problem:
         raise error(f"{path}: not a readable table ({problem})") from None
     if missing := [name for name in columns if name not in table.columns]:

@@ -26,5 +26,5 @@ def fetch_weights(source: str, sha256: str, cache: str | Path) -> Path:
             raise WeightsError(f"{path}: no such weights file (pretrain.official_source)")
         check_sha256(path, sha256)
     except DownloadError as error:
-        raise WeightsError(str(error)) from None
+        raise WeightsError(f"{error}; pretrain.official_source may also be the path of that file") from None
     return path

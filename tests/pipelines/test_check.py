@@ -12,7 +12,7 @@ from pipelines.stages import check as stage
 from pipelines.stages import download
 from qdformer.data.layout import DataError, write_sound_table
 from qdformer.digests import tree_sha256
-from qdformer.settings import Check, Clips, Download
+from qdformer.settings import Check, Clips, Download, load_settings
 
 DOWNLOAD = Download(dataset="toy", seed=0, clips=Clips(train=2, val=1, test=1), frames=2, image_size=32)
 CHECK = Check(speck=0.0003, tolerate=[])
@@ -67,6 +67,18 @@ def test_a_set_without_single_sounds(place):
 
 
 LIST = "vid,uid,s_min,s_sec,a_obj,split,label\n"
+
+
+def test_a_changed_set_is_judged_as_it_lies(place, monkeypatch, capsys):
+    monkeypatch.setattr(command, "open_workspace", lambda name: place)
+    monkeypatch.setattr(command, "preset_settings", lambda name: load_settings(PROJECT / "params.yaml"))
+    assert not command.changed_folders(place / "data")
+    broken = next((place / "data" / "dataset").rglob("audio.wav"))
+    broken.write_bytes(broken.read_bytes()[:30])
+    with pytest.raises(DataError, match="dataset: changed since the stage download made it.*make repro DATA=toy"):
+        command.check_workspace("toy")
+    assert "audio.wav" in capsys.readouterr().out
+    assert len(broken.read_bytes()) == 30
 
 
 def test_a_list_alone(tmp_path, capsys):

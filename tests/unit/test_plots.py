@@ -110,6 +110,11 @@ def test_confusion_matrix_shows_shares_of_the_truth():
     assert sorted(text.get_text() for text in axes.texts) == [".25", ".75", "1"]
 
 
+def test_codebook_use_without_a_class_says_so():
+    (text,) = plots.codebook_use(np.zeros((3, 8), int), CLASSES).texts
+    assert text.get_text() == "No token names a class."
+
+
 def test_codebook_use_puts_a_class_s_codes_together():
     use = np.zeros((24, 8), np.int64)
     use[1, 6], use[1, 2], use[4, 2], use[4, 0] = 9, 1, 2, 6
