@@ -14,7 +14,7 @@ from pipelines.findings import load, save, show
 from pipelines.workspace import dvc_command, one_at_a_time, open_workspace, preset_settings
 from qdformer.data.checks import check_dataset, check_table, stop_on_errors
 from qdformer.data.layout import DataError
-from qdformer.digests import tree_sha256
+from qdformer.utils.digests import tree_sha256
 
 
 def check_list(path: Path, out: Path | None) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipelines.workspace import tracking_environment
-from qdformer.errors import InputError
-from qdformer.settings import Settings, SettingsError, load_settings
+from qdformer.config.base import SettingsError
+from qdformer.config.settings import Settings, load_settings
+from qdformer.utils.errors import InputError
 
 FAILED, BAD_SETTINGS, INTERRUPTED = 1, 2, 130
 

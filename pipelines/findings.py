@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qdformer.data.checks import KINDS, Report, make_page
+from qdformer.data.checks import KINDS, Report
+from qdformer.reporting.check_page import make_page
+from qdformer.utils.files import write_text
 
 _FEW = 3  # findings of a kind that the terminal names all of
 
@@ -21,8 +22,8 @@ def save(reports: Sequence[Report], folder: Path) -> None:
     """Write `check.json` (every finding, by source) and `check.html`."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {report.source: report.as_json() for report in reports}
-    _replace(folder / "check.json", json.dumps(values, indent=1) + "\n")
-    _replace(folder / "check.html", make_page(reports))
+    write_text(folder / "check.json", json.dumps(values, indent=1) + "\n")
+    write_text(folder / "check.html", make_page(reports))
 
 
 def load(folder: Path) -> list[Report]:
@@ -73,9 +74,3 @@ def _show_sharing(report: Report, console: Console) -> None:
         if one.videos:
             where = f" of {one.subset} alone" if one.subset else ""
             console.print(f"{one.videos:,} of {one.of:,} videos{where} have clips in more than one split")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -11,15 +11,16 @@ import numpy as np
 
 from pipelines.cli import command_main
 from pipelines.workspace import open_workspace, preset_settings
-from qdformer import plots
-from qdformer.audio.mixing import choose_noise, mix_at_snr
-from qdformer.audio.noise import read_noises
-from qdformer.audio.read import SAMPLE_RATE, AudioError, read_audio
-from qdformer.audio.write import quantise, write_sound
+from qdformer.audio.io.read import AudioError, read_audio
+from qdformer.audio.io.write import quantize, write_sound
+from qdformer.audio.noise.collect import read_noises
+from qdformer.audio.noise.mixing import choose_noise, mix_at_snr
+from qdformer.config.settings import Settings
 from qdformer.data.layout import DataError
 from qdformer.data.manifest import read_manifest
-from qdformer.errors import InputError
-from qdformer.settings import Settings
+from qdformer.reporting import plots
+from qdformer.utils.constants import SAMPLE_RATE
+from qdformer.utils.errors import InputError
 
 
 def listen(settings: Settings, workspace: Path, uid: str, snr_db: float | None) -> tuple[Path, Path]:
@@ -43,7 +44,7 @@ def listen(settings: Settings, workspace: Path, uid: str, snr_db: float | None) 
             workspace / "listen" / f"{uid}-clean",
             f"{uid} · without noise",
             16,
-            quantise(clean, 16),
+            quantize(clean, 16),
         )
         panels = {"clip": clean}
     else:

@@ -20,11 +20,11 @@ from pipelines.workspace import (
     tracking_environment,
 )
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
-from qdformer.digests import file_sha256
-from qdformer.errors import InputError
-from qdformer.protocols import measured_on
-from qdformer.report.page import About, make_page
-from qdformer.report.result import read_result
+from qdformer.metrics.conventions import measured_on
+from qdformer.reporting.page import About, make_page
+from qdformer.reporting.result import read_result
+from qdformer.utils.digests import file_sha256
+from qdformer.utils.errors import InputError
 
 PAGE = "report.html"
 CHECKPOINT = Path("models", "qdformer", "model.safetensors")

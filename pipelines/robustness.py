@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas
 
-from qdformer import plots
-from qdformer.errors import InputError
-from qdformer.evaluation import SCORES
+from qdformer.evaluation.evaluate import SCORES
+from qdformer.reporting import plots
+from qdformer.utils.errors import InputError
 
 
 def compare_robustness(reports: Mapping[str, Path], out: Path) -> None:

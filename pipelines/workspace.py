@@ -1,6 +1,6 @@
 """Where a preset runs, one run at a time, and what its results came from.
 
-The default settings run in the project's root. Every other preset (`qdformer.presets`) runs in a DVC
+The default settings run in the project's root. Every other preset (`qdformer.config.presets`) runs in a DVC
 workspace of its own, `workspaces/NAME/`: the same `dvc.yaml` and code by symbolic link, other
 settings, other results, one cache. Running one preset never touches what another has made, and what
 one has made, such as the data set, another with the same settings takes from the cache.
@@ -19,10 +19,11 @@ from typing import Any
 
 import yaml
 
-from qdformer.digests import file_sha256, identity, tree_sha256
-from qdformer.errors import InputError
-from qdformer.presets import is_default, merge, own_values, preset_values
-from qdformer.settings import Settings, SettingsError, parse_settings, read_yaml
+from qdformer.config.base import SettingsError
+from qdformer.config.presets import is_default, merge, own_values, preset_values
+from qdformer.config.settings import Settings, parse_settings, read_yaml
+from qdformer.utils.digests import file_sha256, identity, tree_sha256
+from qdformer.utils.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
 LINKED = ("dvc.yaml", ".dvcignore", "pipelines", "qdformer")

@@ -1,5 +1,5 @@
 """QDFormer: audio-visual segmentation with quantised semantic decomposition, and all it needs around it."""
 
-from qdformer import _torchaudio
+from qdformer.utils import torchaudio_shim
 
-_torchaudio.install()
+torchaudio_shim.install()

@@ -11,8 +11,8 @@ from pipelines.flows.pipeline import bring_up_to_date
 from pipelines.flows.server import api
 from pipelines.flows.terminal import arguments, load_tracking, run_command
 from pipelines.workspace import one_at_a_time, open_workspace, remember
-from qdformer.errors import InputError
-from qdformer.fetch import is_url
+from qdformer.utils.download import is_url
+from qdformer.utils.errors import InputError
 
 
 @flow(name="data", flow_run_name="data {data}")

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from pipelines.flows.pipeline import bring_up_to_date
 from pipelines.flows.terminal import markdown_table, print_table, run_flow
 from pipelines.workspace import one_at_a_time, open_workspace, preset_settings, provenance, tracking_environment
-from qdformer.settings import Settings
+from qdformer.config.settings import Settings
 
 CHECKPOINT = Path("models", "qdformer", "model.safetensors")
 REPORTS = Path("reports")

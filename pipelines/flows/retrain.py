@@ -23,9 +23,9 @@ from pipelines.workspace import (
     provenance,
     tracking_environment,
 )
-from qdformer.digests import file_sha256
-from qdformer.model_card import model_card
-from qdformer.settings import Settings
+from qdformer.config.settings import Settings
+from qdformer.tracking.model_card import model_card
+from qdformer.utils.digests import file_sha256
 
 
 @flow(name="retrain", flow_run_name="retrain {data}")

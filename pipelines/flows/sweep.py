@@ -18,8 +18,8 @@ from prefect.cache_policies import NO_CACHE
 from pipelines.flows.pipeline import bring_up_to_date
 from pipelines.flows.terminal import markdown_table, print_table, run_flow
 from pipelines.workspace import one_at_a_time, open_workspace, preset_settings, provenance, tracking_environment
-from qdformer.digests import identity
-from qdformer.settings import Settings, parse_settings
+from qdformer.config.settings import Settings, parse_settings
+from qdformer.utils.digests import identity
 
 CONDITION = "clean"
 COMPARED = ("davis_jf", "miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f")

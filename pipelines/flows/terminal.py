@@ -14,8 +14,8 @@ from pipelines.cli import BAD_SETTINGS, FAILED, INTERRUPTED
 from pipelines.flows.pipeline import StageFailed
 from pipelines.flows.server import ServerError, api
 from pipelines.workspace import preset_settings
-from qdformer.errors import InputError
-from qdformer.settings import SettingsError
+from qdformer.config.base import SettingsError
+from qdformer.utils.errors import InputError
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

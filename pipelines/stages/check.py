@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pipelines.cli import stage_main
 from pipelines.findings import save, show
+from qdformer.config.check import Check
+from qdformer.config.settings import Settings
 from qdformer.data.checks import check_dataset, check_sounds, stop_on_errors
-from qdformer.settings import Check, Settings
 
 
 def check(settings: Check, data: Path, reports: Path) -> None:

@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.data.layout import write_sound_table
+from qdformer.audio.io.sound_table import write_sound_table
+from qdformer.config.base import SettingsError
+from qdformer.config.download import Download
+from qdformer.config.settings import Settings
 from qdformer.data.obtain import obtain
-from qdformer.data.toy import compose_toy
-from qdformer.digests import tree_sha256
-from qdformer.settings import Download, Settings, SettingsError
+from qdformer.data.readers.toy import compose_toy
+from qdformer.utils.digests import tree_sha256
 
 
 def download(settings: Download, data: Path, cache: Path) -> None:
@@ -30,7 +32,7 @@ def download(settings: Download, data: Path, cache: Path) -> None:
     if settings.dataset == "toy":
         compose_toy(dataset, sounds, settings)
     elif settings.dataset == "stamps":
-        from qdformer.data.stamps import compose_stamps
+        from qdformer.data.readers.stamps import compose_stamps
 
         compose_stamps(dataset, sounds, settings, cache / "stamps", progress=True)
     else:

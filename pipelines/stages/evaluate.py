@@ -16,16 +16,17 @@ from tqdm import tqdm
 from pipelines.cli import stage_main
 from pipelines.stages.features import recipe
 from pipelines.workspace import provenance
-from qdformer import plots, tracking
-from qdformer.audio.noise import read_noises
-from qdformer.audio.store import FeatureStore
-from qdformer.data.dataset import AVSDataset, Batch, Constant, Shuffled, build_loader
+from qdformer import tracking
+from qdformer.audio.features.store import FeatureStore
+from qdformer.audio.noise.collect import read_noises
+from qdformer.config.settings import Settings
+from qdformer.data.dataset import AVSDataset, Batch, build_loader
 from qdformer.data.manifest import Classes, read_manifest
-from qdformer.evaluation import SCORES, Evaluation, Picture, evaluate, negatives
-from qdformer.model import Prediction
-from qdformer.negatives import OffScreen, noise_features
-from qdformer.settings import Settings
-from qdformer.tokens import AudioTokens
+from qdformer.evaluation.controls import Constant, OffScreen, Shuffled, noise_features
+from qdformer.evaluation.evaluate import SCORES, Evaluation, Picture, evaluate, negatives
+from qdformer.evaluation.tokens import AudioTokens
+from qdformer.models import Prediction
+from qdformer.reporting import plots
 from qdformer.training.checkpoint import load_model
 
 
@@ -34,7 +35,7 @@ def evaluate_checkpoint(
 ) -> dict[str, Evaluation]:
     """Measure `checkpoint` under the conditions and controls `names` (all by default) and write the reports to `out`.
 
-    `qdformer.settings.Evaluate` says what the controls are; they take the clean sound where they take the clips'.
+    `qdformer.config.Evaluate` says what the controls are; they take the clean sound where they take the clips'.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     manifest = read_manifest(workspace / "data" / "dataset")

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.audio.features import Clip, Executor, Recipe, embed_here, make_features
-from qdformer.audio.mixing import read_condition
-from qdformer.digests import file_sha256
-from qdformer.settings import Features, Settings
+from qdformer.audio.features.extract import Clip, Executor, Recipe, embed_here, make_features
+from qdformer.audio.noise.mixing import read_condition
+from qdformer.config.features import Features
+from qdformer.config.settings import Settings
+from qdformer.utils.digests import file_sha256
 
 WEIGHTS = Path("models", "vggish", "vggish.safetensors")
 
@@ -52,7 +53,7 @@ def features(settings: Settings, condition: str, workspace: Path) -> None:
 def _executor() -> Executor:
     if not os.environ.get("RAY_ADDRESS"):
         return embed_here
-    from qdformer.audio.cluster import embed_over_ray  # Ray takes seconds to import
+    from qdformer.audio.features.ray_executor import embed_over_ray  # Ray takes seconds to import
 
     return embed_over_ray
 

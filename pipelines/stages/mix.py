@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.audio.mixing import write_condition
-from qdformer.audio.noise import read_noises
+from qdformer.audio.noise.collect import read_noises
+from qdformer.audio.noise.mixing import write_condition
+from qdformer.config.base import SettingsError
+from qdformer.config.settings import Settings
 from qdformer.data.manifest import read_manifest
-from qdformer.settings import Settings, SettingsError
 
 
 def mix(settings: Settings, condition: str, data: Path) -> None:

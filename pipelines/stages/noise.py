@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.audio.audioset import read_classes_csv
-from qdformer.audio.noise import collect_audioset, copy_noises, no_noises
-from qdformer.data.manifest import read_sounding, read_sounds
-from qdformer.digests import tree_sha256
-from qdformer.settings import Noise, Settings
+from qdformer.audio.io.sound_table import read_sounds
+from qdformer.audio.noise.audioset import read_classes_csv
+from qdformer.audio.noise.collect import collect_audioset, copy_noises, no_noises
+from qdformer.config.noise import Noise
+from qdformer.config.settings import Settings
+from qdformer.data.manifest import read_sounding
+from qdformer.utils.digests import tree_sha256
 
 
 def noise(settings: Noise, data: Path, cache: Path) -> None:

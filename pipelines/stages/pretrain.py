@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.audio.official import fetch_weights
-from qdformer.audio.pretrain import pretrain_vggish
-from qdformer.audio.vggish import load_vggish, save_vggish
-from qdformer.settings import Pretrain, Settings
+from qdformer.audio.vggish.model import load_vggish, save_vggish
+from qdformer.audio.vggish.official import fetch_weights
+from qdformer.audio.vggish.pretrain import pretrain_vggish
+from qdformer.config.pretrain import Pretrain
+from qdformer.config.settings import Settings
 
 
 def pretrain(settings: Pretrain, sounds: Path, out: Path, cache: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +13,11 @@ from pipelines.cli import stage_main
 from pipelines.stages.features import recipe
 from pipelines.workspace import provenance
 from qdformer import tracking
-from qdformer.audio.store import FeatureStore
-from qdformer.model.backbone import build_backbone
-from qdformer.settings import Settings
-from qdformer.training.launch import Job, launch
+from qdformer.audio.features.store import FeatureStore
+from qdformer.config.settings import Settings
+from qdformer.models.backbones import build_backbone
+from qdformer.training.job import Job
+from qdformer.training.launch import launch
 
 
 def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) -> None:
@@ -35,12 +38,18 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
         dataset=workspace / "data" / "dataset",
         features=features,
         storage=storage,
-        run_id=run_id,
-        tracking_uri=tracking.tracking_uri(),
+        on_epoch=functools.partial(log_epoch, tracking.tracking_uri(), run_id) if run_id else None,
     )
     history = launch(job, out)
     # without the times: the same training must give the same file, whose checksum DVC compares
     pandas.DataFrame(history).drop(columns="seconds").to_csv(out / "history.csv", index=False)
+
+
+def log_epoch(uri: str, run_id: str, figures: Mapping[str, float]) -> None:
+    """Record one epoch from the process of a worker."""
+    from qdformer import tracking  # takes seconds to import, and only rank 0 calls this
+
+    tracking.log_epoch(uri, run_id, figures)
 
 
 def main(settings: Settings) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from qdformer.settings import Augment
+from qdformer.config.train import Augment
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from qdformer.config.train import Augment, Resize, Task
 from qdformer.data.augment import View, draw_view
 from qdformer.data.labels import open_labels
-from qdformer.data.layout import IGNORE, DataError
-from qdformer.settings import Augment, Resize, Task
+from qdformer.data.layout import DataError
+from qdformer.utils.constants import EMBEDDING_SIZE, IGNORE
 
-FEATURE_WIDTH = 128
 _SIZE_STEP = 32  # batches are padded to a multiple of it, the coarsest stride of the model
 
 
@@ -64,7 +64,7 @@ class AVSDataset(Dataset):
     """The clips of a manifest with their audio features.
 
     `features` maps a clip's uid to float32 [T, A]. Pictures are scaled to `image_size` as `resize` says
-    (`qdformer.settings.Train`), labels are those of `task`. With `augment` each clip is seen in a random
+    (`qdformer.config.Train`), labels are those of `task`. With `augment` each clip is seen in a random
     view, drawn from (seed, epoch, index).
     """
 
@@ -131,8 +131,8 @@ class AVSDataset(Dataset):
             features = np.asarray(self.features[clip.uid], np.float32)
         except KeyError:
             raise DataError(f"clip {clip.uid}: no audio features; expected them from the stage features") from None
-        if features.shape != (clip.frames, FEATURE_WIDTH):
-            expected = [clip.frames, FEATURE_WIDTH]
+        if features.shape != (clip.frames, EMBEDDING_SIZE):
+            expected = [clip.frames, EMBEDDING_SIZE]
             raise DataError(f"clip {clip.uid}: audio features are {list(features.shape)}; expected {expected}")
         return torch.from_numpy(features.copy())
 
@@ -142,7 +142,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     count, frames = len(samples), max(len(sample.audio_TA) for sample in samples)
     height, width = (_round_up(max(sample.labels_THW.shape[axis] for sample in samples), _SIZE_STEP) for axis in (1, 2))
     images = torch.zeros((count, frames, 3, height, width), dtype=torch.uint8)
-    audio = torch.zeros((count, frames, FEATURE_WIDTH))
+    audio = torch.zeros((count, frames, EMBEDDING_SIZE))
     labels = torch.full((count, frames, height, width), IGNORE, dtype=torch.int64)
     lengths = torch.tensor([[len(sample.audio_TA)] for sample in samples])
     labelled = torch.tensor([[sample.labelled] for sample in samples])
@@ -211,51 +211,6 @@ def build_loader(
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(dataset.seed),  # else the loader draws from torch's global state
     )
-
-
-class Shuffled(Mapping):
-    """Control: every clip hears another clip's features, none its own.
-
-    `frames` tells how many frames each clip has. The pairs are a random ring through the clips of each
-    length, so each clip's sound is used once, whole. The two clips of a pair share nothing but what
-    chance gives them, the same class at times.
-    """
-
-    def __init__(self, features: Mapping[str, np.ndarray], frames: Mapping[str, int], seed: int) -> None:
-        self.features = features
-        self.source: dict[str, str] = {}
-        for length in sorted(set(frames.values())):
-            uids = [uid for uid, own in frames.items() if own == length]
-            if len(uids) < 2:
-                raise DataError(f"{len(uids)} clip of {length} frames to shuffle audio between; expected at least 2")
-            ring = [uids[index] for index in np.random.default_rng(seed).permutation(len(uids))]
-            self.source |= dict(zip(ring, ring[1:] + ring[:1], strict=True))
-
-    def __getitem__(self, uid: str) -> np.ndarray:
-        return self.features[self.source[uid]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.source)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-
-class Constant(Mapping):
-    """Control: every clip of `frames`, for as many frames as it tells, hears `features_A` [A], those of silence say."""
-
-    def __init__(self, features_A: np.ndarray, frames: Mapping[str, int]) -> None:
-        self.features_A = features_A
-        self.frames = frames
-
-    def __getitem__(self, uid: str) -> np.ndarray:
-        return np.repeat(self.features_A[None], self.frames[uid], axis=0)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.frames)
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
 
 def fit(size: tuple[int, int], image_size: int, resize: Resize) -> tuple[tuple[int, int], tuple[int, int]]:

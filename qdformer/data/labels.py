@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qdformer.data.layout import IGNORE
-from qdformer.settings import Task
+from qdformer.config.train import Task
+from qdformer.utils.constants import IGNORE
 
 OBJECT = "object"
 """The one class of the task avs: whatever sounds."""

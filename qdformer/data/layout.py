@@ -1,4 +1,4 @@
-"""Writing a data set in the AVSBench-Semantic layout, and a folder of single sounds beside it.
+"""Writing a data set in the AVSBench-Semantic layout.
 
     {root}/metadata.csv                       one row per clip (written last: its presence says the set is whole)
     {root}/label2idx.json, classes.csv        class names, their ids in the label maps, seen or unseen
@@ -12,8 +12,6 @@ Shapes: T frames, H W pixels.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -23,19 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from PIL import Image
 
-from qdformer.errors import InputError
+from qdformer.audio.io.write import PEAK, check_samples, quantize, write_sound
+from qdformer.utils.constants import IGNORE, SAMPLE_RATE
+from qdformer.utils.errors import InputError
+from qdformer.utils.files import write_rows, write_text
 
-SAMPLE_RATE = 16000
 BACKGROUND = "background"
 OFF_SCREEN = "off-the-screen"  # in a_obj: something sounds that is not in the picture
-IGNORE = 255  # in label maps: not labelled
-SPLITS = ("train", "val", "test")
 METADATA_COLUMNS = ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")
 EXTRA_COLUMNS = ("frames", "unseen")
-SOUND_COLUMNS = ("path", "role", "split", "label")
 JPEG_QUALITY = 95
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -127,9 +123,9 @@ def write_clip(
         if not is_safe_name(name):
             raise DataError(f"clip {uid!r}: {name!r} cannot be a folder's name (letters, digits, '_', '-', inner '.')")
     count, height, width = _check_pictures(uid, frames_THWC, labels_THW)
-    pcm = _to_pcm(f"clip {uid}: audio", audio)
-    if len(pcm) != count * sample_rate:
-        raise DataError(f"clip {uid}: audio has {len(pcm)} samples; expected {count} s x {sample_rate} Hz")
+    check_samples(f"clip {uid}: audio", audio)
+    if len(audio) != count * sample_rate:
+        raise DataError(f"clip {uid}: audio has {len(audio)} samples; expected {count} s x {sample_rate} Hz")
 
     folder = clip_folder(root, subset, uid)
     partial = folder.parent / f".{uid}.partial"
@@ -143,7 +139,7 @@ def write_clip(
         label_image = Image.fromarray(labels_THW[index])
         label_image.putpalette(PALETTE)  # shows the classes in colours; the pixel values stay class ids
         label_image.save(label)
-    audio_path(partial).write_bytes(_encode(pcm, sample_rate, "WAV"))
+    write_sound(audio_path(partial), quantize(audio * PEAK, 16), sample_rate=sample_rate)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder
@@ -161,32 +157,12 @@ def write_metadata(root: Path, rows: Sequence[Mapping[str, str | int]], classes:
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     indices = {name: index for index, name in enumerate([BACKGROUND, *names])}
-    _replace_text(root / "label2idx.json", json.dumps(indices, indent=2) + "\n")
+    write_text(root / "label2idx.json", json.dumps(indices, indent=2) + "\n")
     class_rows = [
         {"id": index, "name": info.name, "unseen": int(info.unseen)} for index, info in enumerate(classes, start=1)
     ]
-    _replace_table(root / "classes.csv", ("id", "name", "unseen"), class_rows)
-    _replace_table(root / "metadata.csv", METADATA_COLUMNS + EXTRA_COLUMNS, rows)
-
-
-def sound_row(path: str, *, role: str, split: str, label: str = "") -> dict[str, str]:
-    """One row of `sounds.csv`: `path` relative to it, role 'source' (with its class) or 'noise' (without)."""
-    return {"path": path, "role": role, "split": split, "label": label}
-
-
-def write_sound(root: Path, path: str, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
-    """Write one mono sound, float [samples] within -1..1, as 16-bit `{root}/{path}` (.flac or .wav)."""
-    target = Path(root) / path
-    pcm = _to_pcm(f"sound {path}", audio)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(_encode(pcm, sample_rate, target.suffix.removeprefix(".").upper()))
-    os.replace(partial, target)
-
-
-def write_sound_table(root: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write `sounds.csv`. Call it last, when every sound is written. `rows` as `sound_row` makes them."""
-    _replace_table(Path(root) / "sounds.csv", SOUND_COLUMNS, rows)
+    write_rows(root / "classes.csv", ("id", "name", "unseen"), class_rows)
+    write_rows(root / "metadata.csv", METADATA_COLUMNS + EXTRA_COLUMNS, rows)
 
 
 def _check_pictures(uid: str, frames_THWC: np.ndarray, labels_THW: np.ndarray) -> tuple[int, int, int]:
@@ -198,39 +174,8 @@ def _check_pictures(uid: str, frames_THWC: np.ndarray, labels_THW: np.ndarray) -
     return frames_THWC.shape[:3]
 
 
-def _to_pcm(what: str, audio: np.ndarray) -> np.ndarray:
-    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
-        raise DataError(f"{what} is {_describe(audio)}; expected float [samples]")
-    peak = np.abs(audio).max(initial=0.0)  # NaN if any sample is
-    if not peak <= 1.0:
-        raise DataError(f"{what} reaches {peak}; expected finite samples within -1..1")
-    return np.round(audio * 32767.0).astype(np.int16)
-
-
-def _encode(pcm: np.ndarray, sample_rate: int, kind: str) -> bytes:
-    """A whole sound file; in memory, for soundfile waits for the disk at the end of every file it writes."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, pcm, sample_rate, subtype="PCM_16", format=kind)
-    return buffer.getvalue()
-
-
 def _describe(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"
-
-
-def _replace_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str | int]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace_text(path, text.getvalue())
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _make_palette() -> list[int]:

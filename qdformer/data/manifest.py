@@ -6,11 +6,14 @@ Opens no clip; `checks` does. Every problem is a `DataError` that names the file
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas
 
-from qdformer.data.avsbench import (
+from qdformer.config.train import Task
+from qdformer.data.labels import OBJECT
+from qdformer.data.layout import DataError
+from qdformer.data.readers.avsbench import (
     LAYOUTS,
     read_about,
     read_label_index,
@@ -19,10 +22,7 @@ from qdformer.data.avsbench import (
     read_semantic,
     youtube_disjoint,
 )
-from qdformer.data.labels import OBJECT
-from qdformer.data.layout import SOUND_COLUMNS, SPLITS, DataError
-from qdformer.settings import Task
-from qdformer.tables import read_table
+from qdformer.utils.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -108,28 +108,3 @@ def read_manifest(root: str | Path) -> pandas.DataFrame:
     if (repeated := manifest["uid"].duplicated()).any():
         raise DataError(f"{table}: clip {manifest['uid'][repeated].iloc[0]!r} is listed twice; uids must be unique")
     return youtube_disjoint(manifest) if about and about.split == "youtube_disjoint" else manifest
-
-
-def read_sounds(root: str | Path) -> pandas.DataFrame:
-    """Read `sounds.csv`; one row per sound, in the file's order.
-
-    Columns: path (Path, with `root`), role ('source' or 'noise'), split, label (class name, '' for noise).
-    A sound that serves several splits has a row for each.
-    """
-    root = Path(root)
-    path = root / "sounds.csv"
-    table = read_table(path, SOUND_COLUMNS, DataError)
-    for line, row in enumerate(table.to_dict("records"), start=2):
-        where = f"{path}, line {line}, sound {row['path']!r}"
-        relative = PurePosixPath(row["path"])
-        if relative.is_absolute() or ".." in relative.parts or not relative.parts:
-            raise DataError(f"{where}: expected a path inside {root}")
-        if row["role"] not in ("source", "noise"):
-            raise DataError(f"{where}: unknown role {row['role']!r}; expected source or noise")
-        if row["split"] not in SPLITS:
-            raise DataError(f"{where}: unknown split {row['split']!r}; expected {', '.join(SPLITS)}")
-        if bool(row["label"]) != (row["role"] == "source"):
-            raise DataError(f"{where}: label is {row['label']!r}; expected a class for a source, nothing for noise")
-    if repeated := table["path"][table.duplicated(["path", "split"])].tolist():
-        raise DataError(f"{path}: sound {repeated[0]!r} is listed twice for one split")
-    return table[list(SOUND_COLUMNS)].assign(path=[root / value for value in table["path"]])

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from qdformer.archives import unpack
-from qdformer.data.avsbench import LAYOUTS, About, Kind, Layout, SplitRule, write_about
-from qdformer.data.layout import SPLITS, DataError
+from qdformer.data.layout import DataError
 from qdformer.data.manifest import read_classes, read_manifest
-from qdformer.fetch import check_sha256, fetch, is_url
-from qdformer.tables import read_table
+from qdformer.data.readers.avsbench import LAYOUTS, About, Kind, Layout, SplitRule, write_about
+from qdformer.utils.archives import unpack
+from qdformer.utils.constants import SPLITS
+from qdformer.utils.download import check_sha256, fetch, is_url
+from qdformer.utils.tables import read_table
 
 _DEPTH = 6  # folders of a release lie no deeper than this in what is named
 _LISTED = 5
@@ -35,7 +36,7 @@ def obtain(
         kind: which set.
         sources: folders, archives (tar, zip) or their URLs, or single tables, that hold its parts, at any depth.
         digests: the SHA-256 that each source must have, in the order of `sources`, or none.
-        split: see `qdformer.data.avsbench.youtube_disjoint`; the record has the sizes.
+        split: see `qdformer.data.readers.avsbench.youtube_disjoint`; the record has the sizes.
         dataset: must not exist. A user's files are copied into it; unpacked ones are linked from the cache.
         cache: folder for what is downloaded and unpacked.
         progress: show bars where the error output is a terminal.

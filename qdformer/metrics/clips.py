@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from qdformer.errors import InputError
+from qdformer.utils.errors import InputError
 
 
 class MetricError(InputError):

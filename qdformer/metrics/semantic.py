@@ -21,8 +21,7 @@ import torch
 from qdformer.metrics.avsbench import BETA_SQUARED
 from qdformer.metrics.bootstrap import draw_counts
 from qdformer.metrics.clips import ClipScores, MetricError, alike
-
-IGNORE = 255
+from qdformer.utils.constants import IGNORE
 
 
 @dataclass(frozen=True)

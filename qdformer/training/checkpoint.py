@@ -11,12 +11,12 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
+from qdformer.config.model import Model
 from qdformer.data.manifest import Classes
-from qdformer.digests import file_sha256
-from qdformer.errors import InputError
-from qdformer.model.backbone import BackboneError
-from qdformer.model.qdformer import QDFormer
-from qdformer.settings import Model
+from qdformer.models.backbones import BackboneError
+from qdformer.models.qdformer.model import QDFormer
+from qdformer.utils.digests import file_sha256
+from qdformer.utils.errors import InputError
 
 METADATA = "qdformer"
 

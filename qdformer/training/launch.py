@@ -14,7 +14,6 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -22,13 +21,8 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
-from qdformer.digests import file_sha256, identity, tree_sha256
-from qdformer.settings import Train
+from qdformer.training.job import Job
 from qdformer.training.worker import work
-
-PACKAGE = Path(__file__).resolve().parents[1]
-DATA_CODE = ("augment.py", "avsbench.py", "dataset.py", "labels.py", "manifest.py", "tables.py")
-CODE = (*(f"data/{name}" for name in DATA_CODE), "loss", "model", "training")
 
 # A local session of one training run has no use for these services; each costs a process, seconds or lines.
 QUIET = {
@@ -42,28 +36,6 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run is noticed at the next check
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run. Paths are absolute: a worker's working directory is not ours."""
-
-    recipe: Train
-    dataset: Path
-    features: Path
-    storage: Path
-    run_id: str | None = None  # MLflow run that rank 0 logs each epoch to
-    tracking_uri: str | None = None
-
-    @property
-    def progress_file(self) -> Path:
-        """Where rank 0 says how many steps it has done, of how many."""
-        return self.storage / "progress"
-
-    def digest(self) -> str:
-        """What the result depends on: settings, data and code. A run is resumed only under the same digest."""
-        trees = [self.dataset, *(PACKAGE / name for name in CODE)]
-        return identity([self.recipe.model_dump_json(), file_sha256(self.features), *map(tree_sha256, trees)])
 
 
 @contextlib.contextmanager

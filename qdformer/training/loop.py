@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from qdformer.config.train import Train
 from qdformer.data.dataset import Batch
-from qdformer.loss.criterion import Criterion
-from qdformer.model.decomposition import similarity
-from qdformer.model.qdformer import QDFormer, parameter_groups
-from qdformer.model.quantizer import perplexity
-from qdformer.settings import Train
+from qdformer.models.qdformer.criterion import Criterion
+from qdformer.models.qdformer.decomposition import similarity
+from qdformer.models.qdformer.model import QDFormer, parameter_groups
+from qdformer.models.qdformer.quantizer import perplexity
 
 
 class TrainingState:

@@ -6,22 +6,20 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
 
-from qdformer.audio.store import FeatureStore
+from qdformer.audio.features.store import FeatureStore
 from qdformer.data.dataset import AVSDataset, Batch, build_loader
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
-from qdformer.loss.criterion import Criterion
-from qdformer.model.qdformer import QDFormer
+from qdformer.models.qdformer.criterion import Criterion
+from qdformer.models.qdformer.model import QDFormer
 from qdformer.training.checkpoint import load_state, save_model, save_state
+from qdformer.training.job import Job
 from qdformer.training.loop import TrainingState, train_epoch
-
-if TYPE_CHECKING:
-    from qdformer.training.launch import Job
 
 
 def work(config: dict[str, Any]) -> None:
@@ -67,10 +65,8 @@ def work(config: dict[str, Any]) -> None:
         if rank != 0:
             ray.train.report(figures)
             continue
-        if job.run_id:
-            from qdformer.tracking import log_epoch  # MLflow takes seconds to import
-
-            log_epoch(job.tracking_uri, job.run_id, figures)
+        if job.on_epoch is not None:
+            job.on_epoch(figures)
         with tempfile.TemporaryDirectory(dir=job.storage) as folder:
             save_state(Path(folder), state.state_dict())
             save_model(Path(folder) / "model.safetensors", model, classes, recipe.model)

@@ -29,11 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvggish import torchvggish, vggish_input
 from tqdm import tqdm
 
-from qdformer.audio.features import BATCH_PATCHES, CHUNK_CLIPS, Clip, Embedder, Recipe, make_features
-from qdformer.audio.mixing import mix_at_snr
-from qdformer.audio.read import SAMPLE_RATE, read_audio
-from qdformer.audio.store import FeatureStore, write_features
-from qdformer.audio.vggish import VGGish, log_mel_patches
+from qdformer.audio.features.extract import BATCH_PATCHES, CHUNK_CLIPS, Clip, Embedder, Recipe, make_features
+from qdformer.audio.features.store import FeatureStore, write_features
+from qdformer.audio.io.read import read_audio
+from qdformer.audio.noise.mixing import mix_at_snr
+from qdformer.audio.vggish.model import VGGish, log_mel_patches
+from qdformer.utils.constants import SAMPLE_RATE
 
 SECONDS, ROUNDS = 5, 2
 CLIPS, RIVAL_CLIPS = 2 * CHUNK_CLIPS * torch.get_num_threads(), 6

@@ -21,11 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from qdformer.data.dataset import AVSDataset, Batch, Constant, build_loader
+from qdformer.config.settings import load_settings
+from qdformer.config.train import Train
+from qdformer.data.dataset import AVSDataset, Batch, build_loader
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
-from qdformer.loss.criterion import Criterion
-from qdformer.model.qdformer import QDFormer
-from qdformer.settings import Train, load_settings
+from qdformer.evaluation.controls import Constant
+from qdformer.models.qdformer.criterion import Criterion
+from qdformer.models.qdformer.model import QDFormer
 from qdformer.training.loop import TrainingState, train_epoch
 
 ROUNDS, BATCHES, STEPS = 3, 40, 6

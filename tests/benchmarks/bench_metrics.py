@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from qdformer.data.dataset import AVSDataset, Batch, Constant, build_loader
+from qdformer.config.settings import Settings, load_settings
+from qdformer.data.dataset import AVSDataset, Batch, build_loader
 from qdformer.data.manifest import Classes, read_classes, read_manifest, task_classes
-from qdformer.evaluation import evaluate
+from qdformer.evaluation.controls import Constant
+from qdformer.evaluation.evaluate import evaluate
 from qdformer.metrics import avsbench
 from qdformer.metrics.avsbench import THRESHOLDS
-from qdformer.model.qdformer import QDFormer
-from qdformer.settings import Settings, load_settings
+from qdformer.models.qdformer.model import QDFormer
 
 ROUNDS, CLIPS = 3, 64
 VIDEOS, FRAMES, SIDE = 4, 5, 224  # what AVSBench's F is measured on: a published batch

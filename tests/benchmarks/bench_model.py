@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 import qdformer  # noqa: F401  (lets transformers be imported)
 from pipelines.workspace import preset_settings
-from qdformer.loss.criterion import Criterion
-from qdformer.model import QDFormer, parameter_groups
+from qdformer.models import QDFormer, parameter_groups
+from qdformer.models.qdformer.criterion import Criterion
 
 CLASSES, FRAMES, SIZE, THREADS = 70, 5, 224, 2
 ROUNDS, STEPS = 7, 5

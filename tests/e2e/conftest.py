@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+from tests.helpers import PROJECT
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import safetensors
 import torch
 import yaml
 
-from qdformer.audio.vggish import VGGish
-from qdformer.digests import file_sha256
+from qdformer.audio.vggish.model import VGGish
+from qdformer.utils.digests import file_sha256
 
 MODEL = {"width": 32, "heads": 4, "ffn_width": 64, "encoder_layers": 1, "decoder_layers": 1, "codes": 16}
 SMALL = {"train": {"epochs": 1, "image_size": 64, "model": MODEL}, "evaluate": {"bootstrap": 50, "pictures": 2}}
@@ -50,7 +50,7 @@ def test_a_preset_and_its_twin_with_swin_reach_a_metric(checkout, resnet50, tmp_
         return done.stdout + done.stderr
 
     log_mel = ["--log-mel"] if kind == "ms3" else []
-    python("tests/fake_avsbench.py", kind, str(tmp_path / "fake"), "--clips", "3", *log_mel)
+    python("-m", "tests.helpers.avsbench", kind, str(tmp_path / "fake"), "--clips", "3", *log_mel)
     archive = tmp_path / f"{kind}.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "fake", "release")

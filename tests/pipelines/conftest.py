@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.helpers import PROJECT
 
 STEPS = """
 import json, sys, time, yaml
@@ -71,7 +71,7 @@ def train(settings, workspace, out, run_id):
 EVALUATE = """
 import json
 
-from qdformer.evaluation import SCORES
+from qdformer.evaluation.evaluate import SCORES
 
 def evaluate_checkpoint(settings, workspace, checkpoint, out, names=None):
     assert list(names) == settings.sweep.conditions
@@ -176,9 +176,9 @@ def project(tmp_path: Path) -> Project:
     root.mkdir()
     skip = shutil.ignore_patterns("__pycache__")
     for folder in ("pipelines", "qdformer"):
-        shutil.copytree(REPO / folder, root / folder, ignore=skip)
+        shutil.copytree(PROJECT / folder, root / folder, ignore=skip)
     for file in ("params.yaml", "prefect.toml"):
-        shutil.copy(REPO / file, root / file)
+        shutil.copy(PROJECT / file, root / file)
     (root / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
     (root / ".dvcignore").write_text("__pycache__\n/workspaces\n", encoding="utf-8")
     (root / "pipelines" / "steps.py").write_text(STEPS, encoding="utf-8")
@@ -202,7 +202,7 @@ def prefect_api(tmp_path_factory) -> Iterator[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     environment["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
     command = [sys.executable, "-m", "pipelines.flows.server", str(port), "temporary"]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, cwd=REPO)
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, cwd=PROJECT)
     url = f"http://127.0.0.1:{port}/api"
     for _ in range(1200):
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):

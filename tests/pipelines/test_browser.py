@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_result import FRAMES, write_result
 
 from pipelines.workspace import preset_settings
-from qdformer import dashboard, tracking
+from qdformer import tracking
 from qdformer.data.manifest import read_classes, read_manifest
-from qdformer.report.page import About, make_page
-from qdformer.report.result import read_result
+from qdformer.reporting.page import About, make_page
+from qdformer.reporting.result import read_result
+from qdformer.tracking import views
+from tests.helpers.result import FRAMES, write_result
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCORES = {"baseline": 0.343, "decomposed": 0.232, "full": 0.121}
@@ -102,7 +103,7 @@ def _dashboard(root: Path, store: str) -> Iterator[str]:
     mlflow = str(Path(sys.executable).with_name("mlflow"))
     command = [mlflow, "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", store]
-    address, environment = dashboard.local_address(port), {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    address, environment = views.local_address(port), {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with open(root / "ui.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -121,7 +122,7 @@ def _dashboard(root: Path, store: str) -> Iterator[str]:
 
 def test_the_runs_table_shows_runs_and_their_figures(recorded, page):
     address, experiment, _ = recorded
-    page.goto(address + dashboard.runs_page(experiment))
+    page.goto(address + views.runs_page(experiment))
     for name in ("sweep", "train"):
         page.get_by_role("link", name=name, exact=True).wait_for(timeout=60_000)
     page.get_by_role("columnheader", name="clean/miou_dataset").first.wait_for()
@@ -150,7 +151,7 @@ def test_the_saved_view_compares_a_sweep_in_charts_and_a_table(recorded, page):
 
 def test_the_saved_view_is_in_the_list_of_views_and_has_its_metrics_as_columns(recorded, page):
     address, experiment, _ = recorded
-    page.goto(f"{address}#/experiments/{experiment}/runs?{dashboard.WORKFLOW}")
+    page.goto(f"{address}#/experiments/{experiment}/runs?{views.WORKFLOW}")
     page.get_by_role("link", name="train", exact=True).wait_for(timeout=60_000)
     page.get_by_role("button", name="Views").click()
     page.get_by_text("sweep of toy").click()
@@ -164,7 +165,7 @@ def test_the_saved_view_is_in_the_list_of_views_and_has_its_metrics_as_columns(r
 
 def test_the_sweeps_description_has_the_table_and_leads_to_the_comparison(recorded, page):
     address, experiment, _ = recorded
-    page.goto(f"{address}#/experiments/{experiment}/runs?{dashboard.WORKFLOW}")
+    page.goto(f"{address}#/experiments/{experiment}/runs?{views.WORKFLOW}")
     page.get_by_role("link", name="sweep", exact=True).click(timeout=60_000)
     page.get_by_text("0.346 ± 0.020").first.wait_for(timeout=60_000)
     page.goto(address + page.get_by_role("link", name="MLflow's comparison of the runs").get_attribute("href"))

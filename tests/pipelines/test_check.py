@@ -10,13 +10,16 @@ import pytest
 from pipelines import check as command
 from pipelines.stages import check as stage
 from pipelines.stages import download
-from qdformer.data.layout import DataError, write_sound_table
-from qdformer.digests import tree_sha256
-from qdformer.settings import Check, Clips, Download, load_settings
+from qdformer.audio.io.sound_table import write_sound_table
+from qdformer.config.check import Check
+from qdformer.config.download import Clips, Download
+from qdformer.config.settings import load_settings
+from qdformer.data.layout import DataError
+from qdformer.utils.digests import tree_sha256
+from tests.helpers import PROJECT
 
 DOWNLOAD = Download(dataset="toy", seed=0, clips=Clips(train=2, val=1, test=1), frames=2, image_size=32)
 CHECK = Check(speck=0.0003, tolerate=[])
-PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -1,18 +1,16 @@
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from pipelines.flows.data import parse_source
 from pipelines.stages import download as stage
-from qdformer.data.manifest import read_manifest, read_sounds
-from qdformer.digests import tree_sha256
-from qdformer.errors import InputError
-from qdformer.settings import Clips, Download, SettingsError
-
-sys.path.append(str(Path(__file__).parents[1]))
-from fake_avsbench import made_up, write_fake
+from qdformer.audio.io.sound_table import read_sounds
+from qdformer.config.base import SettingsError
+from qdformer.config.download import Clips, Download
+from qdformer.data.manifest import read_manifest
+from qdformer.utils.digests import tree_sha256
+from qdformer.utils.errors import InputError
+from tests.helpers.avsbench import made_up, write_fake
 
 SETTINGS = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=1), frames=2, image_size=32)
 

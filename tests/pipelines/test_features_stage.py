@@ -15,11 +15,10 @@ import pytest
 import soundfile
 import torch
 
-from qdformer.audio.mixing import MANIFEST_COLUMNS
-from qdformer.audio.store import FeatureStore
-from qdformer.audio.vggish import VGGish, save_vggish
-
-REPO = Path(__file__).resolve().parents[2]
+from qdformer.audio.features.store import FeatureStore
+from qdformer.audio.noise.mixing import MANIFEST_COLUMNS
+from qdformer.audio.vggish.model import VGGish, save_vggish
+from tests.helpers import PROJECT
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.slow
 def workspace(tmp_path_factory) -> Path:
     """Six clips, one of them no sound, and VGGish with random weights."""
     root = tmp_path_factory.mktemp("workspace")
-    shutil.copy(REPO / "params.yaml", root / "params.yaml")
+    shutil.copy(PROJECT / "params.yaml", root / "params.yaml")
     torch.manual_seed(0)
     save_vggish(VGGish(), root / "models" / "vggish" / "vggish.safetensors")
     folder = root / "data" / "mixed" / "clean"
@@ -52,7 +51,7 @@ def run(workspace: Path, limit: int | None = None, **environment: str) -> subpro
     return subprocess.run(
         [sys.executable, "-m", "pipelines.stages.features", "clean"],
         cwd=workspace,
-        env=kept | {"PYTHONPATH": str(REPO)} | environment,
+        env=kept | {"PYTHONPATH": str(PROJECT)} | environment,
         preexec_fn=set_limit if limit else None,
         capture_output=True,
         text=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,14 @@ from pipelines.listen import listen, parse_snr
 from pipelines.stages.download import download
 from pipelines.stages.mix import mix
 from pipelines.stages.noise import noise
-from qdformer import plots
-from qdformer.audio.read import AudioError, read_audio
+from qdformer.audio.io.read import AudioError, read_audio
+from qdformer.config.download import Clips, Download
+from qdformer.config.settings import load_settings
 from qdformer.data.layout import DataError, audio_path
-from qdformer.data.toy import compose_toy
-from qdformer.errors import InputError
-from qdformer.settings import Clips, Download, load_settings
-
-sys.path.append(str(Path(__file__).parents[1]))
-from fake_avsbench import made_up, write_fake
+from qdformer.data.readers.toy import compose_toy
+from qdformer.reporting import plots
+from qdformer.utils.errors import InputError
+from tests.helpers.avsbench import made_up, write_fake
 
 TOY = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=12), frames=2, image_size=32)
 

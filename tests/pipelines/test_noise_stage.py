@@ -7,19 +7,19 @@ import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pipelines.stages.mix import mix
 from pipelines.stages.noise import noise
-from qdformer.audio.mixing import read_condition
-from qdformer.audio.noise import read_noises
-from qdformer.audio.read import AudioError
-from qdformer.data.toy import compose_toy
-from qdformer.settings import Clips, Download, load_settings, parse_settings
+from qdformer.audio.io.read import AudioError
+from qdformer.audio.noise.collect import read_noises
+from qdformer.audio.noise.mixing import read_condition
+from qdformer.config.download import Clips, Download
+from qdformer.config.settings import load_settings, parse_settings
+from qdformer.data.readers.toy import compose_toy
+from tests.helpers import PROJECT
 
-PROJECT = Path(__file__).parents[2]
 TOY = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=2), frames=2, image_size=32)
 
 

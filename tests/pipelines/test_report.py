@@ -14,13 +14,13 @@ import soundfile
 import yaml
 from mlflow import MlflowClient
 from PIL import Image
-from small_result import FRAMES, SIDE, write_result, write_sources
 
 from pipelines.workspace import preset_settings
 from qdformer import tracking
 from qdformer.data.manifest import read_classes, read_manifest
-from qdformer.report.page import About, make_page
-from qdformer.report.result import ReportError, read_result
+from qdformer.reporting.page import About, make_page
+from qdformer.reporting.result import ReportError, read_result
+from tests.helpers.result import FRAMES, SIDE, write_result, write_sources
 
 ABOUT = About(
     title="QDFormer on toy",

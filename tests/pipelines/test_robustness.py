@@ -8,8 +8,8 @@ import pandas
 import pytest
 
 from pipelines.robustness import compare_robustness
-from qdformer.errors import InputError
-from qdformer.evaluation import SCORES
+from qdformer.evaluation.evaluate import SCORES
+from qdformer.utils.errors import InputError
 
 
 def test_runs_are_compared(tmp_path):

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.workspace import preset_settings
-from qdformer.audio.features import FeatureInfo
-from qdformer.model.backbone import BackboneError
+from qdformer.audio.features.extract import FeatureInfo
+from qdformer.models.backbones import BackboneError
 
 
 @pytest.mark.slow  # imports Ray and MLflow

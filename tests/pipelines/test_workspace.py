@@ -20,7 +20,7 @@ from pipelines.workspace import (
     remember,
     tracking_environment,
 )
-from qdformer.settings import SettingsError
+from qdformer.config.base import SettingsError
 
 
 def test_every_preset_is_valid_and_differs_only_where_it_says(project):

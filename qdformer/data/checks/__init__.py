@@ -1,13 +1,12 @@
 """Judging a data set before anything is computed from it.
 
 `findings` says what can be wrong and how bad it is, `lists` finds it in the tables alone, `files` in the pictures,
-label maps and sounds, `page` shows it.
+label maps and sounds.
 """
 
 from qdformer.data.checks.files import check_dataset, check_sounds
 from qdformer.data.checks.findings import KINDS, Finding, Report, Sharing, Spanning, stop_on_errors
 from qdformer.data.checks.lists import check_table
-from qdformer.data.checks.page import make_page
 
 __all__ = [
     "KINDS",
@@ -18,6 +17,5 @@ __all__ = [
     "check_dataset",
     "check_sounds",
     "check_table",
-    "make_page",
     "stop_on_errors",
 ]

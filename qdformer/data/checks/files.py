@@ -28,13 +28,14 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from qdformer.audio.read import LOG_MEL_SUFFIX, AudioError, decode_audio
-from qdformer.data.avsbench import read_about
+from qdformer.audio.io.read import LOG_MEL_SUFFIX, AudioError, decode_audio
+from qdformer.audio.io.sound_table import read_sounds
 from qdformer.data.checks.findings import Finding, Report, found, make_report
 from qdformer.data.checks.lists import check_list, clips_per_split, read_list, share_videos, span_splits
 from qdformer.data.labels import class_ids
-from qdformer.data.layout import IGNORE
-from qdformer.data.manifest import Classes, read_classes, read_manifest, read_sounds, table_path
+from qdformer.data.manifest import Classes, read_classes, read_manifest, table_path
+from qdformer.data.readers.avsbench import read_about
+from qdformer.utils.constants import IGNORE
 
 LENGTH_TOLERANCE = 0.5
 """Seconds by which a sound may be longer or shorter than its pictures."""
@@ -294,7 +295,7 @@ def _judge_sound(media: _Media, path: Path, seconds: int | None, sounds: bool) -
 
 def _judge_log_mel(media: _Media, path: Path, seconds: int) -> None:
     """Judge the spectrogram that stands in a sound's place."""
-    from qdformer.audio.log_mel import read_log_mel  # here, for it loads torch
+    from qdformer.audio.vggish.log_mel_pickle import read_log_mel  # here, for it loads torch
 
     try:
         patches = len(read_log_mel(path))

@@ -17,17 +17,11 @@ from pathlib import Path
 
 import pandas
 
-from qdformer.data.avsbench import LAYOUTS, VIDEO_ID, Kind
 from qdformer.data.checks.findings import Finding, Report, Sharing, Spanning, found, make_report
-from qdformer.data.layout import (
-    BACKGROUND,
-    EXTRA_COLUMNS,
-    OFF_SCREEN,
-    SPLITS,
-    DataError,
-    is_safe_name,
-)
-from qdformer.tables import read_table
+from qdformer.data.layout import BACKGROUND, EXTRA_COLUMNS, OFF_SCREEN, DataError, is_safe_name
+from qdformer.data.readers.avsbench import LAYOUTS, VIDEO_ID, Kind
+from qdformer.utils.constants import SPLITS
+from qdformer.utils.tables import read_table
 
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _LIKE = 0.8  # of difflib: the least likeness of a misspelt name and the class that is meant

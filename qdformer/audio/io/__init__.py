@@ -1,0 +1,1 @@
+"""Sounds in files: reading, resampling, writing, and the table of single sounds."""

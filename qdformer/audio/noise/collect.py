@@ -1,0 +1,168 @@
+"""The background noises of a run: a folder of recordings by split, from the data set's own sounds or from AudioSet.
+
+    {folder}/noise.csv   one row per recording and split: path, split, source, labels, youtube_id, start
+
+The noises of AudioSet are FLAC of 16 kHz, mono, 16 bits, with a peak of `PEAK`: mixing sets their level. Those of the
+data set are its files as they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas
+from tqdm import tqdm
+
+from qdformer.audio.io.read import AudioError, read_audio
+from qdformer.audio.io.write import quantize, write_sound
+from qdformer.audio.noise.audioset import (
+    AudioSetError,
+    Ontology,
+    Segment,
+    find_clip,
+    index_clips,
+    labels_on_screen,
+    select,
+    split_of,
+)
+from qdformer.audio.noise.mixing import SILENT_RMS, rms
+from qdformer.config.noise import Noise
+from qdformer.utils.constants import SAMPLE_RATE
+from qdformer.utils.tables import read_table
+
+COLUMNS = ("path", "split", "source", "labels", "youtube_id", "start")
+PEAK = 0.9
+_TALLIED = ("picked", "found", "fetched", "gone", "failed", "missing", "unreadable", "silent")
+_LONGER = 1.0  # seconds by which a file may pass its segment's length before it counts as the whole video
+
+
+def copy_noises(folder: str | Path, sounds_root: str | Path, sounds: pandas.DataFrame) -> pandas.DataFrame:
+    """Copy the noises of a data set's sounds to `folder`, under the same names and in the same order.
+
+    `sounds` is `qdformer.data.manifest.read_sounds(sounds_root)`. Returns the table written as `noise.csv`.
+
+    Raises:
+        AudioError: there is none.
+    """
+    folder = Path(folder)
+    rows = []
+    for sound in sounds[sounds["role"] == "noise"].itertuples():
+        path = sound.path.relative_to(sounds_root)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(sound.path, folder / path)
+        rows.append({"path": path.as_posix(), "split": sound.split, "source": "dataset"})
+    if not rows:
+        raise AudioError(
+            f"{Path(sounds_root) / 'sounds.csv'}: no sound with the role noise; noise.source: audioset needs none"
+        )
+    return _write_table(folder, rows)
+
+
+def no_noises(folder: str | Path) -> pandas.DataFrame:
+    """Write a `noise.csv` without a noise, for runs that mix none; returns the table."""
+    return _write_table(Path(folder), [])
+
+
+def collect_audioset(
+    folder: str | Path, settings: Noise, classes: Iterable[str], cache: str | Path
+) -> pandas.DataFrame:
+    """Write `settings.count` noises from AudioSet for each split to `folder`; none has a label of `classes`.
+
+    Segments are taken in an order that the seed gives, from the user's folder, from what was fetched before, or from
+    YouTube; one that is gone or no good is passed over for the next. All segments of one video go to one
+    split. The counts are printed. Returns the table written as `noise.csv`.
+
+    Raises:
+        AudioSetError: a file of AudioSet is not usable, or a split gets fewer than `settings.minimum` noises.
+        FetchError: see `qdformer.audio.noise.audioset_fetch`.
+    """
+    from qdformer.audio.noise.audioset_fetch import Fetcher
+
+    ontology = Ontology(settings.ontology)
+    wanted = ontology.with_descendants(ontology.ids(settings.labels))
+    forbidden = labels_on_screen(classes, ontology)
+    index = index_clips(settings.folder) if settings.folder else {}
+    fetcher = Fetcher(cache)
+    candidates = select(settings.segments, wanted, forbidden, settings.seed)
+    rows, problems = [], []
+    for split, count in settings.count.items():
+        tally: Counter[str] = Counter()
+        eligible = [item for item in candidates if split_of(item.youtube_id, settings.count, settings.seed) == split]
+        with tqdm(total=count, desc=f"noise {split}", unit="clip", disable=None) as bar:
+            for segment in eligible:
+                if tally["usable"] == count:
+                    break
+                tally["picked"] += 1
+                path, outcome = find_clip(index, segment) or fetcher.cached(segment), "found"
+                if path is None:
+                    path, outcome = fetcher.fetch(segment) if settings.fetch else (None, "missing")
+                tally[outcome] += 1
+                if path is not None and (row := _convert(path, segment, split, Path(folder), tally)):
+                    rows.append(row | {"labels": ";".join(ontology.names.get(mid, mid) for mid in segment.labels)})
+                    tally["usable"] += 1
+                    bar.update()
+        counts = ", ".join(f"{name} {tally[name]}" for name in _TALLIED)
+        print(f"noise {split}: {tally['usable']} usable of {count} wanted, {len(eligible)} eligible: {counts}")
+        if tally["usable"] < settings.minimum:
+            problems.append(
+                f"{split}: {tally['usable']} usable noises, expected at least {settings.minimum} (noise.minimum); "
+                f"of {len(eligible)} eligible segments: {counts}"
+            )
+    if problems:
+        raise AudioSetError("\n  ".join(["too few noises from AudioSet", *problems]))
+    return _write_table(Path(folder), rows)
+
+
+def read_noises(folder: str | Path) -> pandas.DataFrame:
+    """Read `noise.csv`; one row per noise and split, in the file's order, with `path` as a Path.
+
+    Raises:
+        AudioError: the table is missing, broken or lacks a column.
+    """
+    table = read_table(Path(folder) / "noise.csv", COLUMNS, AudioError, writer="noise")
+    return table.assign(path=[Path(folder) / value for value in table["path"]])
+
+
+def _convert(path: Path, segment: Segment, split: str, folder: Path, tally: Counter[str]) -> dict | None:
+    """Write a segment's noise and return its row; None, and a word why, if the file is no good."""
+    try:
+        audio = _cut(read_audio(path), segment, path)
+    except AudioError as error:
+        tally["unreadable"] += 1
+        tqdm.write(f"noise left out: {error}", file=sys.stderr)
+        return None
+    if rms(audio) <= SILENT_RMS:
+        tally["silent"] += 1
+        tqdm.write(f"noise left out: {path}: is silent", file=sys.stderr)
+        return None
+    name = f"{split}/{segment.name}.flac"
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    write_sound(folder / name, quantize(audio * (PEAK / np.abs(audio).max()), 16))
+    return {
+        "path": name,
+        "split": split,
+        "source": "audioset",
+        "youtube_id": segment.youtube_id,
+        "start": f"{segment.start:g}",
+    }
+
+
+def _cut(audio: np.ndarray, segment: Segment, path: Path) -> np.ndarray:
+    """The segment's part of a whole video's sound; a file of about the segment's length is taken whole."""
+    if len(audio) <= (segment.end - segment.start + _LONGER) * SAMPLE_RATE:
+        return audio
+    part = audio[round(segment.start * SAMPLE_RATE) : round(segment.end * SAMPLE_RATE)]
+    if not len(part):
+        raise AudioError(f"{path}: {len(audio) / SAMPLE_RATE:.1f} s long; its segment starts at {segment.start:g} s")
+    return part
+
+
+def _write_table(folder: Path, rows: list[dict]) -> pandas.DataFrame:
+    table = pandas.DataFrame(rows, columns=list(COLUMNS))
+    table.to_csv(folder / "noise.csv", index=False, lineterminator="\n")
+    return table

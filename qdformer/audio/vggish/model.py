@@ -1,0 +1,255 @@
+"""VGGish (Hershey et al., ICASSP 2017): log-mel front end and network.
+
+Both give what the public PyTorch port gives with its PCA step left out, as audio-visual
+segmentation methods use it: 16 kHz mono, 0.96 s patches, 128 non-negative numbers a patch. The PCA
+step is here too (`load_pca`), for those who want the numbers that AudioSet was released with.
+
+Shapes: P patches, F = 96 frames of 10 ms, M = 64 mel bands.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdformer.audio.io.resample import resample
+from qdformer.utils.constants import EMBEDDING_SIZE, SAMPLE_RATE
+from qdformer.utils.digests import file_sha256
+from qdformer.utils.errors import InputError
+
+WINDOW, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms
+BANDS, LOW_HZ, HIGH_HZ = 64, 125.0, 7500.0
+LOG_OFFSET = 0.01
+PATCH_FRAMES = 96
+PATCH_SAMPLES = WINDOW + (PATCH_FRAMES - 1) * HOP
+PATCH_SECONDS = PATCH_FRAMES * HOP / SAMPLE_RATE
+_FRAMES_A_SECOND = SAMPLE_RATE // HOP
+_PCA_LIMIT, _PCA_STEPS = 2.0, 255  # +-2 in 8 bits
+
+
+class WeightsError(InputError):
+    """A weights file cannot be used; the message names the file, and the key and shape where they matter."""
+
+
+@functools.cache
+def mel_weights() -> Tensor:
+    """HTK mel filters [FFT // 2 + 1, BANDS] float64, triangular on the mel scale, the DC bin left out.
+
+    `torchaudio.functional.melscale_fbanks` draws its triangles over Hz instead, which is not what
+    VGGish was trained with.
+    """
+
+    def to_mel(hertz):
+        return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
+
+    bins = to_mel(np.linspace(0.0, SAMPLE_RATE / 2, FFT // 2 + 1))[:, None]
+    edges = np.linspace(to_mel(LOW_HZ), to_mel(HIGH_HZ), BANDS + 2)
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    weights = np.maximum(0.0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))
+    weights[0] = 0.0
+    return torch.from_numpy(weights)
+
+
+def mel_spectrogram(waveforms: Tensor) -> Tensor:
+    """Mel magnitudes [..., frames, BANDS] of 16 kHz waveforms [..., samples]; no padding at the ends.
+
+    Computed in the precision of `waveforms`. In float32 the leakage between bins of a loud pure tone
+    is off by up to 5e-4 in the logarithm.
+    """
+    frames = waveforms.unfold(-1, WINDOW, HOP) * torch.hann_window(WINDOW, periodic=True, dtype=waveforms.dtype)
+    return torch.fft.rfft(frames, n=FFT).abs() @ mel_weights().to(waveforms.dtype)
+
+
+def log_mel(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
+    """VGGish's log-mel spectrogram, log(mel + 0.01).
+
+    Args:
+        waveform: [samples] or [samples, channels] in -1..1; channels are averaged.
+        sample_rate: its rate in Hz; other than 16 kHz is resampled.
+
+    Returns:
+        [frames, 64] float32, a frame every 10 ms; none for a waveform shorter than 25 ms.
+    """
+    samples = np.asarray(waveform, dtype=np.float32)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    if samples.ndim != 1:
+        raise ValueError(f"waveform must be [samples] or [samples, channels], not {list(samples.shape)}")
+    if sample_rate != SAMPLE_RATE:
+        samples = resample(samples, sample_rate, SAMPLE_RATE)
+    if len(samples) < WINDOW:
+        return torch.zeros(0, BANDS)
+    return torch.log(mel_spectrogram(torch.from_numpy(samples.astype(np.float64))) + LOG_OFFSET).float()
+
+
+def log_mel_patches(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
+    """Cut a waveform, given as to `log_mel`, into VGGish's input patches.
+
+    Returns:
+        [P, 1, 96, 64] float32: whole, non-overlapping 0.96 s patches. What is left at the end is
+        dropped, and a waveform shorter than one patch (15600 samples) gives P = 0.
+    """
+    log_mel_FM = log_mel(waveform, sample_rate)
+    patches = len(log_mel_FM) // PATCH_FRAMES
+    return log_mel_FM[: patches * PATCH_FRAMES].reshape(patches, 1, PATCH_FRAMES, BANDS)
+
+
+def centred_patches(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
+    """Patches of a waveform, given as to `log_mel`, each centred on a second: patch i on i + 0.5 s.
+
+    At the ends, where a patch reaches beyond the spectrogram, its first or last frame is repeated.
+
+    Returns:
+        [P, 1, 96, 64] float32, one patch for each second whose middle lies in the waveform; a
+        waveform of less than half a second gives one, of less than 25 ms none.
+    """
+    log_mel_FM = log_mel(waveform, sample_rate)
+    if not len(log_mel_FM):
+        return torch.zeros(0, 1, PATCH_FRAMES, BANDS)
+    seconds = max(1, round(len(waveform) / sample_rate))
+    starts_P = torch.arange(seconds) * _FRAMES_A_SECOND + (_FRAMES_A_SECOND - PATCH_FRAMES) // 2
+    frames_PF = starts_P[:, None] + torch.arange(PATCH_FRAMES)
+    return log_mel_FM[frames_PF.clamp(max=len(log_mel_FM) - 1)][:, None]
+
+
+class VGGish(nn.Module):
+    """The network: [P, 1, 96, 64] log-mel patches to [P, 128] embeddings, after the last ReLU, no PCA.
+
+    Names and shapes of its state dict are the public port's (`features.0.weight` to
+    `embeddings.4.bias`). Works in channels-last memory, which is also the order that the first
+    fully connected layer expects its inputs in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 1
+        for width in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool"):
+            if width == "pool":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+        self.features = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.embeddings = nn.Sequential(
+            nn.Linear(512 * 6 * 4, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, EMBEDDING_SIZE),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, patches_P1FM: Tensor) -> Tensor:
+        maps = self.features(patches_P1FM.contiguous(memory_format=torch.channels_last))
+        return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))
+
+
+class PCA(nn.Module):
+    """The public post-processing: PCA with whitening, clipped to +-2, in 256 steps.
+
+    Takes embeddings [P, 128] to [P, 128] float32, whole numbers from 0 to 255.
+    """
+
+    def __init__(self, eigen_vectors: Tensor, means: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("eigen_vectors", eigen_vectors)
+        self.register_buffer("means", means)
+
+    def forward(self, embeddings_PA: Tensor) -> Tensor:
+        projected_PA = (embeddings_PA - self.means) @ self.eigen_vectors.T
+        return torch.round((projected_PA.clamp(-_PCA_LIMIT, _PCA_LIMIT) + _PCA_LIMIT) * (_PCA_STEPS / (2 * _PCA_LIMIT)))
+
+
+def load_vggish(path: str | Path, sha256: str | None = None) -> VGGish:
+    """Load weights from safetensors, or from a PyTorch file without running any code in it.
+
+    Args:
+        path: `.safetensors`, or what `torch.save` wrote of a state dict.
+        sha256: hex digest that the file must have, or its first digits.
+
+    Returns:
+        The network in evaluation mode, its parameters frozen.
+
+    Raises:
+        WeightsError: the file is missing or damaged, has another digest, or a key or shape is wrong.
+    """
+    state = _read_state(Path(path), sha256)
+    with torch.device("meta"):  # no time spent on initial values that the file replaces
+        model = VGGish()
+    _check_state(Path(path), state, {key: list(value.shape) for key, value in model.state_dict().items()})
+    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    model.features.to(memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False)
+
+
+def load_pca(path: str | Path, sha256: str | None = None) -> PCA:
+    """Load the public port's `vggish_pca_params-970ea276.pth` without running any code in it.
+
+    Takes and raises what `load_vggish` does. The file holds `pca_eigen_vectors` [128, 128] and
+    `pca_means` [128, 1], as tensors or NumPy arrays.
+    """
+    state = {
+        key: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+        for key, value in _read_state(Path(path), sha256).items()
+    }
+    if isinstance(means := state.get("pca_means"), Tensor) and means.numel() == EMBEDDING_SIZE:
+        state["pca_means"] = means.reshape(EMBEDDING_SIZE)  # published as a column
+    _check_state(
+        Path(path), state, {"pca_eigen_vectors": [EMBEDDING_SIZE, EMBEDDING_SIZE], "pca_means": [EMBEDDING_SIZE]}
+    )
+    return PCA(state["pca_eigen_vectors"].float(), state["pca_means"].float())
+
+
+def save_vggish(vggish: VGGish, path: str | Path) -> str:
+    """Write the weights as safetensors, whole or not at all; returns the file's SHA-256."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(save({key: value.contiguous() for key, value in vggish.state_dict().items()}))
+    os.replace(partial, path)
+    return file_sha256(path)
+
+
+def _read_state(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    if sha256 is not None and not (found := file_sha256(path)).startswith(sha256):
+        raise WeightsError(f"{path}: SHA-256 is {found}, expected {sha256}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_numpy_globals()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has many kinds of its own
+        raise WeightsError(f"{path}: not a readable weights file: {error}") from None
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: expected a state dict, found {type(state).__name__}")
+    return state
+
+
+def _numpy_globals() -> list:
+    """What a pickled NumPy array of numbers names: it runs no code. The public PCA file may hold such arrays."""
+    rebuild = np._core.multiarray._reconstruct
+    dtypes = [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
+    return [(rebuild, "numpy.core.multiarray._reconstruct"), rebuild, np.ndarray, np.dtype, *dtypes]
+
+
+def _check_state(path: Path, state: dict[str, Tensor], expected: dict[str, list[int]]) -> None:
+    for key, shape in expected.items():
+        if key not in state:
+            raise WeightsError(f"{path}: key {key} is missing, expected shape {shape}")
+        found = list(state[key].shape) if isinstance(state[key], Tensor) else type(state[key]).__name__
+        if found != shape:
+            raise WeightsError(f"{path}: key {key} has shape {found}, expected {shape}")
+    if unknown := sorted(set(state) - set(expected)):
+        raise WeightsError(f"{path}: key {unknown[0]} is not one of {', '.join(list(expected)[:2])}, ...")

@@ -1,0 +1,30 @@
+"""Weights that the user names: a file, or a URL whose download can be interrupted and goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qdformer.audio.vggish.model import WeightsError
+from qdformer.utils.download import DownloadError, check_sha256, fetch, is_url
+
+
+def fetch_weights(source: str, sha256: str, cache: str | Path) -> Path:
+    """The local path of a weights file with the digest `sha256`.
+
+    Args:
+        source: a path, or an http(s) URL, which is downloaded into the folder `cache` once.
+        sha256: hex digest that the file must have, or its first digits.
+
+    Raises:
+        WeightsError: the file is missing, cannot be fetched, or has another digest.
+    """
+    try:
+        if is_url(source):
+            return fetch(source, cache, sha256)
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such weights file (pretrain.official_source)")
+        check_sha256(path, sha256)
+    except DownloadError as error:
+        raise WeightsError(f"{error}; pretrain.official_source may also be the path of that file") from None
+    return path

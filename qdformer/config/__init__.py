@@ -1,0 +1,1 @@
+"""Typed settings, one module per section of `params.yaml`; `settings` puts them together and reads the file."""

@@ -1,0 +1,57 @@
+"""Section `download`: the data set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from qdformer.config.base import Count, Positive, Section
+
+PUBLISHED = ("s4", "ms3", "avss")
+"""The data sets that the user has and names; the others are composed."""
+
+
+class Clips(Section):
+    """How many scenes to compose for each split (`toy` and `stamps`)."""
+
+    train: Positive
+    val: Positive
+    test: Positive
+
+
+class Download(Section):
+    """Stage `download`: the data set.
+
+    `toy` and `stamps` are composed from `seed`, in the layout of AVSBench-Semantic: clips of `frames` seconds at one
+    frame a second, `image_size` pixels square.
+
+    `s4`, `ms3` and `avss` are AVSBench as published, from `source`: folders, archives or URLs. `sha256` may hold the
+    digest of each source, in their order. Some videos have clips in several of the published splits; `youtube_disjoint`
+    leaves out what leaks that way (`qdformer.data.readers.avsbench.youtube_disjoint` has the rule).
+    """
+
+    dataset: Literal["toy", "stamps", "s4", "ms3", "avss"]
+    source: list[str] = []
+    sha256: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = []
+    split: Literal["published", "youtube_disjoint"] = "published"
+    seed: Count | None = None
+    clips: Clips | None = None
+    frames: Annotated[int, Field(ge=1, le=10)] | None = None
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_data_set(self) -> Download:
+        composed = {name: getattr(self, name) for name in ("seed", "clips", "frames", "image_size")}
+        if self.dataset in PUBLISHED:
+            if given := [name for name, value in composed.items() if value is not None]:
+                raise ValueError(f"dataset: {self.dataset} is not composed; {', '.join(given)} must be null")
+            if self.sha256 and len(self.sha256) != len(self.source):
+                raise ValueError(
+                    f"sha256 has {len(self.sha256)} digests; expected {len(self.source)}, as source, or []"
+                )
+        elif missing := [name for name, value in composed.items() if value is None]:
+            raise ValueError(f"dataset: {self.dataset} needs {', '.join(missing)}")
+        elif self.source or self.sha256 or self.split != "published":
+            raise ValueError(f"dataset: {self.dataset} is composed; source, sha256 and split are for AVSBench")
+        return self

@@ -1,0 +1,34 @@
+"""Section `pretrain`: the weights of VGGish."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from qdformer.config.base import Count, Positive, Rate, Section
+
+
+class Pretrain(Section):
+    """Stage `pretrain`: where VGGish's weights come from.
+
+    `official` takes the public PyTorch port's file from `official_source` (a path or a URL), whose
+    SHA-256 must begin with `official_sha256`. `pretrained_here` trains the same network on the training
+    split of the sounds for `steps` steps of `batch_size` patches, to repeat the AudioSet scores and
+    the embedding of `teacher` (YAMNet), or from the class labels alone.
+    """
+
+    weights: Literal["official", "pretrained_here"]
+    official_source: str | None
+    official_sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None
+    teacher: Literal["yamnet", "labels"]
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    seed: Count
+
+    @model_validator(mode="after")
+    def _official_is_named(self) -> Pretrain:
+        if self.weights == "official" and not (self.official_source and self.official_sha256):
+            raise ValueError("weights: official needs official_source and official_sha256")
+        return self

@@ -1,0 +1,102 @@
+"""Typed settings: `params.yaml`, one section per pipeline stage.
+
+Everything that changes a result is here; where the work runs (workers, GPUs, addresses, the
+tracking store) is taken from the environment, so that moving to another machine makes nothing
+stale. An unknown key, a wrong type or a value out of range is one `SettingsError`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from qdformer.config.base import Section, SettingsError
+from qdformer.config.check import Check
+from qdformer.config.download import Download
+from qdformer.config.evaluate import Evaluate
+from qdformer.config.features import Features
+from qdformer.config.mix import Mix
+from qdformer.config.noise import Noise
+from qdformer.config.pretrain import Pretrain
+from qdformer.config.sweep import Sweep
+from qdformer.config.train import Train
+
+
+class Settings(Section):
+    """All of `params.yaml`."""
+
+    download: Download
+    check: Check
+    pretrain: Pretrain
+    noise: Noise
+    mix: Mix
+    features: Features
+    train: Train
+    evaluate: Evaluate
+    sweep: Sweep
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Settings:
+        if self.noise.source == "audioset" and (without := set(self.mix.noisy_splits) - set(self.noise.count)):
+            raise ValueError(
+                f"noise.count must name every split of mix.noisy_splits; {', '.join(sorted(without))} is not"
+            )
+        if self.noise.source == "none" and (noisy := sorted(set(self.mix.conditions) - {"clean"})):
+            raise ValueError(f"noise.source: none leaves mix.conditions nothing for {', '.join(noisy)}")
+        if self.download.dataset in ("s4", "ms3") and self.train.task != "avs":
+            raise ValueError(f"download.dataset: {self.download.dataset} names no classes; expected train.task: avs")
+        if self.download.dataset == "ms3" and "offscreen" in self.evaluate.controls:
+            raise ValueError("download.dataset: ms3 names no sources; evaluate.controls cannot hold offscreen")
+        if "clean" not in self.sweep.conditions or (unknown := set(self.sweep.conditions) - set(self.mix.conditions)):
+            named = f"; {', '.join(sorted(unknown))} is not" if "clean" in self.sweep.conditions else ""
+            raise ValueError(f"sweep.conditions must hold clean, and only names of mix.conditions{named}")
+        if self.evaluate.split not in self.mix.noisy_splits:
+            raise ValueError(f"mix.noisy_splits must hold evaluate.split ({self.evaluate.split})")
+        return self
+
+
+def parse_settings(values: Any, source: str = "settings") -> Settings:
+    """Validate a nested mapping; raise `SettingsError` naming each wrong key and what it allows."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):  # a typo comes first
+            key = ".".join(str(part) for part in item["loc"]) or "settings"
+            if item["type"] == "extra_forbidden":
+                allowed = _known_keys(item["loc"][:-1])
+                problems.append(f"{key}: unknown key; known here: {', '.join(allowed)}")
+            else:
+                message = item["msg"].removeprefix("Value error, ")
+                given = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r}"
+                problems.append(f"{key}: {message}{given}")
+        raise SettingsError(f"{source}: " + "\n  ".join(problems)) from None
+
+
+def load_settings(path: str | Path = "params.yaml") -> Settings:
+    """Read and validate a settings file; raise `SettingsError` if it is missing or wrong."""
+    return parse_settings(read_yaml(Path(path)), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; raise `SettingsError` if it is missing, broken or holds something else."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such settings file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: must hold a mapping of sections")
+    return values
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Settings
+    for part in location:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = field.annotation if field else None
+    return list(model.model_fields) if hasattr(model, "model_fields") else []

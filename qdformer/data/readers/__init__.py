@@ -1,0 +1,1 @@
+"""The data sets: AVSBench as published, and the composed sets `stamps` and `toy`."""

@@ -1,6 +1,0 @@
-"""The embedded data set: real cut-outs and real sounds, from Debian packages, composed into scenes."""
-
-from qdformer.data.stamps.compose import compose_stamps
-from qdformer.data.stamps.fetch import FetchError
-
-__all__ = ["FetchError", "compose_stamps"]

@@ -1,0 +1,1 @@
+"""A model on a test set: scores of every protocol, controls, and what becomes of the audio tokens."""

@@ -1,0 +1,1 @@
+"""A trained model on videos that are in no data set."""

@@ -1,0 +1,219 @@
+"""ResNet-50, Swin-T and PVT-v2, from transformers. Importing this module imports transformers.
+
+The networks are transformers' own; what differs is that nothing is computed which no map needs.
+
+Shapes: F frames, H W pixels, S tokens of a map in row order, C channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PvtV2Backbone,
+    PvtV2Config,
+    ResNetBackbone,
+    ResNetConfig,
+    SwinBackbone,
+    SwinConfig,
+)
+from transformers.utils import logging
+
+from qdformer.models.backbones.base import Backbone
+from qdformer.models.backbones.weights import BackboneError, Weights
+
+STRIDES = (4, 8, 16, 32)
+STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's colours; pixels in 0..1."""
+
+TORCHVISION_NAMES = (
+    (r"^conv1\.", "embedder.embedder.convolution."),
+    (r"^bn1\.", "embedder.embedder.normalization."),
+    (r"\.downsample\.0\.", ".shortcut.convolution."),
+    (r"\.downsample\.1\.", ".shortcut.normalization."),
+    (r"\.conv(\d)\.", lambda found: f".layer.{int(found[1]) - 1}.convolution."),
+    (r"\.bn(\d)\.", lambda found: f".layer.{int(found[1]) - 1}.normalization."),
+    (r"^layer(\d)\.", lambda found: f"encoder.stages.{int(found[1]) - 1}.layers."),
+)
+"""How torchvision (and timm) name a ResNet's tensors, and transformers."""
+HEADS = ("classifier.", "fc.", "layernorm.")
+"""Tensors of a published file that no map needs."""
+
+
+def build(name: str, weights: Weights | None = None) -> Backbone:
+    """The backbone of that name, with these weights or random ones; raises `BackboneError` if they do not fit."""
+    return _BUILDERS[name](weights)
+
+
+class _Published(Backbone):
+    """A network whose four stages give a map each, of images normalised by ImageNet's statistics."""
+
+    def __init__(self, channels: list[int]) -> None:
+        super().__init__()
+        self.channels = dict(zip(STRIDES, channels, strict=True))
+        scale_3 = 1 / (255 * torch.tensor(DEVIATION))
+        self.register_buffer("scale_311", scale_3[:, None, None], persistent=False)
+        shift_3 = -torch.tensor(MEAN) / torch.tensor(DEVIATION)
+        self.register_buffer("shift_311", shift_3[:, None, None], persistent=False)
+
+    def normalised(self, images_F3HW: torch.Tensor) -> torch.Tensor:
+        """Pixels in 0..255 -> what the network was pretrained on, channels-last."""
+        images_F3HW = images_F3HW.contiguous(memory_format=torch.channels_last).float()
+        return torch.addcmul(self.shift_311, images_F3HW, self.scale_311)
+
+
+class ResNet50(_Published):
+    """ResNet-50 (He et al., 2016), the stride in a block's 3x3 convolution, as published by all three.
+
+    Batch normalisation is folded into the convolutions: as in all work after DETR its statistics stay as pretrained.
+    """
+
+    def __init__(self, network: ResNetBackbone) -> None:
+        super().__init__(network.channels)
+        network.eval()  # as torch's folding wants it
+        for module in network.modules():
+            if isinstance(getattr(module, "normalization", None), nn.BatchNorm2d):
+                module.convolution = fuse_conv_bn_eval(module.convolution, module.normalization)
+                module.normalization = nn.Identity()
+            elif isinstance(module, nn.ReLU):
+                module.inplace = True  # no convolution needs its own output to go backward
+        network.requires_grad_(True)  # the new biases too
+        self.stem = network.embedder
+        self.stages = network.encoder.stages
+
+    def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
+        x = self.stem(self.normalised(images_F3HW))
+        maps = {}
+        for stride, stage in zip(STRIDES, self.stages, strict=True):
+            maps[stride] = x = stage(x)
+        return maps
+
+
+class SwinTiny(_Published):
+    """Swin-T (Liu et al., 2021), windows of 7; each map is normalised by a LayerNorm of its own, which is not
+    pretrained. In training, stochastic depth drops up to a tenth of the blocks, as in pretraining.
+    """
+
+    def __init__(self, network: SwinBackbone) -> None:
+        super().__init__(network.channels)
+        self.stem = network.swin.embeddings
+        self.stages = network.swin.encoder.layers
+        self.norms = nn.ModuleList(network.hidden_states_norms[name] for name in STAGE_NAMES)
+
+    def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
+        x_FSC, size = self.stem(self.normalised(images_F3HW))
+        maps = {}
+        for stride, stage, norm in zip(STRIDES, self.stages, self.norms, strict=True):
+            for block in stage.blocks:
+                x_FSC, _ = block(x_FSC, size, always_partition=True)
+            maps[stride] = norm(x_FSC).unflatten(1, size).permute(0, 3, 1, 2)
+            if stage.downsample is not None:
+                x_FSC, size = stage.downsample(x_FSC, size), tuple((side + 1) // 2 for side in size)
+        return maps
+
+
+class PVTv2(_Published):
+    """Pyramid Vision Transformer v2 (Wang et al., 2022), b2 and b5. Images must be 29 pixels wide and high or more."""
+
+    def __init__(self, network: PvtV2Backbone) -> None:
+        super().__init__(network.channels)
+        self.stem = nn.Identity()  # each stage begins with its own
+        self.stages = network.encoder.layers
+
+    def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
+        if min(images_F3HW.shape[-2:]) < 29:  # eight cells at stride 4, which its attention reduces to one
+            raise ValueError(f"images have shape {list(images_F3HW.shape)}; PVT-v2 needs 29 pixels a side")
+        x = self.normalised(images_F3HW)
+        maps = {}
+        for stride, stage in zip(STRIDES, self.stages, strict=True):
+            (x_FSC,), height, width = stage(x, False)
+            maps[stride] = x = x_FSC.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return maps
+
+
+def _resnet50(weights: Weights | None) -> ResNet50:
+    if weights is not None and "layer1.0.conv1.weight" in weights.tensors:
+        weights = Weights(weights.path, {_from_torchvision(key): x for key, x in weights.tensors.items()})
+    network = _network(ResNetBackbone, ResNetConfig(out_features=STAGE_NAMES), weights)
+    if weights is None:
+        # Residual blocks begin as identities (Goyal et al., 2017): nothing here measures the scale of maps, and without
+        # that they would grow from block to block.
+        for stage in network.encoder.stages:
+            for block in stage.layers:
+                nn.init.zeros_(block.layer[-1].normalization.weight)
+    return ResNet50(network)
+
+
+def _swin_tiny(weights: Weights | None) -> SwinTiny:
+    return SwinTiny(_network(SwinBackbone, SwinConfig(out_features=STAGE_NAMES), weights))
+
+
+def _pvt_v2(depths: tuple[int, ...], mlp_ratios: tuple[int, ...], weights: Weights | None) -> PVTv2:
+    config = PvtV2Config(
+        depths=depths, mlp_ratios=mlp_ratios, hidden_sizes=(64, 128, 320, 512), out_features=STAGE_NAMES
+    )
+    return PVTv2(_network(PvtV2Backbone, config, weights))
+
+
+_BUILDERS = {
+    "resnet50": _resnet50,
+    "swin_tiny": _swin_tiny,
+    "pvt_v2_b2": lambda weights: _pvt_v2((3, 4, 6, 3), (8, 8, 4, 4), weights),
+    "pvt_v2_b5": lambda weights: _pvt_v2((3, 6, 40, 3), (4, 4, 4, 4), weights),
+}
+
+
+def _network(kind: type[PreTrainedModel], config: PreTrainedConfig, weights: Weights | None) -> PreTrainedModel:
+    """transformers' network with random weights, or with these, whatever version of transformers named them.
+
+    What is missing may be: the heads of Swin's maps, and the counters of batches that some files leave out.
+    """
+    if weights is None:
+        return kind(config)
+    with _quiet():
+        network, loaded = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=weights.tensors,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are told here, below
+            output_loading_info=True,
+        )
+    expected = network.state_dict()
+    for key, found, wanted in sorted(loaded["mismatched_keys"]):
+        raise weights.wrong(key, wanted, found)
+    for key in sorted(loaded["missing_keys"]):
+        if not key.startswith("hidden_states_norms.") and not key.endswith("num_batches_tracked"):
+            raise weights.wrong(key, expected[key].shape, None)
+    for key in sorted(loaded["unexpected_keys"]):
+        if not key.startswith(HEADS):  # a deeper network of the same kind: its other tensors fit
+            raise BackboneError(f"{weights.path}: key {key} is of another network; no {kind.__name__} here has it")
+    return network
+
+
+def _from_torchvision(key: str) -> str:
+    for pattern, name in TORCHVISION_NAMES:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report on what it loaded: its faults are raised here, and the rest is as it should be."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,36 @@
+"""Mask features at stride 4, from the encoded tokens of stride 8 and the backbone's finest map.
+
+Shapes: F frames, D width, M mask channels, H W the map at stride 4.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qdformer.models.common.transformer import enlarge
+
+MASK_STRIDE = 4
+"""Of the mask features and of the masks that are drawn on them."""
+
+
+class MaskFeatures(nn.Module):
+    """The last step of a feature pyramid (Lin et al., 2017): the encoded map of stride 8, enlarged, is added to the
+    backbone's map of stride 4 and smoothed by a 3x3 convolution; there, where it costs the most, with a quarter of the
+    width.
+    """
+
+    def __init__(self, finest_channels: int, width: int, mask_channels: int) -> None:
+        super().__init__()
+        narrow = width // 4
+        self.narrow = nn.Conv2d(width, narrow, 1)
+        self.finest = nn.Conv2d(finest_channels, narrow, 1)
+        self.smooth = nn.Conv2d(narrow, narrow, 3, padding=1)
+        self.out = nn.Conv2d(narrow, mask_channels, 1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, finest_FCHW: torch.Tensor, encoded_FDhw: torch.Tensor) -> torch.Tensor:
+        """Backbone map at stride 4, and encoded map at stride 8 -> [F, M, H, W]."""
+        finest = self.finest(finest_FCHW) + enlarge(self.narrow(encoded_FDhw), finest_FCHW.shape[-2:])
+        return self.out(functional.relu(self.smooth(finest)))

@@ -1,0 +1,77 @@
+"""Targets from label maps: one per clip and class that sounds in it.
+
+Shapes: B clips, T frames, H W pixels of the labels, P pixels at the masks' stride, G targets of a clip (padded to
+the most that a clip of the batch has).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from qdformer.models.common.boxes import boxes_of_masks
+from qdformer.models.common.fpn import MASK_STRIDE
+from qdformer.utils.constants import IGNORE
+from qdformer.utils.errors import InputError
+
+
+@dataclass
+class Targets:
+    """What the clips of a batch should be answered with."""
+
+    classes_BG: torch.Tensor
+    """Class index 0..C-1 of each target (label minus 1); 0 for padding."""
+    real_BG: torch.Tensor
+    """False for padding."""
+    masks_BGTP: torch.Tensor
+    """Share of each mask pixel that the object covers, 0 in frames where it does not sound."""
+    weights_BTP: torch.Tensor
+    """Share of each mask pixel that is judged: 0 in frames without ground truth."""
+    present_BGT: torch.Tensor
+    """Whether the target sounds, and is seen, in a frame with ground truth."""
+    boxes_BGT4: torch.Tensor
+    """Boxes where present."""
+    labelled_BT: torch.Tensor
+    """Whether the frame has ground truth."""
+
+
+def targets_of(labels_BTHW: torch.Tensor, labelled_BT: torch.Tensor, num_classes: int) -> Targets:
+    """Targets at the masks' stride; raises `InputError` for a class id that the model does not have.
+
+    Objects of one class make one target, as the labels do not tell them apart.
+    """
+    judged_BTHW = (labels_BTHW != IGNORE) & labelled_BT[..., None, None]
+    labels_BTHW = labels_BTHW.where(judged_BTHW, 0)
+    B = len(labels_BTHW)
+    present_BC = torch.stack([torch.bincount(clip.flatten(), minlength=num_classes + 1).bool() for clip in labels_BTHW])
+    if present_BC.shape[1] > num_classes + 1:
+        raise InputError(f"class id {int(labels_BTHW.max())} in the labels; expected 0..{num_classes} or {IGNORE}")
+    ids = [clip[1:].nonzero().flatten().tolist() for clip in present_BC.cpu()]
+    most = max(map(len, ids), default=0)
+    device = labels_BTHW.device
+    classes_BG = torch.tensor([clip + [0] * (most - len(clip)) for clip in ids], device=device).view(B, most).long()
+    real_BG = torch.tensor([[i < len(clip) for i in range(most)] for clip in ids], device=device).view(B, most).bool()
+
+    masks_BGTHW = (labels_BTHW[:, None] == classes_BG[..., None, None, None] + 1) & real_BG[..., None, None, None]
+    present_BGT = masks_BGTHW.flatten(-2).any(-1)
+    return Targets(
+        classes_BG=classes_BG,
+        real_BG=real_BG,
+        masks_BGTP=_shrink(masks_BGTHW),
+        weights_BTP=_shrink(judged_BTHW),
+        present_BGT=present_BGT,
+        boxes_BGT4=boxes_of_masks(masks_BGTHW),
+        labelled_BT=labelled_BT,
+    )
+
+
+def _shrink(masks_HW: torch.Tensor) -> torch.Tensor:
+    """Masks [..., H, W] -> [..., P], each pixel the mean of its block of `MASK_STRIDE` squared."""
+    stride = MASK_STRIDE
+    *rest, H, W = masks_HW.shape
+    if not all(rest):
+        return torch.zeros(*rest, -(-H // stride) * -(-W // stride), device=masks_HW.device)
+    blocks = functional.avg_pool2d(masks_HW.float().reshape(-1, 1, H, W), stride, ceil_mode=True)
+    return blocks.view(*rest, -1)

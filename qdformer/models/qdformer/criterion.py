@@ -1,0 +1,162 @@
+"""The training objective, Eq. 8-10.
+
+Shapes: L decoder layers, B clips, T frames, N queries, G targets of a clip (padded), C object classes, P mask pixels,
+J matched pairs of a query and a target, over all layers and clips.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qdformer.config.train import Loss
+from qdformer.models.common.boxes import generalised_iou
+from qdformer.models.common.targets import Targets, targets_of
+from qdformer.models.qdformer.matcher import match
+from qdformer.models.qdformer.model import QDFormerOutput
+
+FOCUS = 2.0
+"""Exponent of the focal loss (Lin et al., 2017)."""
+
+
+class Criterion(nn.Module):
+    """Matches queries to (clip, class) targets over the whole clip, then scores class, box and mask (Eq. 10).
+
+    One query follows one class through the clip. In the seconds in which that class is not both seen and heard, the
+    query should say "no object" and draw nothing; so it does in all seconds if it has no target. The focal loss of
+    the class counts queries without a target with weight `no_object`. BCE and Dice are taken over the clip's judged
+    pixels; the box losses over the frames where the target is. Every decoder layer is matched and scored for itself.
+    """
+
+    def __init__(self, settings: Loss, num_classes: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.num_classes = num_classes
+
+    def forward(
+        self,
+        output: QDFormerOutput,
+        labels_BTHW: torch.Tensor,
+        valid_BT: torch.Tensor,
+        labelled_BT: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """The weighted losses by name, and their sum as `total`.
+
+        `cls`, `l1`, `giou`, `mask` and `dice` are the last decoder layer's; `auxiliary` is all of the earlier layers'.
+        Labels are class ids 0..C or 255 (not judged); raises `InputError` for others.
+        """
+        layers = [*output.auxiliary, output] if self.settings.auxiliary else [output]
+        with torch.autocast(labels_BTHW.device.type, enabled=False):
+            class_logits = torch.stack([layer.class_logits_BTNC for layer in layers])
+            boxes = torch.stack([layer.boxes_BTN4 for layer in layers])
+            masks = torch.stack([layer.mask_logits_BTNHW for layer in layers])
+            targets = targets_of(labels_BTHW, valid_BT & labelled_BT, self.num_classes)
+            # A query's masks over the clip: [L, B, N, T, P].
+            masks = masks.flatten(-2).transpose(2, 3)
+            return self._losses(class_logits, boxes, masks, targets, output)
+
+    def _losses(
+        self,
+        class_logits_LBTNC: torch.Tensor,
+        boxes_LBTN4: torch.Tensor,
+        masks_LBNTP: torch.Tensor,
+        targets: Targets,
+        output: QDFormerOutput,
+    ) -> dict[str, torch.Tensor]:
+        settings = self.settings
+        L, B, N = masks_LBNTP.shape[:3]
+        with torch.no_grad():
+            cost_LBNG = self._costs(class_logits_LBTNC.float(), boxes_LBTN4.float(), masks_LBNTP.float(), targets)
+        matched = match(cost_LBNG.flatten(0, 1), targets.real_BG.sum(1).tolist() * L).view(L, B, N)
+        layer_J, clip_J, query_J = (matched >= 0).nonzero(as_tuple=True)
+        target_J = matched[layer_J, clip_J, query_J]
+        device = masks_LBNTP.device
+        layer_J, clip_J, query_J, target_J, matched = (
+            x.to(device) for x in (layer_J, clip_J, query_J, target_J, matched)
+        )
+        pairs = targets.real_BG.sum().clamp(min=1)
+
+        def per_layer(loss_J: torch.Tensor) -> torch.Tensor:
+            return loss_J.new_zeros(L).index_add(0, layer_J, loss_J)
+
+        present_JT = targets.present_BGT[clip_J, target_J].float()
+        boxes_JT4 = boxes_LBTN4[layer_J, clip_J, :, query_J]
+        wanted_JT4 = targets.boxes_BGT4[clip_J, target_J]
+        frames = targets.present_BGT.sum().clamp(min=1)
+        l1_J = ((boxes_JT4 - wanted_JT4).abs().sum(-1) * present_JT).sum(-1)
+        giou_J = ((1 - generalised_iou(boxes_JT4, wanted_JT4)) * present_JT).sum(-1)
+
+        logits_JX = masks_LBNTP[layer_J, clip_J, query_J].flatten(1)
+        masks_JX = targets.masks_BGTP[clip_J, target_J].flatten(1).to(logits_JX)
+        weights_JX = targets.weights_BTP[clip_J].flatten(1).to(logits_JX)
+        bce_JX = functional.binary_cross_entropy_with_logits(logits_JX, masks_JX, weights_JX, reduction="none")
+        mask_J = bce_JX.sum(-1) / weights_JX.sum(-1).clamp(min=1)
+        soft_JX = logits_JX.sigmoid() * weights_JX
+        dice_J = 1 - (2 * (soft_JX * masks_JX).sum(-1) + 1) / (soft_JX.sum(-1) + masks_JX.sum(-1) + 1)
+
+        by_layer = {
+            "cls": settings.cls * self._class_loss(class_logits_LBTNC, matched, targets),
+            "l1": settings.l1 * per_layer(l1_J) / frames,
+            "giou": settings.giou * per_layer(giou_J) / frames,
+            "mask": settings.mask * per_layer(mask_J) / pairs,
+            "dice": settings.dice * per_layer(dice_J) / pairs,
+        }
+        losses = {name: loss_L[-1] for name, loss_L in by_layer.items()}
+        if L > 1:
+            losses["auxiliary"] = sum(loss_L[:-1].sum() for loss_L in by_layer.values())
+        if output.quantization is not None:  # Eq. 9
+            losses["codebook"] = settings.quantize * output.quantization.codebook_loss
+            losses["commitment"] = settings.quantize * settings.commitment * output.quantization.commitment_loss
+        return losses | {"total": sum(losses.values())}
+
+    def _costs(
+        self,
+        class_logits_LBTNC: torch.Tensor,
+        boxes_LBTN4: torch.Tensor,
+        masks_LBNTP: torch.Tensor,
+        targets: Targets,
+    ) -> torch.Tensor:
+        """Cost [L, B, N, G] of giving query n target g: the losses' terms with the losses' weights (Eq. 8)."""
+        settings = self.settings
+        present_BGT = targets.present_BGT.float()
+        frames_BG = present_BGT.sum(-1).clamp(min=1)
+
+        L, B, T, N, _ = class_logits_LBTNC.shape
+        index = targets.classes_BG[None, :, None, None].expand(L, B, T, N, -1)
+        class_LBTNG = -class_logits_LBTNC.softmax(-1).gather(-1, index)
+        boxes, wanted = boxes_LBTN4[..., None, :], targets.boxes_BGT4.transpose(1, 2)[:, :, None]
+        l1_LBTNG = (boxes - wanted).abs().sum(-1)
+        giou_LBTNG = 1 - generalised_iou(boxes, wanted)
+        framewise = settings.cls * class_LBTNG + settings.l1 * l1_LBTNG + settings.giou * giou_LBTNG
+        framewise_LBNG = torch.einsum("lbtng,bgt->lbng", framewise, present_BGT) / frames_BG[:, None]
+
+        logits, weights_BX = masks_LBNTP.flatten(-2), targets.weights_BTP.flatten(1)
+        masks_BXG = (targets.masks_BGTP.flatten(2) * weights_BX[:, None]).transpose(1, 2)
+        judged_B11 = weights_BX.sum(-1)[:, None, None]
+        # BCE(x, m) = softplus(x) - x m; the first term is the same for all targets of a clip, but not for all queries.
+        softplus_LBN1 = (functional.softplus(logits) * weights_BX[:, None]).sum(-1, keepdim=True)
+        bce_LBNG = (softplus_LBN1 - logits @ masks_BXG) / judged_B11.clamp(min=1)
+        soft = logits.sigmoid() * weights_BX[:, None]
+        sizes = soft.sum(-1, keepdim=True) + masks_BXG.sum(-2, keepdim=True)
+        dice_LBNG = 1 - (2 * soft @ masks_BXG + 1) / (sizes + 1)
+        return framewise_LBNG + settings.mask * bce_LBNG + settings.dice * dice_LBNG
+
+    def _class_loss(
+        self, class_logits_LBTNC: torch.Tensor, matched_LBN: torch.Tensor, targets: Targets
+    ) -> torch.Tensor:
+        """Softmax focal loss [L] over the queries of all frames with ground truth, a weighted mean."""
+        has_target_LBN = matched_LBN >= 0
+        clips_B1 = torch.arange(len(targets.labelled_BT), device=matched_LBN.device)[:, None]
+        if targets.classes_BG.shape[1]:
+            index_LBN = matched_LBN.clamp(min=0)
+            class_LBN1 = targets.classes_BG[clips_B1, index_LBN][..., None]
+            present_LBNT = targets.present_BGT[clips_B1, index_LBN] & has_target_LBN[..., None]
+            wanted_LBTN = torch.where(present_LBNT, class_LBN1, self.num_classes).transpose(2, 3)
+        else:
+            wanted_LBTN = torch.full(class_logits_LBTNC.shape[:-1], self.num_classes, device=matched_LBN.device)
+        log_p_LBTN = class_logits_LBTNC.log_softmax(-1).gather(-1, wanted_LBTN[..., None]).squeeze(-1)
+        focal_LBTN = -((1 - log_p_LBTN.exp()) ** FOCUS) * log_p_LBTN
+        weights_LBTN = torch.where(has_target_LBN[:, :, None], 1.0, self.settings.no_object)
+        weights_LBTN = weights_LBTN * targets.labelled_BT[None, :, :, None]
+        return (focal_LBTN * weights_LBTN).sum((1, 2, 3)) / weights_LBTN.sum((1, 2, 3)).clamp(min=1e-6)

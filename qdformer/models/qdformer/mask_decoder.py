@@ -1,0 +1,134 @@
+"""Semantic-guided mask decoder, Eq. 7: each token draws one mask in its frame and says its class and box.
+
+Shapes: F frames, N queries, R decoder layers (or 1), S visual tokens, P pixels and H W size of the mask, D width,
+C object classes, M mask channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from qdformer.models.common.transformer import DecoderLayer, Perceptron
+
+HIDDEN_CHANNELS = 8
+"""Of CondInst's three layers."""
+BOX_PRIOR = (0.5, 0.5, 0.4, 0.4)
+MASK_PRIOR = 0.1
+"""What an untrained model says of a box (centre and size), and of a pixel's being in the mask."""
+
+
+@dataclass
+class Heads:
+    """What the queries say, after each of R decoder layers."""
+
+    class_logits_RFNC: torch.Tensor
+    """C + 1 wide, "no object" last."""
+    boxes_RFN4: torch.Tensor
+    """Centre x, y, width, height as shares of the frame."""
+    mask_logits_RFNHW: torch.Tensor
+
+
+class MaskDecoder(nn.Module):
+    """Queries attend to each other and to the encoded frame; an MLP of two layers (the paper's phi_segm) turns each
+    into the filter that draws its mask on the mask features.
+
+    `linear` filters are one 1x1 convolution; `condinst` (Tian et al., 2020) are three with 8 channels between, on the
+    mask features and the coordinates relative to the centre of the query's own box.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn_width: int,
+        layers: int,
+        num_classes: int,
+        mask_channels: int,
+        mask_head: Literal["linear", "condinst"],
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn_width) for _ in range(layers))
+        self.classify = nn.Linear(width, num_classes + 1)
+        self.box = Perceptron(width, width, 4, layers=3)
+        self.mask_head = mask_head
+        m, h = mask_channels, HIDDEN_CHANNELS
+        self.filter_shapes = [(1, m)] if mask_head == "linear" else [(h, m + 2), (h, h), (1, h)]
+        self.filter = Perceptron(width, width, sum(rows * (columns + 1) for rows, columns in self.filter_shapes), 2)
+        self._start_from_priors()
+
+    def _start_from_priors(self) -> None:
+        nn.init.zeros_(self.filter[-1].bias)
+        with torch.no_grad():
+            self.box[-1].bias.copy_(torch.logit(torch.tensor(BOX_PRIOR)))
+            self.filter[-1].bias[-1] = torch.logit(torch.tensor(MASK_PRIOR))
+
+    def forward(
+        self,
+        queries_FND: torch.Tensor,
+        memory_FSD: torch.Tensor,
+        memory_position_SD: torch.Tensor,
+        mask_features_FMHW: torch.Tensor,
+        every_layer: bool,
+    ) -> Heads:
+        """`every_layer` asks for the heads after each decoder layer, not the last alone.
+
+        What a query seeks is in its token alone. With a learned position of its own, as DETR's queries have, it would
+        need no token to differ from the others, and the tokens of a clip become one.
+        """
+        outputs = []
+        for layer in self.layers:
+            queries_FND = layer(queries_FND, memory_FSD, memory_position_MD=memory_position_SD)
+            outputs.append(queries_FND)
+        queries_RFND = torch.stack(outputs if every_layer else outputs[-1:])
+        boxes_RFN4 = self.box(queries_RFND).float().sigmoid()
+        return Heads(
+            class_logits_RFNC=self.classify(queries_RFND).float(),
+            boxes_RFN4=boxes_RFN4,
+            mask_logits_RFNHW=self.draw(self.filter(queries_RFND), boxes_RFN4.detach(), mask_features_FMHW).float(),
+        )
+
+    def draw(
+        self, filters_RFNX: torch.Tensor, boxes_RFN4: torch.Tensor, mask_features_FMHW: torch.Tensor
+    ) -> torch.Tensor:
+        """Dynamic filters -> mask logits [R, F, N, H, W]."""
+        R, F, N, _ = filters_RFNX.shape
+        height, width = mask_features_FMHW.shape[-2:]
+        # Frames first, then layers and queries side by side: all filters of a frame share its features.
+        filters = filters_RFNX.transpose(0, 1).flatten(1, 2)
+        layers = self._split(filters)
+        x_FMP = mask_features_FMHW.flatten(2)
+        if self.mask_head == "linear":
+            weight, bias = layers[0]
+            logits = weight.flatten(1, 2) @ x_FMP + bias
+        else:
+            x_FMP = torch.cat([x_FMP, _grid(height, width, x_FMP).expand(F, -1, -1)], dim=1)
+            (weight, bias), *rest = layers
+            # Coordinates relative to the centre: moving the origin only changes the first layer's bias.
+            centre_FQ2 = boxes_RFN4[..., :2].transpose(0, 1).flatten(1, 2).to(weight.dtype)
+            bias = bias - (weight[..., -2:] @ centre_FQ2[..., None]).squeeze(-1)
+            x = (weight.flatten(1, 2) @ x_FMP).unflatten(1, bias.shape[1:]) + bias[..., None]
+            for weight, bias in rest:
+                x = weight @ x.relu() + bias[..., None]
+            logits = x
+        return logits.reshape(F, R, N, height, width).transpose(0, 1)
+
+    def _split(self, filters_FQX: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Weight [F, Q, out, in] and bias [F, Q, out] of each layer."""
+        layers = []
+        for rows, columns in self.filter_shapes:
+            weight, bias, filters_FQX = filters_FQX.split(
+                [rows * columns, rows, filters_FQX.shape[-1] - rows * (columns + 1)], dim=-1
+            )
+            layers.append((weight.unflatten(-1, (rows, columns)), bias))
+        return layers
+
+
+def _grid(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """x and y [2, P] of each pixel's centre as shares of the frame."""
+    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
+    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)]).flatten(1)

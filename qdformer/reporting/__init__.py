@@ -1,0 +1,1 @@
+"""What a result looks like: figures, the page of a result, and the page of the data checks."""

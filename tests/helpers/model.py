@@ -1,0 +1,74 @@
+"""A small model and a batch for it, shared by the model and loss tests."""
+
+from __future__ import annotations
+
+import torch
+
+from qdformer.config.model import Model
+from qdformer.config.settings import load_settings
+from qdformer.config.train import Loss
+from qdformer.models.qdformer.model import QDFormer
+from tests.helpers import PROJECT
+
+PARAMS = load_settings(PROJECT / "params.yaml")
+LOSS: Loss = PARAMS.train.loss
+SMALL = PARAMS.train.model.model_copy(
+    update={
+        "backbone_weights": None,
+        "width": 32,
+        "heads": 4,
+        "ffn_width": 64,
+        "codes": 16,
+        "quantize_after": 0.0,
+        "prototypes": 3,
+        "encoder": "light",
+        "decompose": True,
+        "quantize": True,
+        "recombine": True,
+        "calibrate": True,
+    }
+)
+CLASSES = 4
+ROWS = {
+    "baseline": {"decompose": False, "quantize": False, "recombine": False, "calibrate": False},
+    "decomposed": {"quantize": False, "recombine": False, "calibrate": False},
+    "quantized": {"recombine": False, "calibrate": False},
+    "recombined": {"calibrate": False},
+    "full": {},
+    "unquantized": {"quantize": False},
+}
+READINGS = {
+    "deformable": {"encoder": "deformable"},
+    "fused at stride 8": {"fusion_stride": 8},
+    "prototypes of their own": {"share_prototypes": False},
+    "filters from g": {"filters_from": "continuous"},
+    "running means": {"codebook": "ema"},
+    "free codes": {"normalize_codes": False},
+    "condinst": {"mask_head": "condinst"},
+}
+
+
+def settings(**changes: object) -> Model:
+    return SMALL.model_copy(update=changes)
+
+
+def make_model(seed: int = 0, **changes: object) -> QDFormer:
+    torch.manual_seed(seed)
+    return QDFormer(settings(**changes), CLASSES)
+
+
+def make_clips(clips: int = 2, frames: int = 2, height: int = 64, width: int = 64, seed: int = 0):
+    """Images, audio and labels: a square of class 1 or 2 at the left, named by the audio, silent in the last frame."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 100, (clips, frames, 3, height, width), generator=generator).to(torch.uint8)
+    voices = torch.rand(2, 128, generator=generator)
+    audio = torch.zeros(clips, frames, 128)
+    labels = torch.zeros(clips, frames, height, width, dtype=torch.int64)
+    for clip in range(clips):
+        kind = clip % 2
+        rows, columns = slice(height // 4, 3 * height // 4), slice(width // 8, width // 2)
+        images[clip, :, kind, rows, columns] = 220
+        sounding = slice(0, max(1, frames - 1))
+        labels[clip, sounding, rows, columns] = kind + 1
+        audio[clip, sounding] = voices[kind]
+    return images, audio, labels

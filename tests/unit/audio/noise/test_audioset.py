@@ -1,0 +1,208 @@
+"""AudioSet: lists and ontology as published, which segments are fit, and which file is whose."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from qdformer.audio.io import read
+from qdformer.audio.noise.audioset import (
+    CLASSES_CSV,
+    CONTAINERS,
+    MID,
+    AudioSetError,
+    Ontology,
+    Segment,
+    find_clip,
+    index_clips,
+    labels_on_screen,
+    read_classes_csv,
+    read_segments,
+    select,
+    split_of,
+)
+from qdformer.config.settings import load_settings
+from qdformer.data.readers.stamps.catalogue import classes_of, read_catalogue
+from qdformer.data.readers.toy import CLASSES as TOY_CLASSES
+from tests.helpers import PROJECT
+from tests.helpers.audioset import ANIMAL, BARK, CAT, DOG, LEAVES, RAIN, WIND, write_list, write_ontology, youtube_id
+
+# the published names: AVSBench-Semantic's 70 classes and the 23 categories of S4
+AVSS = """
+accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog donkey drum duck
+elephant emergency-car erhu flute frying-food girl goose guitar gun guzheng hair-dryer handpan harmonica harp
+helicopter hen horse keyboard leopard lion man marimba missile-rocket motorcycle mower parrot piano pig pipa saw
+saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck trumpet tuba ukulele utv
+vacuum-cleaner violin wolf woman
+"""
+S4 = """
+ambulance_siren baby_laughter cap_gun_shooting cat_meowing chainsawing_trees coyote_howling dog_barking
+driving_buses female_singing helicopter horse_clip-clop lawn_mowing lions_roaring male_speech mynah_bird_singing
+playing_acoustic_guitar playing_glockenspiel playing_piano playing_tabla playing_ukulele playing_violin race_car
+typing_on_computer_keyboard
+"""
+
+
+@pytest.fixture
+def ontology(tmp_path) -> Ontology:
+    return Ontology(write_ontology(tmp_path / "ontology.json"))
+
+
+def test_every_class_of_every_data_set_maps_or_is_declared_unmappable():
+    avsbench = [AVSS.split(), S4.split()]
+    assert [len(names) for names in avsbench] == [70, 23]
+    stamps = {info.name for info in classes_of(read_catalogue())}
+    toy = {kind.name for kind in TOY_CLASSES}
+    table = read_classes_csv()
+    assert set(table) == stamps.union(toy, *avsbench)
+    assert {name for name, mids in table.items() if not mids} == toy
+
+
+def test_the_table_of_classes_is_well_formed():
+    with CLASSES_CSV.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(bool(row["name"]) == bool(row["mid"]) for row in rows)
+    assert all(MID.fullmatch(row["mid"]) for row in rows if row["mid"])
+    assert all(count == 1 for count in Counter((row["class"], row["mid"]) for row in rows).values())
+    pairs = {(row["name"], row["mid"]) for row in rows}
+    assert len({name for name, _ in pairs}) == len({mid for _, mid in pairs}) == len(pairs)
+    assert {("Dog", "/m/0bt9lr"), ("Human voice", "/m/09l8g"), ("Siren", "/m/03kmc9")} <= pairs
+
+
+def test_segments_as_published(tmp_path):
+    path = write_list(tmp_path / "eval.csv", [("--4gqARaEJE", 0, [DOG, ANIMAL]), ("_-abcdefghi", 30, [RAIN])])
+    first, second = read_segments(path)
+    assert first == Segment("--4gqARaEJE", 0.0, 10.0, (DOG, ANIMAL))
+    assert second.name == "_-abcdefghi_30000"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'tooshort, 0.000, 10.000, "/m/0jbk"',
+        "--4gqARaEJE, 0.000, 10.000",
+        '--4gqARaEJE, ten, 20.000, "/m/0jbk"',
+        '--4gqARaEJE, 10.000, 10.000, "/m/0jbk"',
+        '--4gqARaEJE, nan, 10.000, "/m/0jbk"',
+        '--4gqARaEJE, 0.000, 10.000, "Animal"',
+        '--4gqARaEJE, 0.000, 10.000, ""',
+        '../../../etc, 0.000, 10.000, "/m/0jbk"',
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line):
+    path = write_list(tmp_path / "eval.csv", [("--4gqARaEJE", 0, [DOG])])
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(AudioSetError, match=r"eval.csv, line 5: .*expected YTID, start, end"):
+        list(read_segments(path))
+
+
+def test_missing_and_wrong_files_are_named(tmp_path):
+    with pytest.raises(AudioSetError, match="none.csv: no such file"):
+        list(read_segments(tmp_path / "none.csv"))
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AudioSetError, match="a.csv: not a text file"):
+        list(read_segments(tmp_path / "a.csv"))
+    with pytest.raises(AudioSetError, match="none.json: no such file"):
+        Ontology(tmp_path / "none.json")
+    for content in ("{", "{}x", '{"a": 1}', '[{"id": "/m/0jbk"}]'):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(AudioSetError, match=r"a.json: not AudioSet's ontology.json"):
+            Ontology(tmp_path / "a.json")
+
+
+def test_classes_by_name_and_id(ontology, tmp_path):
+    assert ontology.ids(["Wind", RAIN, "rustling LEAVES"]) == [WIND, RAIN, LEAVES]
+    with pytest.raises(AudioSetError, match=r"no class 'Wnd'; near it: 'Wind'"):
+        ontology.ids(["Wnd"])
+    double = Ontology(write_ontology(tmp_path / "double.json", {DOG: ("Dog", []), CAT: ("dog", [])}))
+    with pytest.raises(AudioSetError, match=f"2 classes are called 'Dog': say {DOG} or {CAT}"):
+        double.ids(["Dog"])
+
+
+def test_descendants_even_in_a_circle(ontology, tmp_path):
+    assert ontology.with_descendants([ANIMAL]) == {ANIMAL, DOG, BARK, CAT}
+    circle = Ontology(write_ontology(tmp_path / "circle.json", {DOG: ("Dog", [BARK]), BARK: ("Bark", [DOG])}))
+    assert circle.with_descendants([BARK]) == {DOG, BARK}
+    with pytest.raises(AudioSetError, match=r"no class with the id '/m/none'"):
+        ontology.with_descendants(["/m/none"])
+
+
+def test_labels_on_screen_are_those_of_the_classes_and_below(ontology):
+    assert labels_on_screen(["dog"], ontology) == {DOG, BARK}
+    assert labels_on_screen(["circle"], ontology) == frozenset()
+    with pytest.raises(AudioSetError, match="no row for the class 'unicorn'"):
+        labels_on_screen(["dog", "unicorn"], ontology)
+    with pytest.raises(AudioSetError, match="no class with the id '/m/0mkg'"):  # accordion's; not in this ontology
+        labels_on_screen(["accordion"], ontology)
+
+
+def test_a_segment_with_what_can_be_seen_is_left_out_and_a_general_label_is_not(ontology, tmp_path):
+    fit = [(youtube_id(0), 0, [WIND]), (youtube_id(1), 0, [LEAVES]), (youtube_id(2), 0, [ANIMAL, WIND])]
+    unfit = [(youtube_id(3), 0, [WIND, DOG]), (youtube_id(4), 0, [BARK, WIND]), (youtube_id(5), 0, [RAIN])]
+    path = write_list(tmp_path / "a.csv", fit + unfit)
+    wanted, forbidden = ontology.with_descendants([WIND]), labels_on_screen(["dog"], ontology)
+    assert {segment.youtube_id for segment in select([path], wanted, forbidden, 0)} == {name for name, *_ in fit}
+    assert len(select([path], wanted, labels_on_screen([], ontology), 0)) == 5
+
+
+def test_the_order_is_the_seed_s_not_the_list_s(tmp_path):
+    segments = [(youtube_id(number), 0, [WIND]) for number in range(20)]
+    one, other = write_list(tmp_path / "a.csv", segments), write_list(tmp_path / "b.csv", segments[::-1])
+
+    def order(paths: list[Path], seed: int) -> list[str]:
+        return [segment.youtube_id for segment in select(paths, frozenset({WIND}), frozenset(), seed)]
+
+    assert order([one], 0) == order([other], 0) == order([one, other], 0)
+    assert order([one], 0) != order([one], 1)
+    rest = order([write_list(tmp_path / "c.csv", segments[5:])], 0)
+    assert rest == [name for name in order([one], 0) if name in rest]
+
+
+def test_a_video_belongs_to_one_split_in_proportion_to_the_counts():
+    counts = {"train": 60, "val": 10, "test": 30}
+    splits = [split_of(youtube_id(number), counts, 0) for number in range(3000)]
+    assert splits == [split_of(youtube_id(number), counts, 0) for number in range(3000)]
+    turned = dict(reversed(counts.items()))
+    assert splits == [split_of(youtube_id(number), turned, 0) for number in range(3000)]
+    for split, count in counts.items():
+        assert splits.count(split) / 3000 == pytest.approx(count / 100, abs=0.03)
+
+
+def test_clips_in_their_customary_names(tmp_path):
+    names = ["-0abcdefghi.wav", "sub/Y-1abcdefghi.FLAC", "-2abcdefghi_30.000_40.000.mp4", "-3abcdefghi_30000.mp3"]
+    names += ["Y-4abcdefghi_30_40.webm", "_5abcd_fghi_30000_40000.ogg"]
+    for name in [*names, "notes.wav", "-6abcdefghi.json", "-7abcdefghi_x.wav", "-8abcdefghi_0.wav"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    index = index_clips(tmp_path)
+    for name in names:
+        stem = Path(name).name.removeprefix("Y")
+        assert find_clip(index, Segment(stem[:11], 30.0, 40.0, (WIND,))) == tmp_path / name
+    assert find_clip(index, Segment("-6abcdefghi", 30.0, 40.0, (WIND,))) is None
+    assert find_clip(index, Segment("-7abcdefghi", 30.0, 40.0, (WIND,))) is None
+    assert find_clip(index, Segment("-8abcdefghi", 30.0, 40.0, (WIND,))) is None  # another part of that video
+    assert find_clip(index, Segment("-8abcdefghi", 0.0, 10.0, (WIND,))) == tmp_path / "-8abcdefghi_0.wav"
+
+
+def test_an_id_that_starts_with_y_and_a_name_that_tells_the_start(tmp_path):
+    for name in ("Yabcdefghij.wav", "YYbcdefghijk.wav", "-9abcdefghi.wav", "-9abcdefghi_30.wav"):
+        (tmp_path / name).touch()
+    index = index_clips(tmp_path)
+    assert set(index) == {"Yabcdefghij", "Ybcdefghijk", "-9abcdefghi"}
+    assert find_clip(index, Segment("-9abcdefghi", 30.0, 40.0, (WIND,))) == tmp_path / "-9abcdefghi_30.wav"
+    assert find_clip(index, Segment("-9abcdefghi", 50.0, 60.0, (WIND,))) == tmp_path / "-9abcdefghi.wav"
+    with pytest.raises(AudioSetError, match="none: no such folder"):
+        index_clips(tmp_path / "none")
+
+
+def test_all_kinds_of_video_that_can_be_read_are_found():
+    assert CONTAINERS == read._CONTAINERS
+
+
+def test_the_default_noises_are_no_sound_of_an_object():
+    """A default label that a class sounds as would leave that class's noise pool empty."""
+    names = {row["name"] for row in csv.DictReader(CLASSES_CSV.open(encoding="utf-8", newline=""))}
+    assert not names & set(load_settings(PROJECT / "params.yaml").noise.labels)

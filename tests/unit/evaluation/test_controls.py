@@ -1,0 +1,113 @@
+"""Negatives: sounds of nothing in the picture, the same whatever the other clips are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas
+import pytest
+import soundfile
+import torch
+
+from qdformer.audio.features.extract import Clip, Embedder
+from qdformer.audio.io.read import AudioError
+from qdformer.audio.noise.collect import COLUMNS
+from qdformer.audio.noise.mixing import SILENT_CLIP_RMS, choose_noise
+from qdformer.data.layout import DataError
+from qdformer.evaluation.controls import OffScreen, noise_features
+
+
+class Level(torch.nn.Module):
+    """In place of VGGish: the mean of a patch, and its spread, in 128 places."""
+
+    def forward(self, patches):
+        return torch.stack([patches.mean(dim=(1, 2, 3)), patches.std(dim=(1, 2, 3))], 1).repeat(1, 64)
+
+
+EMBEDDER = Embedder(Level(), "repeat")
+
+
+def table(*rows):
+    return pandas.DataFrame(
+        [{"uid": uid, "classes": classes, "frames": frames, "silent": not classes, "off_screen": off, "split": "test"}
+         for uid, classes, frames, off in rows]
+    )  # fmt: skip
+
+
+CLIPS = table(
+    ("a", ("dog",), 3, False),
+    ("b", ("dog", "cat"), 3, False),
+    ("c", ("bell",), 5, False),
+    ("d", (), 3, False),
+    ("e", ("drum",), 2, True),
+    ("f", ("cat",), 2, False),
+)
+FEW = CLIPS[CLIPS["uid"] != "c"]
+FEATURES = {row.uid: np.full((row.frames, 128), index, np.float32) for index, row in enumerate(CLIPS.itertuples())}
+
+
+def test_what_sounds_off_screen_is_of_none_of_the_clip_s_classes():
+    heard = OffScreen(FEATURES, CLIPS, CLIPS, seed=0)
+    classes = dict(zip(CLIPS["uid"], CLIPS["classes"], strict=True))
+    assert set(heard) == set(CLIPS["uid"]) and len(heard) == 6
+    for uid, source in heard.source.items():
+        assert not {*classes[uid]} & {*classes[source]} and classes[source] and source != "e"
+        assert heard[uid].shape == FEATURES[uid].shape
+        assert (heard[uid] == FEATURES[source][0]).all()
+    assert heard.source["b"] == "c"
+    assert any(OffScreen(FEATURES, CLIPS, CLIPS, seed).source != heard.source for seed in range(1, 9))
+
+
+def test_other_clips_change_no_clip_s_off_screen_sound_but_by_being_it():
+    heard = OffScreen(FEATURES, CLIPS, CLIPS, seed=0).source
+    for gone in "abdef":
+        left = CLIPS[CLIPS["uid"] != gone]
+        rest = OffScreen(FEATURES, left, left, seed=0).source
+        assert all(rest[uid] == source for uid, source in heard.items() if gone not in (uid, source))
+
+
+def test_a_clip_without_a_foreign_sound_is_named():
+    with pytest.raises(DataError, match="clip b: all other clips' sounds are of a class that it shows"):
+        OffScreen(FEATURES, FEW, FEW, seed=0)
+
+
+def test_where_the_split_has_no_foreign_sound_another_s_is_heard():
+    rest = CLIPS[CLIPS["uid"] == "c"].assign(split="train")
+    heard = OffScreen(FEATURES, FEW, pandas.concat([FEW, rest]), seed=0)
+    assert heard.source["b"] == "c" and set(heard) == set(FEW["uid"])
+    assert all(source != "c" for uid, source in heard.source.items() if uid != "b")
+
+
+def noises(folder, *splits):
+    rows = []
+    for index, split in enumerate(splits):
+        path = folder / f"{index}.wav"
+        soundfile.write(path, np.random.default_rng(index).normal(0, 0.1, 9 * 16000).clip(-1, 1), 16000)
+        rows.append({"path": path, "split": split})
+    return pandas.DataFrame(rows, columns=list(COLUMNS))
+
+
+def test_noise_is_that_which_is_mixed_in_alone(tmp_path):
+    pool = noises(tmp_path, "test", "train", "test")
+    heard = noise_features(CLIPS, pool, EMBEDDER, seed=4)
+    assert list(heard) == CLIPS["uid"].tolist()
+    own = [pool["path"][0], pool["path"][2]]
+    for clip in CLIPS.itertuples():
+        piece = choose_noise(own, 4, clip.uid, clip.frames * 16000).audio
+        level = piece * np.float32(SILENT_CLIP_RMS / np.sqrt(np.mean(piece.astype(np.float64) ** 2)))
+        soundfile.write(tmp_path / "alone.wav", level, 16000, subtype="FLOAT")
+        (alone,) = EMBEDDER.embed([Clip(clip.uid, tmp_path / "alone.wav", clip.frames)])
+        assert np.array_equal(heard[clip.uid], alone.embeddings)
+    few = noise_features(CLIPS[2:4], pool, EMBEDDER, seed=4)
+    assert all(np.array_equal(few[uid], heard[uid]) for uid in few)
+    with pytest.raises(AudioError, match="clip a: no noise to choose from"):
+        noise_features(CLIPS, noises(tmp_path, "train"), EMBEDDER, seed=4)
+
+
+def test_without_noises_it_is_white(tmp_path):
+    heard = noise_features(CLIPS, noises(tmp_path), EMBEDDER, seed=4)
+    again = noise_features(CLIPS[1:], noises(tmp_path), EMBEDDER, seed=4)
+    assert all(np.array_equal(again[uid], heard[uid]) for uid in again)
+    assert len({values[0].tobytes() for values in heard.values()}) == 6
+    uniform = np.random.default_rng(0).uniform(-1, 1, 5 * 16000).astype(np.float32) * np.sqrt(3) * SILENT_CLIP_RMS
+    (expected,) = EMBEDDER.embed_sounds([uniform], [5])
+    assert heard["c"].mean(axis=0) == pytest.approx(expected.mean(axis=0), abs=0.05)

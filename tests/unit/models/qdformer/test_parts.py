@@ -1,0 +1,159 @@
+"""Recombination, dynamic masks and position codes against the plain way of computing them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from qdformer.models.common.deformable import POINTS, DeformableAttention, DeformableLayer, Grid
+from qdformer.models.common.pixel_encoder import PixelEncoder
+from qdformer.models.common.transformer import as_map, map_code, tokens
+from qdformer.models.qdformer.decomposition import similarity
+from qdformer.models.qdformer.mask_decoder import MaskDecoder
+from qdformer.models.qdformer.recombination import Recombination
+
+
+def test_recombination_is_a_convolution_of_modulated_maps():
+    torch.manual_seed(0)
+    B, N, S, D = 2, 3, 10, 8
+    part = Recombination(D, N)
+    visual, sources = torch.randn(B, S, D), torch.randn(B, N, D)
+    filters = part.filter(sources)
+    modulated = torch.cat([visual * filters[:, None, i] for i in range(N)], dim=-1)  # [B, S, N * D]
+    kernel = part.join_NDD.transpose(0, 1).flatten(1)[..., None]  # [D, N * D, 1]
+    joined = functional.conv1d(modulated.transpose(1, 2), kernel, part.bias_D).transpose(1, 2)
+    torch.testing.assert_close(part(visual, sources), part.norm(visual + joined))
+
+
+def test_condinst_masks_are_three_convolutions_on_relative_coordinates():
+    torch.manual_seed(0)
+    F, N, M, H, W = 2, 3, 4, 5, 6
+    decoder = MaskDecoder(16, 2, 32, 1, 3, M, "condinst")
+    size = sum(rows * (columns + 1) for rows, columns in decoder.filter_shapes)
+    filters, boxes, features = torch.randn(1, F, N, size), torch.rand(1, F, N, 4), torch.randn(F, M, H, W)
+    found = decoder.draw(filters, boxes, features)
+    for f in range(F):
+        for n in range(N):
+            y = ((torch.arange(H) + 0.5) / H - boxes[0, f, n, 1])[:, None].expand(H, W)
+            x = ((torch.arange(W) + 0.5) / W - boxes[0, f, n, 0])[None].expand(H, W)
+            maps, rest = torch.cat([features[f], torch.stack([x, y])])[None], filters[0, f, n]
+            for index, (rows, columns) in enumerate(decoder.filter_shapes):
+                weight, bias, rest = rest.split([rows * columns, rows, len(rest) - rows * (columns + 1)])
+                maps = functional.conv2d(maps.relu() if index else maps, weight.view(rows, columns, 1, 1), bias)
+            torch.testing.assert_close(found[0, f, n], maps[0, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_linear_masks_are_one_convolution():
+    torch.manual_seed(0)
+    decoder = MaskDecoder(16, 2, 32, 1, 3, 4, "linear")
+    filters, features = torch.randn(2, 2, 3, 5), torch.randn(2, 4, 5, 6)
+    found = decoder.draw(filters, torch.rand(2, 2, 3, 4), features)
+    expected = torch.einsum("rfnm,fmhw->rfnhw", filters[..., :4], features) + filters[..., 4:, None]
+    torch.testing.assert_close(found, expected)
+
+
+def test_similarity_of_a_clip_s_tokens():
+    apart = torch.eye(4)[None, :3]
+    assert similarity(apart) == pytest.approx(0)
+    assert similarity(torch.ones(2, 3, 4)) == pytest.approx(1)
+    tokens = torch.randn(2, 3, 4)
+    pairs = functional.cosine_similarity(tokens[:, [0, 0, 1]], tokens[:, [1, 2, 2]], dim=-1)
+    assert similarity(tokens) == pytest.approx(float(pairs.mean()))
+
+
+def test_tokens_and_maps_are_inverse():
+    x = torch.randn(2, 4, 3, 5)
+    assert torch.equal(as_map(tokens(x), (3, 5)), x)
+
+
+def test_position_codes_differ_everywhere():
+    code = map_code(4, 6, 32, torch.device("cpu"))
+    assert code.shape == (24, 32)
+    assert torch.pdist(code).min() > 0.1
+
+
+@pytest.mark.parametrize(("kind", "strides"), [("light", [8, 16, 32]), ("deformable", [8, 16, 32, 64])])
+def test_pixel_encoder_keeps_the_pyramid(kind, strides):
+    torch.manual_seed(0)
+    channels = {4: 3, 8: 5, 16: 6, 32: 7}
+    encoder = PixelEncoder(kind, channels, width=16, heads=2, ffn_width=32, layers=1)
+    maps = {s: torch.randn(2, c, -(-75 // s), -(-100 // s)) for s, c in channels.items()}
+    visual, sizes = encoder.project(maps)
+    assert encoder.strides == strides and sizes[:3] == [(10, 13), (5, 7), (3, 4)]
+    encoded = encoder(visual, encoder.positions(sizes), sizes)
+    assert encoded.shape == visual.shape == (2, sum(h * w for h, w in sizes), 16)
+    assert (encoded != visual).any(-1).all()
+    encoded[:, encoder.span(sizes, 8)].square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in encoder.layers.parameters())
+
+
+def test_deformable_attention_equals_transformers():
+    from transformers import DeformableDetrConfig
+    from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrEncoderLayer
+
+    torch.manual_seed(0)
+    width, heads, sizes = 32, 4, [(7, 9), (4, 5), (2, 3)]
+    config = DeformableDetrConfig(
+        d_model=width,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=64,
+        num_feature_levels=len(sizes),
+        dropout=0.0,
+        activation_dropout=0.0,
+        disable_custom_kernels=True,
+    )
+    theirs, ours = DeformableDetrEncoderLayer(config), DeformableLayer(width, heads, 64, len(sizes))
+    attention, perceptron = theirs.self_attn, theirs.mlp
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(std=0.3)
+        attention.sampling_offsets.bias.mul_(10)  # some points fall outside their maps
+        # Theirs are (head, level, point, x or y), ours (x or y, head, level, point).
+        offsets = attention.sampling_offsets
+        ours.attention.offsets.weight.copy_(offsets.weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
+        ours.attention.offsets.bias.copy_(offsets.bias.unflatten(0, (-1, 2)).T.flatten())
+        pairs = [
+            (ours.attention.weights, attention.attention_weights),
+            (ours.attention.value, attention.value_proj),
+            (ours.attention.out, attention.output_proj),
+            (ours.attention.norm, theirs.self_attn_layer_norm),
+            (ours.feed_forward.wide, perceptron.fc1),
+            (ours.feed_forward.narrow, perceptron.fc2),
+            (ours.feed_forward.norm, theirs.final_layer_norm),
+        ]
+        for mine, other in pairs:
+            mine.load_state_dict(other.state_dict())
+
+    S = sum(height * width for height, width in sizes)
+    x, position = torch.randn(2, S, width, requires_grad=True), torch.randn(S, width)
+    centres = [
+        torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1) for h, w in sizes
+    ]
+    expected = theirs(
+        x,
+        attention_mask=None,
+        spatial_position_embeddings=position,
+        reference_points=torch.cat(centres)[:, None].expand(-1, len(sizes), -1).expand(2, -1, -1, -1),
+        spatial_shapes=torch.tensor(sizes),
+        spatial_shapes_list=sizes,
+    )
+    found = ours(x, position, Grid.of(sizes, x.device))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    weights = torch.randn_like(found)
+    for mine, other in zip(
+        torch.autograd.grad((found * weights).sum(), [x, *(m.weight for m, _ in pairs), ours.attention.offsets.bias]),
+        torch.autograd.grad((expected * weights).sum(), [x, *(o.weight for _, o in pairs), offsets.bias]),
+        strict=True,
+    ):
+        if other.shape == offsets.bias.shape:
+            other = other.unflatten(0, (-1, 2)).T.flatten()
+        torch.testing.assert_close(mine, other, atol=2e-3, rtol=1e-3)
+
+
+def test_the_first_offsets_point_outwards():
+    heads, levels = 4, 2
+    offsets = DeformableAttention(16, heads, levels).offsets.bias.detach().view(2, heads, levels, POINTS)
+    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    for point in range(POINTS):
+        torch.testing.assert_close(offsets[:, :, 1, point].T, expected * (point + 1), atol=1e-6, rtol=0)

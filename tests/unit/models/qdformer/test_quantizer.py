@@ -1,0 +1,172 @@
+"""Vector quantization: nearest code, straight-through gradient, and who moves the codebook."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+from vector_quantize_pytorch import VectorQuantize
+
+from qdformer.models.qdformer.quantizer import DECAY, Quantizer, perplexity
+
+
+@pytest.fixture
+def quantizer() -> Quantizer:
+    torch.manual_seed(0)
+    return Quantizer(codes=7, width=16)
+
+
+def test_takes_the_nearest_code(quantizer):
+    tokens = torch.randn(3, 5, 16)
+    quantized, codes = quantizer(tokens)
+    distances = (tokens[..., None, :] - quantizer.codebook_KD).norm(dim=-1)
+    assert torch.equal(codes, distances.argmin(-1))
+    torch.testing.assert_close(quantized, quantizer.codebook_KD[codes])
+
+
+def test_of_equal_codes_the_first(quantizer):
+    with torch.no_grad():
+        quantizer.free_KD[5] = quantizer.free_KD[2]
+    assert quantizer(quantizer.codebook_KD[5])[1] == 2
+
+
+def test_gradient_passes_straight_through_and_leaves_the_codebook_alone(quantizer):
+    tokens = torch.randn(4, 16, requires_grad=True)
+    factor = torch.randn(4, 16)
+    (quantizer(tokens)[0] * factor).sum().backward()
+    torch.testing.assert_close(tokens.grad, factor)
+    assert quantizer.free_KD.grad is None
+
+
+def test_each_loss_moves_its_own_side(quantizer):
+    tokens = torch.randn(4, 16, requires_grad=True)
+    codes = quantizer(tokens)[1]
+    expected = (tokens - quantizer.codebook_KD[codes]).square().mean()
+    torch.testing.assert_close(quantizer.codebook_loss(tokens, codes), expected)
+    torch.testing.assert_close(quantizer.commitment_loss(tokens, codes), expected)
+    quantizer.commitment_loss(tokens, codes).backward()
+    assert quantizer.free_KD.grad is None and tokens.grad.abs().sum() > 0
+    tokens.grad = None
+    quantizer.codebook_loss(tokens, codes).backward()
+    assert tokens.grad is None
+    moved = quantizer.free_KD.grad.abs().sum(-1) > 0
+    assert set(moved.nonzero().flatten().tolist()) == set(codes.tolist())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_loss_updated_quantizer_of_vector_quantize_pytorch(seed):
+    torch.manual_seed(seed)
+    ours = Quantizer(codes=7, width=16, normalized=False)
+    theirs = VectorQuantize(16, 7, learnable_codebook=True, ema_update=False, rotation_trick=False)
+    theirs._codebook.embed.data.copy_(ours.free_KD.detach()[None])
+    values = torch.randn(2, 5, 16)
+    tokens, same = values.clone().requires_grad_(), values.clone().requires_grad_()
+    quantized, codes = ours(tokens)
+    expected, expected_codes, loss = theirs(same)
+    assert torch.equal(codes, expected_codes)
+    torch.testing.assert_close(quantized, expected)
+
+    # Their one loss pulls both sides, as the sum of ours.
+    factor = torch.randn_like(quantized)
+    ((quantized * factor).sum() + ours.commitment_loss(tokens, codes) + ours.codebook_loss(tokens, codes)).backward()
+    ((expected * factor).sum() + loss.sum()).backward()
+    torch.testing.assert_close(ours.commitment_loss(tokens, codes), loss.squeeze())
+    torch.testing.assert_close(tokens.grad, same.grad)
+    torch.testing.assert_close(ours.free_KD.grad, theirs._codebook.embed.grad[0])
+
+
+def test_running_means_equal_those_of_vector_quantize_pytorch():
+    torch.manual_seed(0)
+    ours = Quantizer(codes=7, width=16, normalized=False, ema=True)
+    theirs = VectorQuantize(16, 7, decay=DECAY, threshold_ema_dead_code=0)
+    theirs._codebook.embed.copy_(ours.free_KD[None])
+    theirs._codebook.embed_avg.copy_(ours.running_sum_KD[None])
+    theirs._codebook.cluster_size.copy_(ours.running_use_K[None])
+    for _ in range(20):
+        tokens = torch.randn(2, 5, 16)
+        _, codes = ours(tokens)
+        assert torch.equal(codes, theirs(tokens)[1])
+        ours.update(tokens, codes)
+    torch.testing.assert_close(ours.free_KD.detach(), theirs._codebook.embed[0], atol=1e-4, rtol=1e-4)
+    assert not ours.free_KD.requires_grad
+
+
+def test_idle_codes_come_back_onto_tokens():
+    torch.manual_seed(0)
+    quantizer = Quantizer(codes=4, width=16, normalized=False, revive_after=2)
+    with torch.no_grad():
+        quantizer.free_KD[1:] += 100  # too far for any token
+    tokens = torch.randn(6, 16)
+    for idle in (1, 0):
+        _, codes = quantizer(tokens)
+        assert not codes.any()
+        quantizer.update(tokens, codes)
+        assert quantizer.idle_K.tolist() == [0, idle, idle, idle]
+    assert all((code == tokens).all(-1).any() for code in quantizer.free_KD[1:])
+    assert len(quantizer(tokens)[1].unique()) > 1
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": True}, {"revive_after": 1}])
+def test_nothing_but_the_gradient_moves_the_codes_unless_asked(options):
+    torch.manual_seed(0)
+    quantizer = Quantizer(codes=4, width=16, **options)
+    before, tokens = quantizer.free_KD.detach().clone(), torch.randn(3, 16)
+    quantizer.update(tokens, quantizer(tokens)[1])
+    assert torch.equal(quantizer.free_KD, before) == (not options)
+    waiting = Quantizer(codes=4, width=16, delayed=True, **options)
+    before = waiting.free_KD.detach().clone()
+    waiting.update(tokens, waiting(tokens)[1])
+    assert torch.equal(waiting.free_KD, before)
+
+
+def test_use_and_its_perplexity():
+    quantizer = Quantizer(codes=8, width=4)
+    use_K = quantizer.use(torch.tensor([[0, 1], [2, 3]]))
+    assert use_K.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert perplexity(use_K) == pytest.approx(4.0)
+    assert perplexity(quantizer.use(torch.tensor([5, 5]))) == pytest.approx(1.0)
+    assert perplexity(quantizer.use(torch.tensor([5, 5]), torch.tensor([False, False]))) == 0.0
+
+
+def test_half_precision_picks_the_same_codes(quantizer):
+    tokens = torch.randn(50, 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        half, codes = quantizer(tokens)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(codes, quantizer(tokens.float())[1])
+
+
+def test_a_delayed_start_puts_the_codes_among_the_tokens():
+    torch.manual_seed(0)
+    quantizer = Quantizer(codes=4, width=16, delayed=True)
+    places = functional.layer_norm(torch.randn(4, 16), (16,))
+    tokens = (places.repeat(8, 1) + 0.01 * torch.randn(32, 16)).requires_grad_()
+    values, codes = quantizer(tokens)
+    assert torch.equal(values, tokens) and not quantizer.commitment_loss(tokens, codes)
+
+    quantizer.start()
+    values, codes = quantizer(tokens)
+    assert torch.allclose(values, places.repeat(8, 1), atol=0.05)
+    assert sorted(codes[:4].tolist()) == [0, 1, 2, 3]
+    assert quantizer.commitment_loss(tokens, codes) > 0
+    restored = Quantizer(codes=4, width=16, delayed=True)
+    restored.load_state_dict(quantizer.state_dict())
+    assert torch.equal(restored(tokens)[0], values)
+
+
+def test_a_start_waits_for_enough_tokens_since_it_last_forgot():
+    quantizer = Quantizer(codes=4, width=16, delayed=True)
+    before = quantizer.free_KD.clone()
+    quantizer(torch.randn(15, 16))
+    quantizer.forget()
+    quantizer(torch.randn(15, 16))
+    quantizer.eval()(torch.randn(100, 16))
+    quantizer.start()
+    assert not quantizer.started
+    quantizer.start(at_once=True)
+    assert quantizer.started and torch.equal(quantizer.free_KD, before)
+
+    waiting = Quantizer(codes=4, width=16, delayed=True)
+    waiting(torch.randn(16, 16))
+    waiting.start()
+    assert waiting.started

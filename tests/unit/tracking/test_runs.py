@@ -1,0 +1,311 @@
+"""The record in MLflow: how runs end, are gone on with, take their evaluation, and become versions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.workspace import preset_settings
+from qdformer import tracking
+from qdformer.data.layout import ClassInfo, metadata_row, write_metadata
+from qdformer.utils.constants import SPLITS
+from qdformer.utils.digests import file_sha256
+
+PROVENANCE = {"data_digest": "d1", "dataset_digest": "s1", "code_digest": "c1", "dvc_lock_digest": "l1"}
+ROWS = (("zebra", 0.1), ("ant", 0.2))
+SOURCE = "dvc://abc.dir/model.safetensors"
+MODEL = "qdformer-toy"
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory) -> Path:
+    """An SQLite store with its tables made, which takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def client(empty_store, tmp_path, monkeypatch) -> MlflowClient:
+    """A client of a store of the test's own, which the environment names."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return MlflowClient(tracking.tracking_uri())
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """The tables of a data set of one clip a split."""
+    root = tmp_path_factory.mktemp("dataset")
+    rows = [metadata_row(uid, subset="v1s", split=uid, classes=["dog"], frames=3, unseen=False) for uid in SPLITS]
+    write_metadata(root, rows, [ClassInfo("dog", False)])
+    return root
+
+
+@pytest.fixture
+def settings():
+    return preset_settings("toy")
+
+
+@contextlib.contextmanager
+def locked(store: Path, seconds: float) -> Iterator[Callable[[], None]]:
+    """Another process holds the store for itself, until the block ends or `seconds` have passed; yield its end."""
+    hold = "import sqlite3, sys, time\nc = sqlite3.connect(sys.argv[1])\nc.execute('BEGIN EXCLUSIVE')\n"
+    hold += "print('held', flush=True)\ntime.sleep(float(sys.argv[2]))"
+    command = [sys.executable, "-c", hold, str(store), str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def unlock() -> None:
+        process.kill()
+        process.wait()
+
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield unlock
+    finally:
+        unlock()
+
+
+def results(root: Path, score: float, weights: str = "weights") -> tuple[Path, Path]:
+    """A checkpoint with its history, and the reports of its evaluation."""
+    reports, checkpoint = root / "reports", root / "model.safetensors"
+    (reports / "metrics").mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(weights)
+    checkpoint.with_name("history.csv").write_text("epoch,total,mask\n1,2.0,1.0\n2,1.5,\n")
+    (reports / "metrics" / "clean.json").write_text(json.dumps({"miou_dataset": score, "davis_jf": None, "clips": 8}))
+    (reports / "clips.csv").write_text("uid\n")
+    return reports, checkpoint
+
+
+def trained(
+    settings, dataset: Path, root: Path, score: float, parent: str | None = None, name: str = "train"
+) -> tuple[str, Path]:
+    """A finished training with its evaluation; the run's id and the checkpoint."""
+    reports, checkpoint = results(root, score, f"weights of {score}")
+    with tracking.training_run(settings, {**PROVENANCE, "code_digest": str(score)}, dataset, name, parent) as run_id:
+        tracking.finish_training(run_id, checkpoint)
+    about = (reports, settings, PROVENANCE, checkpoint, dataset)
+    assert tracking.log_evaluation(*about, parent=parent, seconds=2.5) == run_id
+    return run_id, checkpoint
+
+
+def test_a_training_run_has_settings_epochs_and_system_metrics(client, settings, dataset, tmp_path):
+    with tracking.training_run(settings, PROVENANCE, dataset) as run_id:
+        for epoch in (1, 2):
+            tracking.log_epoch(tracking.tracking_uri(), run_id, {"epoch": epoch, "total": 1 / epoch})
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.model.width"] == str(settings.train.model.width)
+    assert run.data.tags["data_digest"] == "d1"
+    assert [(metric.step, metric.value) for metric in client.get_metric_history(run_id, "train/total")] == [
+        (1, 1),
+        (2, 0.5),
+    ]
+    assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts" / "qdformer-toy").as_uri())
+
+
+def test_a_run_says_what_it_was_made_from_on_what_and_by_which_conventions(client, settings, dataset, tmp_path):
+    run_id, _ = trained(settings, dataset, tmp_path / "a", 0.4)
+    run = client.get_run(run_id)
+    tags = run.data.tags
+    assert (tags["dataset_digest"], tags["dvc_lock_digest"]) == ("s1", "l1")
+    assert int(tags["machine.cores"]) >= 1 and tags["machine.cpu"] and tags["machine.gpu"]
+    assert tags["evaluation.machine.cpu"] == tags["machine.cpu"]
+    assert tags["evaluation.code_digest"] == "c1" and tags["code_digest"] == "0.4"  # trained by other code
+    assert "background among them" in tags["protocol.miou_dataset"]
+    assert (tags["protocol.split"], tags["protocol.task"]) == ("test, published", "avss")
+    for seed in ("download.seed", "train.seed", "evaluate.seed"):
+        assert run.data.params[seed] == "0"
+    assert run.data.metrics["seconds/train"] > 0 and run.data.metrics["seconds/evaluate"] == 2.5
+    inputs = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
+    assert {context: data.name for context, data in inputs.items()} == {"training": "toy-train", "testing": "toy-test"}
+    assert {data.digest for data in inputs.values()} == {"s1"}
+    assert json.loads(inputs["testing"].source)["uri"] == str(dataset / "metadata.csv")
+    assert json.loads(inputs["testing"].profile)["num_rows"] == 1
+    files = {item.path for item in client.list_artifacts(run_id, "settings")}
+    assert files == {"settings/train.yaml", "settings/evaluate.yaml"}
+
+
+def test_the_last_lock_of_dvc_counts(client, settings, dataset, tmp_path):
+    run_id, checkpoint = trained(settings, dataset, tmp_path / "a", 0.4)
+    later = {**PROVENANCE, "dvc_lock_digest": "l2"}  # as it is after the stage evaluate has ended
+    assert tracking.log_evaluation(tmp_path / "a" / "reports", settings, later, checkpoint, dataset) == run_id
+    assert client.get_run(run_id).data.tags["dvc_lock_digest"] == "l2"
+
+
+def test_a_sweep_is_compared_in_a_saved_view_and_in_its_description(client, settings, dataset, tmp_path):
+    with tracking.parent_run(settings, PROVENANCE, "sweep") as parent:
+        rows = {name: trained(settings, dataset, tmp_path / name, score, parent, name)[0] for name, score in ROWS}
+        page = tracking.save_comparison(parent, list(rows), ["clean/miou_dataset"], "sweep 1", "| row |")
+        with pytest.raises(tracking.TrackingError, match="no run named full"):
+            tracking.save_comparison(parent, ["full"], [], "", "")
+    experiment = client.get_experiment_by_name(MODEL)
+    envelope = json.loads(experiment.tags[f"mlflow.sharedViewState.{parent}"])
+    view = json.loads(envelope["state"])
+    assert envelope["name"] == "sweep 1" and f"viewStateShareKey={parent}" in page
+    order = [view["orderByKey"] + " ASC"]
+    shown = client.search_runs([experiment.experiment_id], view["searchFilter"], order_by=order)
+    assert [run.info.run_id for run in shown] == list(rows.values())
+    assert view["compareRunCharts"][0]["metricKey"] == "clean/miou_dataset"
+    note = client.get_run(parent).data.tags["mlflow.note.content"]
+    assert note.endswith("| row |") and page in note and all(run_id in note for run_id in rows.values())
+
+
+@pytest.mark.slow  # MLflow itself waits 20 s
+def test_a_store_that_is_locked_for_a_while_is_waited_for(client, settings, dataset, tmp_path):
+    with tracking.training_run(settings, PROVENANCE, dataset) as run_id, locked(tmp_path / "mlflow.db", seconds=25):
+        tracking.log_epoch(tracking.tracking_uri(), run_id, {"epoch": 1, "total": 2.0})
+    assert client.get_metric_history(run_id, "train/total")[0].value == 2.0
+
+
+@pytest.mark.slow
+def test_a_store_that_stays_away_costs_no_training_and_gets_its_record_later(
+    client, settings, dataset, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(tracking, "PATIENCE", 0)
+    reports, checkpoint = results(tmp_path / "a", 0.4)
+    started = time.monotonic()
+    with locked(tmp_path / "mlflow.db", seconds=120) as unlock:
+        with pytest.raises(tracking.TrackingError, match="locked or away"):
+            tracking.log_evaluation(reports, settings, PROVENANCE, checkpoint, dataset)
+        unlock()
+    with tracking.training_run(settings, PROVENANCE, dataset) as run_id:
+        with locked(tmp_path / "mlflow.db", seconds=120):
+            tracking.log_epoch(tracking.tracking_uri(), run_id, {"epoch": 1, "total": 2.0})
+        assert "epoch 1 is recorded when the training ends" in capsys.readouterr().err
+        tracking.finish_training(run_id, checkpoint)
+    assert [metric.step for metric in client.get_metric_history(run_id, "train/total")] == [1, 2]
+
+    with tracking.training_run(settings, {**PROVENANCE, "code_digest": "c2"}, dataset) as lost:
+        lock = locked(tmp_path / "mlflow.db", seconds=120)
+        unlock = lock.__enter__()
+        checkpoint.write_text("other weights")
+        tracking.finish_training(lost, checkpoint)
+    unlock()
+    assert "recorded with its evaluation" in capsys.readouterr().err
+    assert client.get_run(lost).info.status == "RUNNING"
+    run_id = tracking.log_evaluation(reports, settings, PROVENANCE, checkpoint, dataset)
+    assert run_id != lost
+    assert [metric.step for metric in client.get_metric_history(run_id, "train/total")] == [1, 2]
+    assert time.monotonic() - started < 200  # five calls that each wait MLflow's 20 s
+
+
+def test_only_a_finished_and_evaluated_run_is_registered(client, settings, dataset, tmp_path):
+    with pytest.raises(KeyboardInterrupt), tracking.training_run(settings, PROVENANCE, dataset) as killed:
+        raise KeyboardInterrupt
+    with pytest.raises(tracking.TrackingError, match="is KILLED without clean/miou_dataset"):
+        tracking.register(MODEL, killed, "sha", SOURCE, "a card")
+    assert tracking.find_champion(MODEL) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
+)
+def test_a_broken_run_says_how_it_ended_and_is_gone_on_with(client, settings, dataset, error, status):
+    with pytest.raises(error), tracking.training_run(settings, PROVENANCE, dataset) as first:
+        raise error
+    assert client.get_run(first).info.status == status
+    with tracking.training_run(settings, {**PROVENANCE, "data_digest": "d2"}, dataset) as other:
+        assert other != first
+    with tracking.training_run(settings, PROVENANCE, dataset) as again:
+        assert again == first
+        assert client.get_run(first).info.status == "RUNNING"
+    with tracking.training_run(settings, PROVENANCE, dataset) as new:
+        assert new != first  # a finished run is left as it is
+
+
+def test_a_run_whose_process_was_killed_outright_is_marked(client, settings, dataset):
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom pipelines.workspace import preset_settings\n"
+        "from qdformer import tracking\n"
+        "with tracking.training_run(preset_settings('toy'), {'dataset_digest': 'gone'}, Path(sys.argv[1])) as run:\n"
+        "    print(run, flush=True)\n    os._exit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(dataset)], capture_output=True, text=True)
+    run_id = done.stdout.strip()
+    assert client.get_run(run_id).info.status == "RUNNING", done.stderr
+    with tracking.training_run(settings, PROVENANCE, dataset):
+        assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_an_evaluation_joins_the_run_of_its_checkpoint_once(client, settings, dataset, tmp_path):
+    run_id, checkpoint = trained(settings, dataset, tmp_path / "a", 0.4)
+    run = client.get_run(run_id)
+    assert run.data.metrics["clean/miou_dataset"] == 0.4
+    assert run.data.metrics["clean/clips"] == 8
+    assert {item.path for item in client.list_artifacts(run_id, "reports")} == {"reports/clips.csv", "reports/metrics"}
+    again = tracking.log_evaluation(tmp_path / "a" / "reports", settings, PROVENANCE, checkpoint, dataset)
+    assert again == run_id
+    assert len(client.get_metric_history(run_id, "clean/miou_dataset")) == 1
+
+
+def test_an_evaluation_of_a_checkpoint_from_elsewhere_gets_a_run_of_its_own(client, settings, dataset, tmp_path):
+    reports, checkpoint = results(tmp_path / "pulled", 0.3)
+    run_id = tracking.log_evaluation(reports, settings, PROVENANCE, checkpoint, dataset)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["download.dataset"] == "toy"
+    assert [metric.value for metric in client.get_metric_history(run_id, "train/total")] == [2.0, 1.5]
+    assert len(client.get_metric_history(run_id, "train/mask")) == 1  # an empty cell is no figure
+    assert run.data.metrics["clean/miou_dataset"] == 0.3
+    assert tracking.log_evaluation(reports, settings, PROVENANCE, checkpoint, dataset) == run_id
+
+
+def test_nested_runs_are_kept_apart_from_others_with_the_same_checkpoint(client, settings, dataset, tmp_path):
+    with tracking.parent_run(settings, PROVENANCE, "sweep") as parent:
+        child, checkpoint = trained(settings, dataset, tmp_path / "row", 0.4, parent)
+    assert client.get_run(child).data.tags["mlflow.parentRunId"] == parent
+    alone = tracking.log_evaluation(tmp_path / "row" / "reports", settings, PROVENANCE, checkpoint, dataset)
+    assert alone != child
+    with tracking.parent_run(settings, PROVENANCE, "sweep") as again:
+        assert again == parent  # even when finished
+
+
+def test_the_alias_moves_only_to_a_better_checkpoint(client, settings, dataset, tmp_path):
+    def judge(score):
+        run_id, checkpoint = trained(settings, dataset, tmp_path / str(score), score)
+        version = tracking.register(MODEL, run_id, file_sha256(checkpoint), SOURCE, "a card")
+        return int(version.version), tracking.promote(MODEL, version)
+
+    assert tracking.find_champion(MODEL) is None
+    assert judge(0.4) == (1, "champion with clean/miou_dataset 0.400")
+    assert judge(0.3) == (2, "not champion: clean/miou_dataset 0.300, version 1 has 0.400")
+    assert int(tracking.find_champion(MODEL).version) == 1
+    assert judge(0.5)[1].startswith("champion: clean/miou_dataset 0.500")
+    champion = tracking.find_champion(MODEL)
+    assert (int(champion.version), champion.source) == (3, SOURCE)
+    assert champion.description == "a card" and champion.tags["mlflow.model.isExternal"] == "true"
+    assert "model_card.md" in {file.path for file in client.list_artifacts(champion.run_id)}
+
+
+def test_registering_that_was_cut_short_is_gone_on_with(client, settings, dataset, tmp_path, monkeypatch):
+    run_id, checkpoint = trained(settings, dataset, tmp_path / "a", 0.4)
+    digest = file_sha256(checkpoint)
+    version = tracking.register(MODEL, run_id, digest, SOURCE, "a card")
+    assert "judged" not in tracking.find_version(MODEL, digest).tags
+    with monkeypatch.context() as patch, pytest.raises(OSError):  # dies after the alias, before the verdict is kept
+        patch.setattr(MlflowClient, "set_model_version_tag", lambda *_: (_ for _ in ()).throw(OSError))
+        tracking.promote(MODEL, version)
+    again = tracking.register(MODEL, run_id, digest, SOURCE, "a card")
+    assert again.version == version.version
+    tracking.promote(MODEL, again)
+    assert tracking.find_version(MODEL, digest).tags["judged"].startswith("champion")
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
+
+
+def test_the_store_is_absolute_and_the_library_does_not_load_mlflow(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert tracking.tracking_uri() == f"sqlite:///{Path.cwd()}/mlflow.db"
+    check = "import sys, qdformer; sys.exit(sorted({'mlflow', 'prefect', 'dvc', 'ray'} & set(sys.modules)) or 0)"
+    assert subprocess.run([sys.executable, "-c", check], env={**os.environ}).returncode == 0

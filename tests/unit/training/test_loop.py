@@ -1,0 +1,132 @@
+"""The loop and its checkpoints, without Ray."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from qdformer.config.settings import load_settings
+from qdformer.data.dataset import Batch
+from qdformer.data.manifest import Classes
+from qdformer.models.qdformer.criterion import Criterion
+from qdformer.models.qdformer.model import QDFormer
+from qdformer.training.checkpoint import CheckpointError, load_model, load_state, save_model, save_state
+from qdformer.training.loop import TrainingState, learning_rate_factor, train_epoch
+from tests.helpers import PROJECT
+
+RECIPE = load_settings(PROJECT / "params.yaml").train.model_copy(update={"epochs": 2})
+SMALL = RECIPE.model.model_copy(
+    update={"backbone_weights": None, "width": 16, "heads": 2, "ffn_width": 32, "codes": 4, "prototypes": 2}
+)
+CLASSES = Classes(("circle", "square"), (False, True))
+CPU = torch.device("cpu")
+
+
+def make_batches(count: int = 2) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.zeros(2, 2, 32, 32, dtype=torch.int64)
+    labels[:, :, 8:24, 8:24] = torch.tensor([1, 2])[:, None, None, None]
+    yes = torch.ones(2, 2, dtype=torch.bool)
+    return [
+        Batch(
+            torch.randint(0, 256, (2, 2, 3, 32, 32), generator=generator, dtype=torch.uint8),
+            torch.rand(2, 2, 128, generator=generator),
+            labels,
+            yes,
+            yes,
+            [f"clip{i}-0", f"clip{i}-1"],
+        )
+        for i in range(count)
+    ]
+
+
+def fresh() -> tuple[TrainingState, Criterion]:
+    torch.manual_seed(0)
+    return TrainingState(QDFormer(SMALL, 2), RECIPE, 2), Criterion(RECIPE.loss, 2)
+
+
+def run(state: TrainingState, criterion: Criterion, epochs: int) -> None:
+    while state.epochs_done < epochs:
+        train_epoch(state, state.model, criterion, make_batches(), RECIPE, CPU)
+
+
+def test_learning_rate_warms_up_and_drops():
+    factor = learning_rate_factor(100, warmup_steps=9, drop_at=[0.5, 0.8])
+    assert factor(0) == pytest.approx(0.1)
+    assert factor(9) == factor(49) == 1
+    assert factor(50) == pytest.approx(0.1)
+    assert factor(80) == pytest.approx(0.01)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole, criterion = fresh()
+    run(whole, criterion, 2)
+
+    first, criterion = fresh()
+    run(first, criterion, 1)
+    save_state(tmp_path, first.state_dict())
+    second, criterion = fresh()
+    second.load_state_dict(load_state(tmp_path))
+    assert second.epochs_done == 1 and second.model.quantizer.started
+    run(second, criterion, 2)
+
+    assert second.history[1]["total"] == whole.history[1]["total"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    state, criterion = fresh()
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    batches = make_batches(1)
+    batches[0].audio_BTA.fill_(math.nan)
+    with pytest.raises(FloatingPointError):
+        train_epoch(state, state.model, criterion, batches, RECIPE, CPU)
+    assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
+    assert state.history == []
+
+
+def test_a_model_comes_back_as_it_was_saved(tmp_path):
+    state, _ = fresh()
+    path = tmp_path / "model.safetensors"
+    save_model(path, state.model, CLASSES, SMALL)
+    model, classes = load_model(path)
+    assert classes == CLASSES
+    assert not model.training
+    for name, value in state.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    first = path.read_bytes()
+    save_model(path, model, classes, SMALL)
+    assert path.read_bytes() == first
+
+
+def test_the_untrained_control_has_other_weights(tmp_path):
+    state, criterion = fresh()
+    run(state, criterion, 1)
+    path = tmp_path / "model.safetensors"
+    save_model(path, state.model, CLASSES, SMALL)
+    trained, untrained = load_model(path)[0], load_model(path, trained=False)[0]
+    assert not torch.equal(trained.prototypes_ND, untrained.prototypes_ND)
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="none.safetensors: no such checkpoint"):
+        load_model(tmp_path / "none.safetensors")
+    state, _ = fresh()
+    path = tmp_path / "model.safetensors"
+    save_model(path, state.model, CLASSES, SMALL)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="model.safetensors: not a usable QDFormer checkpoint"):
+        load_model(path)
+
+    save_state(tmp_path, {"history": []})
+    content = bytearray((tmp_path / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="state.pt: damaged: SHA-256"):
+        load_state(tmp_path)
+    (tmp_path / "state.pt").unlink()
+    with pytest.raises(CheckpointError, match="state.pt: missing"):
+        load_state(tmp_path)

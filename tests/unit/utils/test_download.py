@@ -1,0 +1,101 @@
+"""Downloads: cut short and gone on with, changed in between, refused, wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+from qdformer.utils.download import DownloadError, fetch, is_url
+
+CONTENT = bytes(range(256)) * 5000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server:
+    """Serves `content` with ranges and a mark of its version; each answer ends after `cut` bytes, if it is set."""
+
+    def __init__(self) -> None:
+        self.content, self.version, self.cut, self.ranges = CONTENT, '"1"', 0, []
+
+    def __enter__(self) -> Server:
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
+                outer.ranges.append(wanted)
+                start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+                if start and condition not in (None, outer.version):
+                    start = 0
+                if start >= len(outer.content):
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(outer.content)}")
+                    self.end_headers()
+                    return
+                self.send_response(206 if start else 200)
+                self.send_header("ETag", outer.version)
+                self.send_header("Content-Length", str(len(outer.content) - start))
+                self.end_headers()
+                self.wfile.write(outer.content[start:][: outer.cut or None])
+
+            def log_message(self, *arguments):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/set.tar?key=1"
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server():
+    with Server() as instance:
+        yield instance
+
+
+def test_it_goes_on_where_it_stopped_and_is_fetched_once(server, tmp_path):
+    server.cut = 1000
+    for _ in range(2):
+        with pytest.raises(DownloadError, match="they are kept, and a new try goes on"):
+            fetch(server.url, tmp_path, progress=False)
+    server.cut = 0
+    path = fetch(server.url, tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT and path.name.endswith("-set.tar")
+    assert server.ranges == [None, "bytes=1000-", "bytes=2000-"]
+    assert fetch(server.url, tmp_path, progress=False) == path and len(server.ranges) == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_changed_in_between_is_fetched_anew(server, tmp_path):
+    server.cut = 1000
+    with pytest.raises(DownloadError):
+        fetch(server.url, tmp_path, progress=False)
+    server.content, server.version, server.cut = CONTENT[::-1], '"2"', 0
+    assert fetch(server.url, tmp_path, progress=False).read_bytes() == CONTENT[::-1]
+
+
+def test_one_that_was_complete_but_not_yet_named(server, tmp_path):
+    server.cut = len(CONTENT)
+    name = f"{DIGEST[:16]}-set.tar"
+    (tmp_path / f"{name}.partial").write_bytes(CONTENT)
+    assert fetch(server.url, tmp_path, DIGEST, progress=False).read_bytes() == CONTENT
+    (tmp_path / name).rename(tmp_path / f"{name}.partial")
+    server.content = CONTENT[:-1]  # longer than what the server has: not the same file
+    with pytest.raises(DownloadError, match="cannot be fetched"):
+        fetch(server.url, tmp_path, DIGEST, progress=False)
+
+
+def test_another_digest_and_a_server_that_is_away(server, tmp_path):
+    with pytest.raises(DownloadError, match=rf"SHA-256 is {DIGEST}, expected 12345678"):
+        fetch(server.url, tmp_path, "12345678", progress=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DownloadError, match="http://127.0.0.1:9/x: cannot be fetched"):
+        fetch("http://127.0.0.1:9/x", tmp_path, progress=False)
+    assert is_url("https://a/b.zip") and not is_url("/a/b.zip") and not is_url("file:///a")
