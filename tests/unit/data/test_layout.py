@@ -33,7 +33,7 @@ def test_equal_arrays_give_equal_bytes_and_nothing_else_is_left(tmp_path):
 def test_a_clip_is_whole_or_absent_and_can_be_replaced(tmp_path, monkeypatch):
     frames, labels, audio = clip_arrays()
 
-    def full_disk(*args):
+    def full_disk(*args, **named):
         raise OSError("no space left")
 
     monkeypatch.setattr(layout, "write_sound", full_disk)
