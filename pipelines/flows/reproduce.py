@@ -58,7 +58,7 @@ def show(settings: Settings, workspace: Path, run_id: str, seconds: Mapping[str,
         print("Every stage was up to date.")
     where = f"{tracking.tracking_uri()} · experiment {tracking.experiment_name(settings)} · run {run_id}"
     print(f"\nMLflow record: {where}\nopen it with:  make ui")
-    print(f"All runs and their scores, while that runs: {tracking.runs_page(tracking.experiment_name(settings))}")
+    print(f"All runs and their scores, while that runs: {tracking.runs_url(tracking.experiment_name(settings))}")
     markdown = [f"## {title}", markdown_table(["condition", *columns], rows), f"MLflow: {where}"]
     if timings:
         markdown.append(markdown_table(["stage", "seconds"], timings))

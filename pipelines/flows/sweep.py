@@ -54,7 +54,7 @@ def sweep(data: str = "") -> None:
     print_table(title, ["row", *COMPARED], lines)
     where = f"{tracking.tracking_uri()} · experiment {tracking.experiment_name(settings)} · run {parent}"
     print(f"\nTable: {table}\nRobustness: {curves}\nMLflow record: {where}\nopen it with:  make ui")
-    print(f"Its charts and table, while that runs: {tracking.dashboard_address()}{page}")
+    print(f"Its charts and table, while that runs: {tracking.dashboard_url()}{page}")
     create_markdown_artifact(f"## {title}\n\n{text}\n\nMLflow: {where}", key=f"sweep-{settings.download.dataset}")
 
 

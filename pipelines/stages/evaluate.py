@@ -107,7 +107,7 @@ def write_reports(results: Mapping[str, Evaluation], classes: Classes, out: Path
 
     The JSON of a negative holds its `fpr` and `g_miou` too. `pictures.npz` has, for each clip shown, `UID/images`
     uint8 [T, H, W, 3], `UID/truth` and `UID/prediction` uint8 [T, H, W] (class ids, truth 255 not labelled) and
-    `UID/heard` float32 [T, C].
+    `UID/class_probs` float32 [T, C].
     """
     robust = negatives(results)
     extra = robust.set_index("condition")[["fpr", "g_miou"]].to_dict("index")
@@ -143,8 +143,8 @@ def write_tokens(tokens: AudioTokens, sounding: Mapping[str, Sequence[str]], cla
     """The figures of the audio tokens, none for a model that does not decompose, or that does not quantize."""
     if tokens.clips:
         plots.save(plots.token_map(tokens.clips, sounding, classes), out / "figures" / "tokens.png")
-    if tokens.use_CK is not None:
-        plots.save(plots.codebook_use(tokens.use_CK, classes), out / "figures" / "codebook.png")
+    if tokens.code_counts_CK is not None:
+        plots.save(plots.codebook_use(tokens.code_counts_CK, classes), out / "figures" / "codebook.png")
 
 
 def _table(results: Mapping[str, Evaluation], field: str) -> pandas.DataFrame:
@@ -157,7 +157,7 @@ def _arrays(pictures: Iterable[Picture]) -> Iterator[tuple[str, np.ndarray]]:
         yield f"{picture.uid}/images", picture.images_THWC
         yield f"{picture.uid}/truth", picture.truth_THW
         yield f"{picture.uid}/prediction", picture.prediction_THW
-        yield f"{picture.uid}/heard", picture.heard_TC.astype(np.float32)
+        yield f"{picture.uid}/class_probs", picture.class_probs_TC.astype(np.float32)
 
 
 def _robustness(summaries: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, float]]:

@@ -17,7 +17,7 @@ import torch
 from qdformer.metrics import (
     AVSBenchScores,
     DavisScores,
-    MarkedArea,
+    PredictedArea,
     SemanticScores,
     g_miou,
     interval,
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 SCORES = ("miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f", "davis_j", "davis_f", "davis_jf")
 """The summary's scores, 0..1, in its order. `qdformer.metrics` defines them."""
-NEGATIVES = ("silence", "noise", "offscreen")
+NEGATIVE_CONDITIONS = ("silence", "noise", "offscreen")
 """The conditions in which nothing of what sounds is in the picture."""
-_MARKS = ("marked", "marked_frames", "avsbench_j_sounding")
-MANY = 3
+_NEGATIVE_METRICS = ("predicted_area", "predicted_frames", "avsbench_j_sounding")
+MAX_SOURCE_GROUP = 3
 """From so many sounding sources on, clips are one group."""
 
 
@@ -55,7 +55,7 @@ class Picture:
     """uint8."""
     truth_THW: np.ndarray
     prediction_THW: np.ndarray
-    heard_TC: np.ndarray
+    class_probs_TC: np.ndarray
     """Probability of each object class being heard."""
 
 
@@ -72,7 +72,7 @@ class Evaluation:
     intervals: dict[str, dict[str, float | None]]
     """For each figure of `draws` its `value` and the ends, `low` and `high`, of its 95 % interval over clips."""
     draws: dict[str, np.ndarray]
-    """The figures of `summary` and `groups`, `avsbench_j_sounding`, `marked` and `marked_frames`: float64
+    """The figures of `summary` and `groups`, `avsbench_j_sounding`, `predicted_area` and `predicted_frames`: float64
     [1 + bootstrap], of the whole set and of every resample of it, NaN where undefined. Every resample goes through the
     figure's own definition: pixel counts are added before they are divided, and AVSBench's F is taken over batches of
     drawn clips. Two evaluations of the same clips with the same seed have the same resamples.
@@ -133,7 +133,7 @@ def evaluate(
         with torch.no_grad():
             prediction = predict(batch)
         labels_BTHW = _array(batch.labels_BTHW)
-        semantic_BTHW, foreground_BTHW, heard_BTC = _checked(prediction, batch.uids, labels_BTHW.shape, classes)
+        semantic_BTHW, foreground_BTHW, class_probs_BTC = _checked(prediction, batch.uids, labels_BTHW.shape, classes)
         valid_BT = _array(batch.valid_BT)
         labelled_BT = valid_BT & _array(batch.labelled_BT)
         for index, uid in enumerate(batch.uids):
@@ -141,7 +141,9 @@ def evaluate(
                 raise EvaluationError(f"clip {uid}: not in the manifest; expected one of its {len(manifest)} clips")
             place, clip = clips.setdefault(uid, (len(clips), None))
             if uid in picture_uids:
-                pictures[place] = _picture(batch, index, semantic_BTHW[index], heard_BTC[index], labelled_BT[index])
+                pictures[place] = _picture(
+                    batch, index, semantic_BTHW[index], class_probs_BTC[index], labelled_BT[index]
+                )
             kept_F = np.flatnonzero(labelled_BT[index])
             kept_F = kept_F[(labels_BTHW[index, kept_F] != IGNORE).any(axis=(1, 2))]
             if not kept_F.size:
@@ -167,7 +169,7 @@ def evaluate(
                 "off_screen": bool(clip and clip.off_screen),
                 "unseen": any(classes.unseen[class_id - 1] for class_id in present),
                 "frames": len(kept_F),
-                **{key: own[key] for key in (*SCORES, "marked")},
+                **{key: own[key] for key in (*SCORES, "predicted_area")},
             }
         if progress is not None:
             progress(len(batch.uids))
@@ -195,20 +197,20 @@ def evaluate(
 def negatives(results: Mapping[str, Evaluation], positive: str = "clean") -> pandas.DataFrame:
     """AVSBench-Robust's scores of the negatives among `results`: evaluations of the same clips, by condition.
 
-    One row per negative and, where there are several, their mean ("all"): condition; fpr (`marked`), false_frames
-    (`marked_frames`) and g_miou, as `qdformer.metrics.robustness` defines them, each with the ends of its 95 %
+    One row per negative and, where there are several, their mean ("all"): condition; fpr (`predicted_area`), fpr_frames
+    (`predicted_frames`) and g_miou, as `qdformer.metrics.robustness` defines them, each with the ends of its 95 %
     interval. Empty without a negative or without the `positive` condition.
     """
-    keys = ("fpr", "false_frames", "g_miou")
+    keys = ("fpr", "fpr_frames", "g_miou")
     rows = []
     if positive in results:
         heard = results[positive].draws["avsbench_j_sounding"]
-        found = {name: results[name].draws for name in NEGATIVES if name in results}
+        found = {name: results[name].draws for name in NEGATIVE_CONDITIONS if name in results}
         if len(found) > 1:
-            found["all"] = {key: np.mean([draws[key] for draws in found.values()], axis=0) for key in _MARKS}
+            found["all"] = {key: np.mean([draws[key] for draws in found.values()], axis=0) for key in _NEGATIVE_METRICS}
         for name, draws in found.items():
-            marked, marked_frames, unheard = (draws[key] for key in _MARKS)
-            values = (marked, marked_frames, g_miou(heard, unheard))
+            marked, predicted_frames, unheard = (draws[key] for key in _NEGATIVE_METRICS)
+            values = (marked, predicted_frames, g_miou(heard, unheard))
             rows.append({"condition": name} | _with_ends(dict(zip(keys, values, strict=True))))
     return pandas.DataFrame(rows, columns=["condition", *(key + end for key in keys for end in ("", "_low", "_high"))])
 
@@ -222,7 +224,11 @@ class _Scores:
 
     def __post_init__(self) -> None:
         self.semantic = SemanticScores(len(self.classes.names) + 1)
-        self.avsbench, self.davis, self.marked = AVSBenchScores(self.video_batch), DavisScores(), MarkedArea()
+        self.avsbench, self.davis, self.predicted_area = (
+            AVSBenchScores(self.video_batch),
+            DavisScores(),
+            PredictedArea(),
+        )
 
     def update(
         self,
@@ -238,16 +244,16 @@ class _Scores:
             **self.semantic.update(semantic_FHW, truth_FHW, place=place),
             **self.avsbench.update(soft_FHW, sounding_FHW, ignored_FHW, place=place),
             **self.davis.update(mask_FHW, sounding_FHW, ignored_FHW, place=place),
-            **self.marked.update(mask_FHW, ignored_FHW, place=place),
+            **self.predicted_area.update(mask_FHW, ignored_FHW, place=place),
         }
 
     def gather(self) -> None:
-        for scores in (self.semantic, self.avsbench, self.davis, self.marked):
+        for scores in (self.semantic, self.avsbench, self.davis, self.predicted_area):
             scores.gather()
 
     def subset(self, indices: np.ndarray) -> _Scores:
         part = _Scores(self.classes, self.video_batch)
-        for name in ("semantic", "avsbench", "davis", "marked"):
+        for name in ("semantic", "avsbench", "davis", "predicted_area"):
             setattr(part, name, getattr(self, name).subset(indices))
         return part
 
@@ -265,7 +271,7 @@ class _Scores:
             **self.semantic.compute(indices_RN),
             **self.avsbench.compute(indices_RN),
             **self.davis.compute(indices_RN),
-            **self.marked.compute(indices_RN),
+            **self.predicted_area.compute(indices_RN),
             "miou_seen": mean_defined(iou_RK[:, seen_K]),
             "miou_unseen": mean_defined(iou_RK[:, unseen_K]),
         }
@@ -276,12 +282,12 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The prediction as arrays on the CPU, if it can be scored."""
     semantic_BTHW, foreground_BTHW = _array(prediction.semantic_BTHW), _array(prediction.foreground_BTHW)
-    heard_BTC = _array(prediction.heard_BTC)
+    class_probs_BTC = _array(prediction.class_probs_BTC)
     where = f"prediction for clips {', '.join(uids)}"
     wanted = {
         "semantic_BTHW": (semantic_BTHW, shape),
         "foreground_BTHW": (foreground_BTHW, shape),
-        "heard_BTC": (heard_BTC, (*shape[:2], len(classes.names))),
+        "class_probs_BTC": (class_probs_BTC, (*shape[:2], len(classes.names))),
     }
     for name, (values, expected) in wanted.items():
         if values.shape != expected:
@@ -292,7 +298,7 @@ def _checked(
         raise EvaluationError(f"{where}: semantic_BTHW has a class id outside 0..{len(classes.names)}")
     if not (foreground_BTHW.min() >= 0 and foreground_BTHW.max() <= 1):  # false for NaN as well
         raise EvaluationError(f"{where}: foreground_BTHW must lie in 0..1 and hold no NaN")
-    return semantic_BTHW, foreground_BTHW, heard_BTC
+    return semantic_BTHW, foreground_BTHW, class_probs_BTC
 
 
 def _array(values: torch.Tensor) -> np.ndarray:
@@ -321,7 +327,7 @@ def _present_classes(truth_FHW: np.ndarray, ignored_FHW: np.ndarray, uid: str, c
 
 
 def _picture(
-    batch: Batch, index: int, semantic_THW: np.ndarray, heard_TC: np.ndarray, labelled_T: np.ndarray
+    batch: Batch, index: int, semantic_THW: np.ndarray, class_probs_TC: np.ndarray, labelled_T: np.ndarray
 ) -> Picture:
     kept_T = _array(batch.valid_BT[index])
     truth_THW = np.where(labelled_T[:, None, None], _array(batch.labels_BTHW[index]), IGNORE)
@@ -331,12 +337,12 @@ def _picture(
         images_THWC=np.moveaxis(_array(batch.images_BTCHW[index]), 1, -1)[kept_T][area].copy(),
         truth_THW=truth_THW[kept_T][area].astype(np.uint8),
         prediction_THW=semantic_THW[kept_T][area].astype(np.uint8),
-        heard_TC=heard_TC[kept_T],
+        class_probs_TC=class_probs_TC[kept_T],
     )
 
 
 def _source_table(scores: _Scores, per_clip: pandas.DataFrame, bootstrap: int, seed: int) -> pandas.DataFrame:
-    sources = per_clip["sources"].map(lambda count: str(count) if count < MANY else f"{MANY}+")
+    sources = per_clip["sources"].map(lambda count: str(count) if count < MAX_SOURCE_GROUP else f"{MAX_SOURCE_GROUP}+")
     off_screen = per_clip["off_screen"].map({False: "no", True: "yes"})
     rows = []
     for by, groups in (("sources", sources), ("off_screen", off_screen)):

@@ -15,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     from qdformer.models.qdformer.model import QDFormerOutput
 
-SURE = 0.5
+CLASS_THRESHOLD = 0.5
 """The probability from which on a token's query says that its class sounds."""
 
 
@@ -26,7 +26,7 @@ class ClipTokens:
     uid: str
     fused_D: np.ndarray
     tokens_ND: np.ndarray
-    said_N: np.ndarray
+    query_class_N: np.ndarray
     """The class id that the token's query names most often over the frames, 0 where it names none."""
 
 
@@ -36,7 +36,7 @@ class AudioTokens:
     def __init__(self, classes: int, clips: int = 256) -> None:
         self.classes, self.limit = classes, clips
         self.clips: list[ClipTokens] = []
-        self.use_CK: np.ndarray | None = None
+        self.code_counts_CK: np.ndarray | None = None
         """How many tokens that named class c + 1 took code k, int64; None for a model that does not quantize.
 
         The tokens are those of the frames where the model calibrates them, else the clip's, for each frame.
@@ -47,25 +47,27 @@ class AudioTokens:
         if output.tokens_BND is None:
             return
         sure_BTN, class_BTN = output.class_logits_BTNC.softmax(-1)[..., :-1].max(-1)
-        named_BTN = torch.where((sure_BTN > SURE) & valid_BT[..., None].to(sure_BTN.device), class_BTN + 1, 0)
-        said_BTN, valid_BT = named_BTN.cpu().numpy(), valid_BT.cpu().numpy()
+        named_BTN = torch.where(
+            (sure_BTN > CLASS_THRESHOLD) & valid_BT[..., None].to(sure_BTN.device), class_BTN + 1, 0
+        )
+        query_class_BTN, valid_BT = named_BTN.cpu().numpy(), valid_BT.cpu().numpy()
         fused_BTD, tokens_BND = output.fused_BTD.float().cpu().numpy(), output.tokens_BND.float().cpu().numpy()
         for index, uid in enumerate(uids[: self.limit - len(self.clips)]):
-            said_N = np.array([_most_frequent(said_T) for said_T in said_BTN[index].T])
+            query_class_N = np.array([_most_frequent(query_class_T) for query_class_T in query_class_BTN[index].T])
             fused_D = fused_BTD[index][valid_BT[index]].mean(axis=0)
-            self.clips.append(ClipTokens(uid, fused_D, tokens_BND[index], said_N))
+            self.clips.append(ClipTokens(uid, fused_D, tokens_BND[index], query_class_N))
         if (stats := output.quantization) is not None:
             codes = stats.local_codes_BTN
             codes = stats.global_codes_BN[:, None].expand_as(named_BTN) if codes is None else codes
-            self._count(said_BTN, codes.cpu().numpy(), len(stats.global_use_K))
+            self._count(query_class_BTN, codes.cpu().numpy(), len(stats.global_use_K))
 
-    def _count(self, said_BTN: np.ndarray, codes_BTN: np.ndarray, codes: int) -> None:
-        if self.use_CK is None:
-            self.use_CK = np.zeros((self.classes, codes), np.int64)
-        naming = said_BTN > 0
-        np.add.at(self.use_CK, (said_BTN[naming] - 1, codes_BTN[naming]), 1)
+    def _count(self, query_class_BTN: np.ndarray, codes_BTN: np.ndarray, codes: int) -> None:
+        if self.code_counts_CK is None:
+            self.code_counts_CK = np.zeros((self.classes, codes), np.int64)
+        naming = query_class_BTN > 0
+        np.add.at(self.code_counts_CK, (query_class_BTN[naming] - 1, codes_BTN[naming]), 1)
 
 
-def _most_frequent(said_T: np.ndarray) -> int:
-    said_T = said_T[said_T > 0]
-    return int(np.bincount(said_T).argmax()) if said_T.size else 0
+def _most_frequent(query_class_T: np.ndarray) -> int:
+    query_class_T = query_class_T[query_class_T > 0]
+    return int(np.bincount(query_class_T).argmax()) if query_class_T.size else 0

@@ -14,13 +14,13 @@ from qdformer.metrics.avsbench import AVSBenchScores
 from qdformer.metrics.bootstrap import interval, resamples
 from qdformer.metrics.clips import MetricError
 from qdformer.metrics.davis import DavisScores
-from qdformer.metrics.robustness import MarkedArea, g_miou
+from qdformer.metrics.robustness import PredictedArea, g_miou
 from qdformer.metrics.semantic import SemanticScores
 
 __all__ = [
     "AVSBenchScores",
     "DavisScores",
-    "MarkedArea",
+    "PredictedArea",
     "MetricError",
     "SemanticScores",
     "avsbench",

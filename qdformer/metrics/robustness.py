@@ -17,12 +17,12 @@ STRAY = 0.01
 """The share of its pixels above which a frame counts as marked."""
 
 
-class MarkedArea(ClipScores):
+class PredictedArea(ClipScores):
     """How much is marked, wherever: under a negative sound all of it is false.
 
-    `marked` is the mean over frames of the share of the pixels that are marked, with a probability above 0.5: the
-    false-positive rate of the published code. `marked_frames` is ours: the share of the frames of which more than
-    `STRAY` is marked, for a mark as large as an object is one, however small the object.
+    `predicted_area` is the mean over frames of the share of the pixels with a probability above 0.5: the
+    false-positive rate of the published code. `predicted_frames` is ours: the share of the frames of which more than
+    `STRAY` is predicted; an area as large as an object counts fully, however small the object is.
     """
 
     def __init__(self) -> None:
@@ -40,13 +40,13 @@ class MarkedArea(ClipScores):
             share_F = np.count_nonzero(mask_FHW & kept_FHW, axis=(1, 2)) / pixels_F
         large_F = share_F > STRAY
         self._add((share_F.sum(), large_F.sum(), len(share_F)), place)
-        return {"marked": float(share_F.mean()), "marked_frames": float(large_F.mean())}
+        return {"predicted_area": float(share_F.mean()), "predicted_frames": float(large_F.mean())}
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
-        """`marked` and `marked_frames`, float64 [R], of the clips drawn by each row of indices."""
+        """`predicted_area` and `predicted_frames`, float64 [R], of the clips drawn by each row of indices."""
         records = self._records()
         share_R, large_R, frames_R = (draw_counts(indices_RN, len(records)) @ records).T
-        return {"marked": share_R / frames_R, "marked_frames": large_R / frames_R}
+        return {"predicted_area": share_R / frames_R, "predicted_frames": large_R / frames_R}
 
 
 def g_miou(positive: np.ndarray | float, negative: np.ndarray | float) -> np.ndarray | float:

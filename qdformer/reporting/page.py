@@ -158,8 +158,8 @@ def _clip(
     legend = [(classes.names[index - 1], _hex(colours[index])) for index in present if 0 < index <= len(classes)]
     likeliest = [
         index
-        for index in np.argsort(-picture.heard_TC.max(axis=0), kind="stable")[:_HEARD]
-        if picture.heard_TC[:, index].max() >= HEARD_FROM
+        for index in np.argsort(-picture.class_probs_TC.max(axis=0), kind="stable")[:_HEARD]
+        if picture.class_probs_TC[:, index].max() >= HEARD_FROM
     ]
     scores = result.clips[(result.clips["uid"] == picture.uid) & (result.clips["condition"] == _CLEAN)]
     row = scores.iloc[0] if len(scores) else {}
@@ -176,7 +176,7 @@ def _clip(
         ],
         "sound": None if path.suffix == LOG_MEL_SUFFIX else sound(path),
         "legend": legend,
-        "heard": [(classes.names[index], [float(p) for p in picture.heard_TC[:, index]]) for index in likeliest],
+        "heard": [(classes.names[index], [float(p) for p in picture.class_probs_TC[:, index]]) for index in likeliest],
         "scores": [(key, _number(row[key])) for key in ("miou_dataset", "davis_jf") if key in row],
     }
 

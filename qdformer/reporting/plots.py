@@ -407,18 +407,18 @@ def confusion_matrix(confusion_KK: np.ndarray, classes: Classes) -> Figure:
     return figure
 
 
-def codebook_use(use_CK: np.ndarray, classes: Classes) -> Figure:
+def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
     """Which codes stand for which class: of each class's tokens (rows) the share that took each code (columns).
 
-    `use_CK` holds numbers of tokens, [C, K], as `qdformer.evaluation.tokens.AudioTokens` counts them. Only codes that
-    are used are shown, those of one class side by side, and only classes that some token named.
+    `code_counts_CK` holds numbers of tokens, [C, K], as `qdformer.evaluation.tokens.AudioTokens` counts them. Only codes
+    that are used are shown, those of one class side by side, and only classes that some token named.
     """
-    codes, named = np.flatnonzero(use_CK.any(axis=0)), np.flatnonzero(use_CK.any(axis=1))
+    codes, named = np.flatnonzero(code_counts_CK.any(axis=0)), np.flatnonzero(code_counts_CK.any(axis=1))
     if not len(named):
         with _figure(4, 1) as figure:
             figure.text(0.5, 0.5, "No token names a class.", ha="center", va="center")
         return figure
-    shown = use_CK[np.ix_(named, codes)]
+    shown = code_counts_CK[np.ix_(named, codes)]
     share = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)
     order = np.lexsort((-share.max(axis=0), share.argmax(axis=0)))
     with _figure(2.6 + 0.13 * max(len(codes), 24), 1.8 + 0.2 * max(len(named), 4)) as figure:
@@ -427,7 +427,7 @@ def codebook_use(use_CK: np.ndarray, classes: Classes) -> Figure:
         image = _heat_map(axes, share[:, order], codes[order], [classes.names[index] for index in named])
         axes.tick_params(axis="x", labelsize=6)
         axes.set_xlabel("code")
-        axes.set_title(f"Codes by class: {len(codes)} of {use_CK.shape[1]} codes name one")
+        axes.set_title(f"Codes by class: {len(codes)} of {code_counts_CK.shape[1]} codes name one")
         figure.colorbar(image, ax=axes, label="share of the class's tokens", pad=0.015)
     return figure
 
@@ -465,7 +465,7 @@ def token_map(
     class_of = [
         classes.names.index(*names) + 1 if len(names) == 1 and {*names} <= {*classes.names} else 0 for names in heard
     ]
-    said = np.stack([clip.said_N for clip in clips])
+    said = np.stack([clip.query_class_N for clip in clips])
     counts = np.bincount([*class_of, *said.ravel()], minlength=len(classes.names) + 1)
     counts[0] = 0
     frequent = [int(class_id) for class_id in np.argsort(-counts, kind="stable")[: len(OKABE_ITO)] if counts[class_id]]
@@ -557,7 +557,7 @@ def _draw_block(
             start = left + frame * (width + gap)
             axes.imshow(tile, extent=(start, start + width, top + height, top), interpolation="bilinear", aspect="auto")
     bottom = head + 3 * (height + gap)
-    for frame, heard_C in enumerate(picture.heard_TC):
+    for frame, heard_C in enumerate(picture.class_probs_TC):
         start = left + frame * (width + gap)
         likeliest = [index for index in np.argsort(-heard_C, kind="stable")[:3] if heard_C[index] >= heard_from]
         for line, index in enumerate(likeliest):

@@ -85,7 +85,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> pandas.DataFrame:
 
 
 def _pictures(path: Path) -> list[Picture]:
-    fields = {"images": 4, "truth": 3, "prediction": 3, "heard": 2}  # and their dimensions
+    fields = {"images": 4, "truth": 3, "prediction": 3, "class_probs": 2}  # and their dimensions
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -99,5 +99,5 @@ def _pictures(path: Path) -> list[Picture]:
         for name, dimensions in fields.items():
             if of[name] is None or of[name].ndim != dimensions or len(of[name]) != len(of["images"]):
                 raise ReportError(f"{path}: {uid}/{name} is not as expected ({dimensions} dimensions, frames first)")
-        pictures.append(Picture(uid, of["images"], of["truth"], of["prediction"], of["heard"]))
+        pictures.append(Picture(uid, of["images"], of["truth"], of["prediction"], of["class_probs"]))
     return pictures

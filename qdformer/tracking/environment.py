@@ -11,7 +11,7 @@ import psutil
 _CPUS = Path("/proc/cpuinfo")
 
 
-def describe() -> dict[str, str]:
+def describe_machine() -> dict[str, str]:
     """The machine as text: `cpu`, `cores` (that this process may use), `memory_gib`, `gpu` ('none' without), `os`."""
     import torch
 

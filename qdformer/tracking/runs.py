@@ -4,7 +4,7 @@ The store is named by `MLFLOW_TRACKING_URI`; without it, it is `mlflow.db` in th
 Beside an SQLite store the files are kept in `mlartifacts/`; a server decides for itself. Weights
 never come here: a registered version points at the checkpoint's checksum in DVC.
 
-A store that is locked or away is waited for, `PATIENCE` seconds a call. A training does not end for it: what
+A store that is locked or away is waited for, `RETRY_SECONDS` seconds a call. A training does not end for it: what
 could not be recorded stays in the files beside the checkpoint, and is recorded from them later.
 """
 
@@ -46,9 +46,9 @@ from qdformer.utils import digests
 from qdformer.utils.errors import InputError
 
 CHAMPION = "champion"
-SELECTED_BY = "clean/miou_dataset"
+SELECTION_METRIC = "clean/miou_dataset"
 """The metric by which a new version must beat the champion."""
-PATIENCE = 60.0
+RETRY_SECONDS = 60.0
 """Seconds for which a call to a store that is locked or away is repeated."""
 
 UNFINISHED, ANY = "attributes.status != 'FINISHED'", "attributes.status != ''"
@@ -74,7 +74,7 @@ class _Store:
         return lambda *args, **named: self._patiently(lambda: call(*args, **named))
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + RETRY_SECONDS
         while True:
             try:
                 return call()
@@ -117,7 +117,7 @@ def training_run(
     identity = digests.identity([json.dumps(params, sort_keys=True), *_inputs(provenance), parent])
     tags = {
         **provenance,
-        **_prefixed("machine", environment.describe()),
+        **_prefixed("machine", environment.describe_machine()),
         **_conventions(settings),
         "identity": identity,
     }
@@ -133,7 +133,7 @@ def training_run(
             try:
                 yield run_id
             finally:
-                with _can_wait("the time that the training took is not recorded"):
+                with _warn_if_unreachable("the time that the training took is not recorded"):
                     _log_metrics(store, run_id, {"seconds/train": before + time.monotonic() - started})
     finally:
         monitor.finish()
@@ -149,7 +149,7 @@ def parent_run(settings: Settings, provenance: Mapping[str, str], name: str) -> 
     identity = digests.identity([settings.model_dump_json(), *_inputs(provenance), name])
     tags = {
         **provenance,
-        **_prefixed("machine", environment.describe()),
+        **_prefixed("machine", environment.describe_machine()),
         **_conventions(settings),
         "identity": identity,
     }
@@ -163,7 +163,7 @@ def log_epoch(uri: str, run_id: str, figures: Mapping[str, float]) -> None:
 
     A store that cannot be reached stops no training: `finish_training` sees to what is missing.
     """
-    with _can_wait(f"epoch {figures['epoch']:.0f} is recorded when the training ends"):
+    with _warn_if_unreachable(f"epoch {figures['epoch']:.0f} is recorded when the training ends"):
         _log_epochs(_Store(uri), run_id, [figures])
 
 
@@ -172,7 +172,7 @@ def finish_training(run_id: str, checkpoint: Path) -> None:
 
     Where the store cannot be reached, the checkpoint gets a run of its own with its evaluation.
     """
-    with _can_wait("the checkpoint is recorded with its evaluation"):
+    with _warn_if_unreachable("the checkpoint is recorded with its evaluation"):
         store = _Store()
         known = {metric.step for metric in store.get_metric_history(run_id, "train/total")}
         _log_epochs(store, run_id, [row for row in _history(checkpoint) if int(row["epoch"]) not in known])
@@ -236,7 +236,7 @@ def log_evaluation(
     _log_input(store, run_id, settings, provenance, dataset, settings.evaluate.split, "testing")
     _log_settings(store, run_id, settings, "evaluate")
     store.log_artifacts(run_id, str(reports), "reports")
-    about = {**_prefixed("machine", environment.describe()), **provenance, "seed": str(settings.evaluate.seed)}
+    about = {**_prefixed("machine", environment.describe_machine()), **provenance, "seed": str(settings.evaluate.seed)}
     tags = {**_conventions(settings), **_prefixed("evaluation", about), "evaluation_sha256": evaluation_sha256}
     store.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     return run_id
@@ -268,11 +268,11 @@ def save_comparison(parent: str, rows: Sequence[str], metrics: Sequence[str], na
     if missing := [row for row in rows if row not in newest]:
         raise TrackingError(f"run {parent}: no run named {', '.join(missing)} below it; the sweep writes one a row")
     for place, row in enumerate(rows, start=1):
-        store.set_tag(newest[row], views.ROW, f"{place:03}")
+        store.set_tag(newest[row], views.ROW_TAG, f"{place:03}")
     view = views.comparison_view(name, parent, metrics, int(time.time() * 1000))
     store.set_experiment_tag(experiment_id, views.VIEW_TAG + parent, view)
-    page = views.view_page(experiment_id, parent)
-    compared = views.compare_page(experiment_id, [newest[row] for row in rows])
+    page = views.view_path(experiment_id, parent)
+    compared = views.compare_path(experiment_id, [newest[row] for row in rows])
     note = f"[Charts and table of the rows]({page}) · [MLflow's comparison of the runs]({compared})\n\n{table}"
     store.set_tag(parent, MLFLOW_RUN_NOTE, note)
     return page
@@ -286,15 +286,15 @@ def _save_scores_view(store: _Store, name: str) -> None:
         store.set_experiment_tag(experiment.experiment_id, key, view)
 
 
-def runs_page(experiment: str) -> str:
+def runs_url(experiment: str) -> str:
     """The address of the runs of an experiment with their scores, on the dashboard of this store."""
-    return dashboard_address() + views.runs_page(_Store().get_experiment_by_name(experiment).experiment_id)
+    return dashboard_url() + views.runs_path(_Store().get_experiment_by_name(experiment).experiment_id)
 
 
-def dashboard_address() -> str:
+def dashboard_url() -> str:
     """Where the dashboard on this store is: the server's address, or that of `make ui`."""
     uri = tracking_uri()
-    return f"{uri.rstrip('/')}/" if urlsplit(uri).scheme in ("http", "https") else views.local_address()
+    return f"{uri.rstrip('/')}/" if urlsplit(uri).scheme in ("http", "https") else views.local_url()
 
 
 def find_version(model: str, checkpoint_sha256: str) -> ModelVersion | None:
@@ -323,9 +323,10 @@ def register(model: str, run_id: str, checkpoint_sha256: str, source: str, card:
         return version
     store = _Store()
     run = store.get_run(run_id)
-    if run.info.status != "FINISHED" or SELECTED_BY not in run.data.metrics:
+    if run.info.status != "FINISHED" or SELECTION_METRIC not in run.data.metrics:
         raise TrackingError(
-            f"run {run_id}: is {run.info.status} with{'' if SELECTED_BY in run.data.metrics else 'out'} {SELECTED_BY}; "
+            f"run {run_id}: is {run.info.status} with{'' if SELECTION_METRIC in run.data.metrics else 'out'} "
+            f"{SELECTION_METRIC}; "
             "only a finished run that was evaluated can be registered"
         )
     if not store.search_registered_models(f"name = '{model}'"):
@@ -333,7 +334,7 @@ def register(model: str, run_id: str, checkpoint_sha256: str, source: str, card:
     tags = {
         "checkpoint_sha256": checkpoint_sha256,
         "data_digest": run.data.tags.get("data_digest", ""),
-        SELECTED_BY: str(run.data.metrics[SELECTED_BY]),
+        SELECTION_METRIC: str(run.data.metrics[SELECTION_METRIC]),
         MLFLOW_MODEL_IS_EXTERNAL: "true",
     }
     store.log_text(run_id, card, "model_card.md")
@@ -347,12 +348,12 @@ def promote(model: str, version: ModelVersion) -> str:
     """
     store = _Store()
     champion = find_champion(model)
-    score = float(version.tags[SELECTED_BY])
+    score = float(version.tags[SELECTION_METRIC])
     if champion is None or str(champion.version) == str(version.version):
-        verdict = f"champion with {SELECTED_BY} {score:.3f}"
+        verdict = f"champion with {SELECTION_METRIC} {score:.3f}"
     else:
-        best = float(champion.tags[SELECTED_BY])
-        verdict = f"{'champion' if score > best else 'not champion'}: {SELECTED_BY} {score:.3f}, "
+        best = float(champion.tags[SELECTION_METRIC])
+        verdict = f"{'champion' if score > best else 'not champion'}: {SELECTION_METRIC} {score:.3f}, "
         verdict += f"version {champion.version} has {best:.3f}"
         if version.tags["data_digest"] != champion.tags["data_digest"]:
             verdict += " on other data"
@@ -368,7 +369,7 @@ def _begin(
     """A new run; or the newest one with the same tag `identity`, if it also meets the condition `again`."""
     experiment_id = _experiment_id(store, experiment)
     here = {"host": socket.gethostname(), "process": _process(os.getpid())}
-    _bury_the_dead(store, experiment_id, here["host"])
+    _end_runs_of_dead_processes(store, experiment_id, here["host"])
     if again:
         for run in store.search_runs(
             [experiment_id], f"tags.identity = '{tags['identity']}' and {again}", max_results=1
@@ -390,12 +391,12 @@ def _ended(store: _Store, run_id: str) -> Iterator[None]:
         status = RunStatus.FAILED
         raise
     finally:
-        with _can_wait(f"run {run_id} is marked when the next one begins"):
+        with _warn_if_unreachable(f"run {run_id} is marked when the next one begins"):
             store.set_terminated(run_id, RunStatus.to_string(status))
 
 
 @contextlib.contextmanager
-def _can_wait(remedy: str) -> Iterator[None]:
+def _warn_if_unreachable(remedy: str) -> Iterator[None]:
     """Tell of a store that cannot be reached, and go on: what the block records is worth less than the work."""
     try:
         yield
@@ -403,7 +404,7 @@ def _can_wait(remedy: str) -> Iterator[None]:
         print(f"warning: {error}; {remedy}", file=sys.stderr, flush=True)
 
 
-def _bury_the_dead(store: _Store, experiment_id: str, host: str) -> None:
+def _end_runs_of_dead_processes(store: _Store, experiment_id: str, host: str) -> None:
     """A process killed outright cannot say so: its runs are marked KILLED here."""
     for run in store.search_runs([experiment_id], f"attributes.status = 'RUNNING' and tags.host = '{host}'"):
         process = run.data.tags.get("process", "")

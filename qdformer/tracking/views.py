@@ -15,31 +15,31 @@ from urllib.parse import quote
 VIEW_TAG = "mlflow.sharedViewState."
 WORKFLOW = "workflowType=machine_learning"  # without it the dashboard opens its half for language models
 SCORES_VIEW = "scores"
-ROW = "row"
+ROW_TAG = "row"
 """Tag that holds a run's place in its sweep; the view is sorted by it."""
 
 
-def local_address(port: int = 5000) -> str:
+def local_url(port: int = 5000) -> str:
     """Where `make ui` serves the dashboard."""
     return f"http://127.0.0.1:{port}/"
 
 
-def run_page(experiment_id: str, run_id: str) -> str:
+def run_path(experiment_id: str, run_id: str) -> str:
     """A run's page, below the dashboard's address."""
     return f"#/experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}"
 
 
-def view_page(experiment_id: str, key: str) -> str:
+def view_path(experiment_id: str, key: str) -> str:
     """The saved view `key`, with its charts."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART&{WORKFLOW}"
 
 
-def runs_page(experiment_id: str) -> str:
+def runs_path(experiment_id: str) -> str:
     """All runs with the columns of the saved view `SCORES_VIEW`."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={SCORES_VIEW}&{WORKFLOW}"
 
 
-def compare_page(experiment_id: str, run_ids: Sequence[str]) -> str:
+def compare_path(experiment_id: str, run_ids: Sequence[str]) -> str:
     """MLflow's own page that lays runs side by side: settings, metrics and their plots."""
     runs, experiments = (quote(_json(list(ids))) for ids in (run_ids, [experiment_id]))
     return f"#/compare-runs?runs={runs}&experiments={experiments}&{WORKFLOW}"
@@ -64,7 +64,7 @@ def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: 
     state = {
         "selectedColumns": _columns(metrics),
         "searchFilter": f"tags.mlflow.parentRunId = '{parent}'",
-        "orderByKey": f"tags.`{ROW}`",
+        "orderByKey": f"tags.`{ROW_TAG}`",
         "orderByAsc": True,
         "compareRunCharts": [*bars, differences],
         "compareRunSections": [_section(scores, "Scores", 2, 300), _section(table, "Table", 1, 420)],

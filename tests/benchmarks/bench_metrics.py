@@ -80,7 +80,7 @@ def moved_truth(batch: Batch, classes: int) -> SimpleNamespace:
     return SimpleNamespace(
         semantic_BTHW=semantic_BTHW,
         foreground_BTHW=0.6 * (semantic_BTHW > 0) + 0.4 * noise_BTHW,
-        heard_BTC=torch.full((*semantic_BTHW.shape[:2], classes), 0.5),
+        class_probs_BTC=torch.full((*semantic_BTHW.shape[:2], classes), 0.5),
     )
 
 

@@ -60,12 +60,12 @@ def test_reproduce_makes_all_then_nothing(checkout):
     shown = [name.removesuffix("/images") for name in pictures if name.endswith("/images")]
     assert len(shown) == 4
     for uid in shown:
-        images, truth, prediction, heard = (
-            pictures[f"{uid}/{part}"] for part in ("images", "truth", "prediction", "heard")
+        images, truth, prediction, class_probs = (
+            pictures[f"{uid}/{part}"] for part in ("images", "truth", "prediction", "class_probs")
         )
         assert images.shape == (*truth.shape, 3) and truth.shape == prediction.shape == (3, 64, 64)
-        assert images.dtype == truth.dtype == prediction.dtype == np.uint8 and heard.dtype == np.float32
-        assert heard.shape == (3, len(tables["confusion"]) - 1)
+        assert images.dtype == truth.dtype == prediction.dtype == np.uint8 and class_probs.dtype == np.float32
+        assert class_probs.shape == (3, len(tables["confusion"]) - 1)
     assert (checkout / "mlflow.db").is_file()
     assert git_status(checkout) == "", "DATA=toy must leave every tracked file as it is"
     lock = (checkout / "workspaces" / "toy" / "dvc.lock").read_bytes()

@@ -33,11 +33,11 @@ def write_result(workspace: Path) -> Path:
         write_clip(root, "v1m", uid, images.astype(np.uint8), truth, tone)
         names = [CLASSES[index].name] if sounding else []
         rows.append(metadata_row(uid, subset="v1m", split="test", classes=names, frames=FRAMES, unseen=False))
-        heard = np.zeros((FRAMES, len(CLASSES)), np.float32)
+        class_probs = np.zeros((FRAMES, len(CLASSES)), np.float32)
         if sounding:
-            heard[:, index] = np.linspace(0.5, 0.9, FRAMES)
+            class_probs[:, index] = np.linspace(0.5, 0.9, FRAMES)
         shifted = np.roll(truth, 2, axis=1)
-        shown = {"images": images.astype(np.uint8), "truth": truth, "prediction": shifted, "heard": heard}
+        shown = {"images": images.astype(np.uint8), "truth": truth, "prediction": shifted, "class_probs": class_probs}
         pictures |= {f"{uid}/{name}": array for name, array in shown.items()}
     write_metadata(root, rows, CLASSES)
     np.savez_compressed(reports / "pictures.npz", **pictures)

@@ -103,7 +103,7 @@ def _dashboard(root: Path, store: str) -> Iterator[str]:
     mlflow = str(Path(sys.executable).with_name("mlflow"))
     command = [mlflow, "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", store]
-    address, environment = views.local_address(port), {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    address, environment = views.local_url(port), {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with open(root / "ui.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -122,7 +122,7 @@ def _dashboard(root: Path, store: str) -> Iterator[str]:
 
 def test_the_runs_table_shows_runs_and_their_figures(recorded, page):
     address, experiment, _ = recorded
-    page.goto(address + views.runs_page(experiment))
+    page.goto(address + views.runs_path(experiment))
     for name in ("sweep", "train"):
         page.get_by_role("link", name=name, exact=True).wait_for(timeout=60_000)
     page.get_by_role("columnheader", name="clean/miou_dataset").first.wait_for()

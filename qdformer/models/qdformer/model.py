@@ -64,7 +64,7 @@ class Prediction:
     """Class of each pixel, int64: 0 background, 1..C."""
     foreground_BTHW: torch.Tensor
     """Probability that the pixel belongs to something that sounds: the highest among the queries."""
-    heard_BTC: torch.Tensor
+    class_probs_BTC: torch.Tensor
     """Probability that the class sounds and is seen in this second: the highest among the queries."""
     output: QDFormerOutput
 

@@ -47,14 +47,14 @@ def blurred_truth(batch):
     """A prediction that is the truth moved by three pixels, the same for a clip whatever batch it comes in."""
     semantic = torch.roll(batch.labels_BTHW.where(batch.labels_BTHW != 255, 0), 3, dims=-1)
     foreground = (semantic > 0) * 0.6 + batch.images_BTCHW[:, :, 0].float() / 255 * 0.4
-    heard = torch.full((*semantic.shape[:2], 3), 0.5)
-    return SimpleNamespace(semantic_BTHW=semantic, foreground_BTHW=foreground, heard_BTC=heard)
+    class_probs = torch.full((*semantic.shape[:2], 3), 0.5)
+    return SimpleNamespace(semantic_BTHW=semantic, foreground_BTHW=foreground, class_probs_BTC=class_probs)
 
 
 def perfect(batch):
     semantic = batch.labels_BTHW.where(batch.labels_BTHW != 255, 0)
-    heard = torch.ones(*semantic.shape[:2], 3)
-    return SimpleNamespace(semantic_BTHW=semantic, foreground_BTHW=(semantic > 0).float(), heard_BTC=heard)
+    class_probs = torch.ones(*semantic.shape[:2], 3)
+    return SimpleNamespace(semantic_BTHW=semantic, foreground_BTHW=(semantic > 0).float(), class_probs_BTC=class_probs)
 
 
 def test_a_perfect_prediction():
@@ -126,14 +126,14 @@ def manifest_of(batch, **columns):
 
 def test_tables():
     result = evaluate(blurred_truth, [drawn()], CLASSES, manifest=manifest_of(drawn()), bootstrap=20)
-    expected = ["uid", "subset", "classes", "sources", "off_screen", "unseen", "frames", *SCORES, "marked"]
+    expected = ["uid", "subset", "classes", "sources", "off_screen", "unseen", "frames", *SCORES, "predicted_area"]
     assert list(result.per_clip) == expected
     assert result.per_clip["classes"].tolist() == ["dog", "dog_bell"] * 3
     assert result.per_clip["sources"].tolist() == [1, 2] * 3
     assert result.per_clip["unseen"].tolist() == [False, True] * 3
     assert set(result.per_clip["subset"]) == {"v1m"}
     assert result.summary["davis_j"] == pytest.approx(result.per_clip["davis_j"].mean())
-    assert result.intervals["marked"]["value"] == pytest.approx(result.per_clip["marked"].mean())
+    assert result.intervals["predicted_area"]["value"] == pytest.approx(result.per_clip["predicted_area"].mean())
     by_class = result.per_class.set_index("name")
     assert by_class.index.tolist() == ["background", "dog", "bell", "drum"]
     assert by_class["iou"].mean() == pytest.approx(result.summary["miou_dataset"])
@@ -184,7 +184,7 @@ def test_negatives():
         return SimpleNamespace(
             semantic_BTHW=prediction.semantic_BTHW * 0,
             foreground_BTHW=prediction.foreground_BTHW * 0,
-            heard_BTC=prediction.heard_BTC,
+            class_probs_BTC=prediction.class_probs_BTC,
         )
 
     batch = drawn()
@@ -192,9 +192,9 @@ def test_negatives():
     clean, deaf, silent = (evaluate(predict, [batch], CLASSES, bootstrap=20) for predict in (perfect, perfect, nothing))
     table = negatives({"silence": silent, "noise": deaf, "clean": clean, "snr0": clean}).set_index("condition")
     assert table.index.tolist() == ["silence", "noise", "all"]
-    share = clean.intervals["marked"]["value"]
+    share = clean.intervals["predicted_area"]["value"]
     assert table["fpr"].tolist() == pytest.approx([0, share, share / 2])
-    assert table["false_frames"].tolist() == pytest.approx([0, 5 / 6, 5 / 12])
+    assert table["fpr_frames"].tolist() == pytest.approx([0, 5 / 6, 5 / 12])
     assert table["g_miou"].tolist() == pytest.approx([1, 0, 2 / 3], abs=1e-6)
     assert (table["fpr_low"] <= table["fpr"]).all() and (table["fpr"] <= table["fpr_high"]).all()
     assert negatives({"clean": clean}).empty and negatives({"silence": silent}).empty
@@ -251,7 +251,7 @@ def test_pictures_of_the_named_clips():
     result = evaluate(perfect, [batch], CLASSES, picture_uids=["clip4", "clip1"], bootstrap=5)
     assert [picture.uid for picture in result.pictures] == ["clip1", "clip4"]
     last = result.pictures[1]
-    assert last.images_THWC.shape == (2, 24, 24, 3) and last.heard_TC.shape == (2, 3)
+    assert last.images_THWC.shape == (2, 24, 24, 3) and last.class_probs_TC.shape == (2, 3)
     assert (last.truth_THW[0] == batch.labels_BTHW[4, 0].numpy()).all() and (last.truth_THW[1] == 255).all()
 
 
@@ -263,7 +263,7 @@ def test_pictures_of_the_named_clips():
         (lambda p: setattr(p, "semantic_BTHW", p.semantic_BTHW.float()), "expected whole numbers"),
         (lambda p: setattr(p, "foreground_BTHW", p.foreground_BTHW * torch.nan), "no NaN"),
         (lambda p: setattr(p, "foreground_BTHW", p.foreground_BTHW - 3), "lie in 0..1"),
-        (lambda p: setattr(p, "heard_BTC", p.heard_BTC[..., :2]), "heard_BTC has shape"),
+        (lambda p: setattr(p, "class_probs_BTC", p.class_probs_BTC[..., :2]), "class_probs_BTC has shape"),
     ],
 )
 def test_unusable_predictions_are_refused(spoil, message):

@@ -10,8 +10,8 @@ from scipy import ndimage
 from qdformer.metrics import (
     AVSBenchScores,
     DavisScores,
-    MarkedArea,
     MetricError,
+    PredictedArea,
     SemanticScores,
     avsbench,
     davis,
@@ -167,7 +167,7 @@ def test_merged_parts_have_the_figures_of_one_pass(ranks):
     truth = RANDOM.integers(0, 3, soft.shape)
 
     def accumulators():
-        return AVSBenchScores(2), DavisScores(), SemanticScores(3), MarkedArea()
+        return AVSBenchScores(2), DavisScores(), SemanticScores(3), PredictedArea()
 
     whole = measured_clips(accumulators(), soft, truth, range(7))
     # the first clip twice, as samplers give it that fill up the last batch; the parts in another order
@@ -185,8 +185,12 @@ def test_merged_parts_have_the_figures_of_one_pass(ranks):
 def test_a_subset_is_the_same_as_measuring_its_clips_alone():
     soft = RANDOM.random((5, 2, 16, 16)).astype(np.float32)
     truth = RANDOM.integers(0, 3, soft.shape)
-    whole = measured_clips((AVSBenchScores(2), DavisScores(), SemanticScores(3), MarkedArea()), soft, truth, range(5))
-    alone = measured_clips((AVSBenchScores(2), DavisScores(), SemanticScores(3), MarkedArea()), soft, truth, [1, 2, 4])
+    whole = measured_clips(
+        (AVSBenchScores(2), DavisScores(), SemanticScores(3), PredictedArea()), soft, truth, range(5)
+    )
+    alone = measured_clips(
+        (AVSBenchScores(2), DavisScores(), SemanticScores(3), PredictedArea()), soft, truth, [1, 2, 4]
+    )
     for all_clips, few in zip(whole, alone, strict=True):
         part = all_clips.subset([1, 2, 4])
         assert part.compute(part.everything) == few.compute(few.everything)
@@ -206,12 +210,12 @@ def test_confusion_counts_every_labelled_pixel_once():
 def test_the_marked_area_is_a_share_of_the_frames():
     mask = np.zeros((4, 20, 20), bool)
     mask[0], mask[1, :2], mask[2, 0, :4] = True, True, True  # all, 10 %, 1 % of a frame
-    scores = MarkedArea()
-    assert scores.update(mask) == {"marked": pytest.approx((1 + 0.1 + 0.01) / 4), "marked_frames": 0.5}
+    scores = PredictedArea()
+    assert scores.update(mask) == {"predicted_area": pytest.approx((1 + 0.1 + 0.01) / 4), "predicted_frames": 0.5}
     ignored = np.zeros(mask.shape, bool)
     ignored[:, :2] = True
-    assert scores.update(mask, ignored) == {"marked": 0.25, "marked_frames": 0.25}
-    assert scores.compute(scores.everything)["marked_frames"] == [0.375]
+    assert scores.update(mask, ignored) == {"predicted_area": 0.25, "predicted_frames": 0.25}
+    assert scores.compute(scores.everything)["predicted_frames"] == [0.375]
 
 
 def test_g_miou():

@@ -29,7 +29,7 @@ def picture(frames=3, height=32, width=48):
         images_THWC=random.integers(0, 256, (frames, height, width, 3), dtype=np.uint8),
         truth_THW=labels,
         prediction_THW=np.roll(labels, 3, axis=2) % 255,
-        heard_TC=np.eye(24)[np.arange(frames) * 2 + 6] * 0.75,
+        class_probs_TC=np.eye(24)[np.arange(frames) * 2 + 6] * 0.75,
     )
 
 

@@ -172,7 +172,7 @@ def test_a_store_that_is_locked_for_a_while_is_waited_for(client, settings, data
 def test_a_store_that_stays_away_costs_no_training_and_gets_its_record_later(
     client, settings, dataset, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(tracking, "PATIENCE", 0)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0)
     reports, checkpoint = results(tmp_path / "a", 0.4)
     started = time.monotonic()
     with locked(tmp_path / "mlflow.db", seconds=120) as unlock:

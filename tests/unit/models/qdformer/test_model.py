@@ -53,7 +53,7 @@ def test_odd_sizes_and_one_frame(mask_head, frames, height, width):
     prediction = model.predict(images, audio)
     assert prediction.semantic_BTHW.shape == prediction.foreground_BTHW.shape == (2, frames, height, width)
     assert prediction.semantic_BTHW.dtype == torch.int64
-    assert prediction.heard_BTC.shape == (2, frames, CLASSES)
+    assert prediction.class_probs_BTC.shape == (2, frames, CLASSES)
     assert not prediction.output.auxiliary
 
 
@@ -121,7 +121,7 @@ def test_the_prediction_is_what_it_says():
     torch.testing.assert_close(prediction.foreground_BTHW, foreground)
     assert torch.equal(prediction.semantic_BTHW, semantic)
     assert semantic.any() and not semantic.all()
-    torch.testing.assert_close(prediction.heard_BTC, p[..., :-1].amax(2))
+    torch.testing.assert_close(prediction.class_probs_BTC, p[..., :-1].amax(2))
 
 
 @pytest.mark.parametrize("encoder", ["light", "deformable"])
