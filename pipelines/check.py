@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from pipelines.cli import FAILED, command_main
-from pipelines.findings import load, save, show
-from pipelines.workspace import dvc_command, one_at_a_time, open_workspace, preset_settings
+from pipelines.findings import load_reports, save_reports, show_reports
+from pipelines.workspace import dvc_command, open_workspace, preset_settings, workspace_lock
 from qdformer.data.checks import check_dataset, check_table, stop_on_errors
 from qdformer.data.layout import DataError
 from qdformer.utils.digests import tree_sha256
@@ -21,8 +21,8 @@ def check_list(path: Path, out: Path | None) -> None:
     """Show what a list of clips tells without its media, and write it to the folder `out`; `DataError` for errors."""
     report = check_table(path)
     if out is not None:
-        save([report], out)
-    show([report], out)
+        save_reports([report], out)
+    show_reports([report], out)
     stop_on_errors(report)
 
 
@@ -34,24 +34,24 @@ def check_workspace(name: str) -> None:
     """
     workspace = open_workspace(name)
     reports = workspace / "reports"
-    if changed := changed_folders(workspace / "data"):
+    if changed := modified_folders(workspace / "data"):
         settings = preset_settings(name).check
-        show([check_dataset(workspace / "data" / "dataset", settings.speck, settings.tolerate)])
+        show_reports([check_dataset(workspace / "data" / "dataset", settings.speck, settings.tolerate)])
         raise DataError(
             f"{', '.join(map(str, changed))}: changed since the stage download made it, and judged above as it is; "
             f"make repro{f' DATA={name}' if name else ''} puts back what was made"
         )
     before = _written(reports)
-    with one_at_a_time(workspace) as lock:
+    with workspace_lock(workspace) as lock:
         environment = {**os.environ, "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
         command = [dvc_command(), "repro", "check"]
         if subprocess.run(command, cwd=workspace, env=environment, pass_fds=(lock,)).returncode:
             sys.exit(FAILED)
     if _written(reports) == before:
-        show(load(reports), reports)
+        show_reports(load_reports(reports), reports)
 
 
-def changed_folders(data: Path) -> list[Path]:
+def modified_folders(data: Path) -> list[Path]:
     """Those of the data set's folders that are not as the stage download left them."""
     made = data / "digests.json"
     digests = json.loads(made.read_text(encoding="utf-8")) if made.is_file() else {}

@@ -18,7 +18,7 @@ from qdformer.utils.files import write_text
 _FEW = 3  # findings of a kind that the terminal names all of
 
 
-def save(reports: Sequence[Report], folder: Path) -> None:
+def save_reports(reports: Sequence[Report], folder: Path) -> None:
     """Write `check.json` (every finding, by source) and `check.html`."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {report.source: report.as_json() for report in reports}
@@ -26,12 +26,12 @@ def save(reports: Sequence[Report], folder: Path) -> None:
     write_text(folder / "check.html", make_page(reports))
 
 
-def load(folder: Path) -> list[Report]:
-    """The reports that `save` has written to `folder`."""
+def load_reports(folder: Path) -> list[Report]:
+    """The reports that `save_reports` has written to `folder`."""
     return [Report.from_json(values) for values in json.loads((folder / "check.json").read_text("utf-8")).values()]
 
 
-def show(reports: Sequence[Report], folder: Path | None = None) -> None:
+def show_reports(reports: Sequence[Report], folder: Path | None = None) -> None:
     """Print a table of the kinds for each report, one of the videos that splits share, and where `folder` has more."""
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for report in reports:

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from qdformer.config.base import SettingsError
-from qdformer.config.presets import is_default, merge, own_values, preset_values
+from qdformer.config.presets import is_default, merge, overrides_path, preset_values
 from qdformer.config.settings import Settings, parse_settings, read_yaml
 from qdformer.utils.digests import file_sha256, identity, tree_sha256
 from qdformer.utils.errors import InputError
@@ -41,12 +41,12 @@ class BusyError(InputError):
     """Another run is at work in the workspace; the message names its process."""
 
 
-def remember(name: str, values: dict[str, Any], project: Path = PROJECT) -> None:
+def save_overrides(name: str, values: dict[str, Any], project: Path = PROJECT) -> None:
     """Lay `values` over the preset from now on; what was remembered before stays, where they do not replace it.
 
     Raises `SettingsError`, and changes nothing, if there is no such preset or the outcome is not usable.
     """
-    own = own_values(name, project)
+    own = overrides_path(name, project)
     if is_default(name, project):
         raise SettingsError(f"{name or 'the default'}: its values are in params.yaml; change them there")
     merged = merge(preset_values(name, project), values)
@@ -88,7 +88,7 @@ def open_workspace(name: str = "", project: Path = PROJECT) -> Path:
 
 
 @contextlib.contextmanager
-def one_at_a_time(workspace: Path) -> Iterator[int]:
+def workspace_lock(workspace: Path) -> Iterator[int]:
     """Hold the workspace for the block; yield the lock's file descriptor.
 
     The lock goes with the processes that hold the descriptor, however they end: hand it to a child
@@ -124,7 +124,7 @@ def provenance(workspace: Path) -> dict[str, str]:
 
     `data_digest` is of all below `data/`, `dataset_digest` of the data set in it, `features_digest` of the features.
     """
-    lock, lock_file = locked(workspace), workspace / "dvc.lock"
+    lock, lock_file = locked_outs(workspace), workspace / "dvc.lock"
 
     def outs(prefix: str) -> str:
         return identity(path + md5 for path, md5 in sorted(lock.items()) if path.startswith(prefix))
@@ -143,7 +143,7 @@ def provenance(workspace: Path) -> dict[str, str]:
     return tags
 
 
-def locked(workspace: Path) -> dict[str, str]:
+def locked_outs(workspace: Path) -> dict[str, str]:
     """The MD5 that DVC has locked for every out, by its path in the workspace."""
     path = workspace / "dvc.lock"
     stages = read_yaml(path).get("stages", {}) if path.is_file() else {}

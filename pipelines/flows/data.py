@@ -7,22 +7,22 @@ from pathlib import Path
 
 from prefect import flow
 
-from pipelines.flows.pipeline import bring_up_to_date
-from pipelines.flows.server import api
+from pipelines.flows.pipeline import run_dvc_repro
+from pipelines.flows.server import prefect_api
 from pipelines.flows.terminal import arguments, load_tracking, run_command
-from pipelines.workspace import one_at_a_time, open_workspace, remember
+from pipelines.workspace import open_workspace, save_overrides, workspace_lock
 from qdformer.utils.download import is_url
 from qdformer.utils.errors import InputError
 
 
 @flow(name="data", flow_run_name="data {data}")
-def take_in(data: str, source: list[str]) -> None:
+def import_dataset(data: str, source: list[str]) -> None:
     """Remember `source` for the preset `data` (none: as it was) and bring its stage `download` up to date."""
     if source:
-        remember(data, {"download": {"source": source}})
+        save_overrides(data, {"download": {"source": source}})
     workspace = open_workspace(data)
-    with one_at_a_time(workspace) as lock:
-        bring_up_to_date(workspace, lock, ("download",))
+    with workspace_lock(workspace) as lock:
+        run_dvc_repro(workspace, lock, ("download",))
     print(f"The data is in {workspace / 'data' / 'dataset'}; go on with:  make repro DATA={data}")
 
 
@@ -44,7 +44,7 @@ if __name__ == "__main__":
         if not given.data:
             raise InputError("DATASET is missing; expected s4, ms3 or avss, as in: make data DATASET=s4 SOURCE=s4.zip")
         source = parse_source(given.source)
-        with api(meanwhile=load_tracking):
-            take_in(given.data, source)
+        with prefect_api(meanwhile=load_tracking):
+            import_dataset(given.data, source)
 
     run_command(run, given.data)

@@ -33,7 +33,7 @@ GRACE = 15
 """Seconds that an interrupted stage has to stop by itself."""
 
 
-class StageFailed(RuntimeError):
+class StageError(RuntimeError):
     """A stage (or DVC itself, where `stage` is empty) ended with an error. `code` is its exit code."""
 
     def __init__(self, stage: str, code: int, message: str) -> None:
@@ -47,7 +47,7 @@ class StageFailed(RuntimeError):
 def _may_pass_next_time(task, run, state) -> bool:
     """Only what comes over a network is worth another try; wrong settings never are."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and error.stage == "download" and error.code != BAD_SETTINGS
+    return isinstance(error, StageError) and error.stage == "download" and error.code != BAD_SETTINGS
 
 
 @task(
@@ -58,11 +58,11 @@ def _may_pass_next_time(task, run, state) -> bool:
     timeout_seconds=TIME_LIMIT,
     cache_policy=NO_CACHE,
 )
-def bring_up_to_date(workspace: Path, lock: int, targets: tuple[str, ...] = ()) -> dict[str, float]:
+def run_dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...] = ()) -> dict[str, float]:
     """Run what is stale in the workspace; return the seconds of each stage that ran.
 
-    They are kept in `reports/timings.csv` too. `lock` is the descriptor of `one_at_a_time`; DVC
-    holds it with us. Raises `StageFailed`. However this is left, no process of it stays behind, and
+    They are kept in `reports/timings.csv` too. `lock` is the descriptor of `workspace_lock`; DVC
+    holds it with us. Raises `StageError`. However this is left, no process of it stays behind, and
     the same call goes on from there.
     """
     seconds: dict[str, float] = {}
@@ -112,7 +112,7 @@ class _Repro:
             self._echo.join(timeout=5)
             lines = [line.strip() for line in re.split(r"[\r\n]+", self.tail.decode(errors="replace")) if line.strip()]
             exited = EXITED.search(lines[-1]) if lines else None
-            raise StageFailed(stage, int(exited[1]) if exited else code, " · ".join(lines[-4:]) or "no message")
+            raise StageError(stage, int(exited[1]) if exited else code, " · ".join(lines[-4:]) or "no message")
 
     def _echo_errors(self) -> None:
         with contextlib.suppress(OSError):  # a terminal that was closed reads as an error

@@ -11,9 +11,9 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from pipelines.flows.pipeline import bring_up_to_date
+from pipelines.flows.pipeline import run_dvc_repro
 from pipelines.flows.terminal import markdown_table, print_table, run_flow
-from pipelines.workspace import one_at_a_time, open_workspace, preset_settings, provenance, tracking_environment
+from pipelines.workspace import open_workspace, preset_settings, provenance, tracking_environment, workspace_lock
 from qdformer.config.settings import Settings
 
 CHECKPOINT = Path("models", "qdformer", "model.safetensors")
@@ -24,8 +24,8 @@ REPORTS = Path("reports")
 def reproduce(data: str = "") -> None:
     """Bring the preset's pipeline up to date and show its test metrics and where their record is."""
     settings, workspace = preset_settings(data), open_workspace(data)
-    with one_at_a_time(workspace) as lock:
-        seconds = bring_up_to_date(workspace, lock)
+    with workspace_lock(workspace) as lock:
+        seconds = run_dvc_repro(workspace, lock)
         run_id = record(settings, workspace)
     show(settings, workspace, run_id, seconds)
 
@@ -50,7 +50,7 @@ def show(settings: Settings, workspace: Path, run_id: str, seconds: Mapping[str,
     columns = list(dict.fromkeys(key for figures in metrics.values() for key in figures))
     rows = [[name, *(_figure(figures.get(key)) for key in columns)] for name, figures in metrics.items()]
     timings = [[name, f"{value:.1f}"] for name, value in seconds.items()]
-    title = f"Test metrics of {settings.download.dataset} ({described(settings)})"
+    title = f"Test metrics of {settings.download.dataset} ({describe_protocol(settings)})"
     print_table(title, ["condition", *columns], rows)
     if timings:
         print_table("Seconds per stage", ["stage", "seconds"], [*timings, ["all", f"{sum(seconds.values()):.1f}"]])
@@ -65,7 +65,7 @@ def show(settings: Settings, workspace: Path, run_id: str, seconds: Mapping[str,
     create_markdown_artifact("\n\n".join(markdown), key=f"reproduce-{settings.download.dataset}", description=title)
 
 
-def described(settings: Settings) -> str:
+def describe_protocol(settings: Settings) -> str:
     """What figures must be told with: the split and its rule, the task, the resizing."""
     return f"{settings.evaluate.split} split, {settings.download.split}; {settings.train.task}; {settings.train.resize}"
 

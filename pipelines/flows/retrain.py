@@ -10,18 +10,18 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from pipelines.flows.pipeline import bring_up_to_date
+from pipelines.flows.pipeline import run_dvc_repro
 from pipelines.flows.reproduce import CHECKPOINT, REPORTS, record, show
-from pipelines.flows.server import api
+from pipelines.flows.server import prefect_api
 from pipelines.flows.terminal import arguments, load_tracking, run_command
 from pipelines.workspace import (
     dvc_command,
-    locked,
-    one_at_a_time,
+    locked_outs,
     open_workspace,
     preset_settings,
     provenance,
     tracking_environment,
+    workspace_lock,
 )
 from qdformer.config.settings import Settings
 from qdformer.tracking.model_card import model_card
@@ -36,18 +36,18 @@ def retrain(data: str = "") -> str:
     the next call goes on.
     """
     settings, workspace = preset_settings(data), open_workspace(data)
-    with one_at_a_time(workspace) as lock:
-        if verdict := standing_verdict(settings, workspace):
+    with workspace_lock(workspace) as lock:
+        if verdict := current_verdict(settings, workspace):
             return verdict
-        seconds = bring_up_to_date(workspace, lock)
+        seconds = run_dvc_repro(workspace, lock)
         run_id = record(settings, workspace)
-        verdict = judge(settings, workspace, run_id)
+        verdict = register_and_promote(settings, workspace, run_id)
     show(settings, workspace, run_id, seconds)
     print(f"Registered: {verdict}")
     return verdict
 
 
-def standing_verdict(settings: Settings, workspace: Path) -> str | None:
+def current_verdict(settings: Settings, workspace: Path) -> str | None:
     """Tell and return the verdict on the workspace's checkpoint; None if anything is stale, or it was not judged."""
     if subprocess.run([dvc_command(), "status", "--quiet"], cwd=workspace).returncode:
         return None
@@ -64,12 +64,12 @@ def standing_verdict(settings: Settings, workspace: Path) -> str | None:
 
 
 @task(cache_policy=NO_CACHE)
-def judge(settings: Settings, workspace: Path, run_id: str) -> str:
+def register_and_promote(settings: Settings, workspace: Path, run_id: str) -> str:
     """Register the workspace's checkpoint as a version that points into DVC, and let it stand against the champion."""
     from qdformer import tracking
 
     model = tracking.experiment_name(settings)
-    source = f"dvc://{locked(workspace)[CHECKPOINT.parent.as_posix()]}/{CHECKPOINT.name}"
+    source = f"dvc://{locked_outs(workspace)[CHECKPOINT.parent.as_posix()]}/{CHECKPOINT.name}"
     intervals = json.loads((workspace / REPORTS / "intervals.json").read_text(encoding="utf-8"))
     card = model_card(settings, provenance(workspace), intervals, source)
     version = tracking.register(model, run_id, file_sha256(workspace / CHECKPOINT), source, card)
@@ -78,8 +78,8 @@ def judge(settings: Settings, workspace: Path, run_id: str) -> str:
 
 def main(data: str) -> None:
     """Run the flow, unless there is nothing to do: that is told without starting Prefect's server."""
-    if not standing_verdict(preset_settings(data), open_workspace(data)):
-        with api(meanwhile=load_tracking):
+    if not current_verdict(preset_settings(data), open_workspace(data)):
+        with prefect_api(meanwhile=load_tracking):
             retrain(data)
 
 

@@ -34,7 +34,7 @@ class ServerError(RuntimeError):
 
 
 @contextlib.contextmanager
-def api(meanwhile: Callable[[], object] = int) -> Iterator[None]:
+def prefect_api(meanwhile: Callable[[], object] = int) -> Iterator[None]:
     """For the block, let flows report to the API that is configured, else to the schedule's, else to one of our own.
 
     `meanwhile` is called while a server of our own starts.

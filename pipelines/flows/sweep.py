@@ -15,9 +15,9 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from pipelines.flows.pipeline import bring_up_to_date
+from pipelines.flows.pipeline import run_dvc_repro
 from pipelines.flows.terminal import markdown_table, print_table, run_flow
-from pipelines.workspace import one_at_a_time, open_workspace, preset_settings, provenance, tracking_environment
+from pipelines.workspace import open_workspace, preset_settings, provenance, tracking_environment, workspace_lock
 from qdformer.config.settings import Settings, parse_settings
 from qdformer.utils.digests import identity
 
@@ -30,8 +30,8 @@ def sweep(data: str = "") -> None:
     """Compare the rows on the preset's data; rows that are finished and still valid are not run again."""
     settings, workspace = preset_settings(data), open_workspace(data)
     rows = {name: row_settings(settings, name) for name in settings.sweep.rows}
-    with one_at_a_time(workspace) as lock:
-        bring_up_to_date(workspace, lock, ("features",))
+    with workspace_lock(workspace) as lock:
+        run_dvc_repro(workspace, lock, ("features",))
         os.environ.update(tracking_environment())
         from pipelines.robustness import compare_robustness  # these take seconds to import
         from qdformer import tracking

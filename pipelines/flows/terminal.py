@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.cli import BAD_SETTINGS, FAILED, INTERRUPTED
-from pipelines.flows.pipeline import StageFailed
-from pipelines.flows.server import ServerError, api
+from pipelines.flows.pipeline import StageError
+from pipelines.flows.server import ServerError, prefect_api
 from pipelines.workspace import preset_settings
 from qdformer.config.base import SettingsError
 from qdformer.utils.errors import InputError
@@ -30,7 +30,7 @@ def run_flow(flow: Callable[[str], object], description: str) -> NoReturn:
     data = arguments(description).parse_args().data
 
     def run() -> None:
-        with api(meanwhile=load_tracking):
+        with prefect_api(meanwhile=load_tracking):
             flow(data)
 
     run_command(run, data)
@@ -48,7 +48,7 @@ def run_command(run: Callable[[], object], data: str) -> NoReturn:
         run()
     except SettingsError as error:
         _fail(BAD_SETTINGS, f"error: {error}")
-    except StageFailed as error:  # which has said why
+    except StageError as error:  # which has said why
         _fail(BAD_SETTINGS if error.code == BAD_SETTINGS else FAILED, f"error: stage {error.stage or 'dvc'} failed")
     except (InputError, ServerError, OSError) as error:
         _fail(FAILED, f"error: {error}")

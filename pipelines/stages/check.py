@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from pipelines.findings import save, show
+from pipelines.findings import save_reports, show_reports
 from qdformer.config.check import Check
 from qdformer.config.settings import Settings
 from qdformer.data.checks import check_dataset, check_sounds, stop_on_errors
@@ -19,8 +19,8 @@ def check(settings: Check, data: Path, reports: Path) -> None:
     """Report what is wrong, then write `data/dataset.sha256` and `data/sounds.sha256`, or raise `DataError`."""
     dataset, sounds = check_dataset(data / "dataset", settings.speck, settings.tolerate), check_sounds(data / "sounds")
     found = [dataset, sounds] if sounds.files else [dataset]  # a published set has no single sounds
-    save(found, reports)
-    show(found, reports)
+    save_reports(found, reports)
+    show_reports(found, reports)
     for report in found:
         stop_on_errors(report)
     for name, digest in json.loads((data / "digests.json").read_text(encoding="utf-8")).items():

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pipelines.cli import stage_main
-from pipelines.stages.features import recipe
+from pipelines.stages.features import feature_recipe
 from pipelines.workspace import provenance
 from qdformer import tracking
 from qdformer.audio.features.store import FeatureStore
@@ -39,7 +39,7 @@ def evaluate_checkpoint(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     manifest = read_manifest(workspace / "data" / "dataset")
-    made = recipe(settings.features, workspace)
+    made = feature_recipe(settings.features, workspace)
     stores = {
         name: FeatureStore(workspace / "data" / "features" / f"{name}.h5", **asdict(made.info(name)))
         for name in settings.mix.conditions

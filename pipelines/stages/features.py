@@ -16,7 +16,7 @@ from qdformer.utils.digests import file_sha256
 WEIGHTS = Path("models", "vggish", "vggish.safetensors")
 
 
-def recipe(settings: Features, workspace: Path) -> Recipe:
+def feature_recipe(settings: Features, workspace: Path) -> Recipe:
     """What the workspace's features are made with, by absolute paths: a Ray worker's folder is not ours."""
     weights = workspace.resolve() / WEIGHTS
     pca = Path(settings.pca).expanduser().resolve() if settings.pca else None
@@ -37,7 +37,7 @@ def features(settings: Settings, condition: str, workspace: Path) -> None:
     summary = make_features(
         workspace / "data" / "features" / f"{condition}.h5",
         clips,
-        recipe(settings.features, workspace),
+        feature_recipe(settings.features, workspace),
         condition,
         workspace / ".cache" / "features",
         settings.features.bad_clips,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas
 
 from pipelines.cli import stage_main
-from pipelines.stages.features import recipe
+from pipelines.stages.features import feature_recipe
 from pipelines.workspace import provenance
 from qdformer import tracking
 from qdformer.audio.features.store import FeatureStore
@@ -28,7 +28,7 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     """
     workspace = workspace.resolve()
     features = workspace / "data" / "features" / "clean.h5"
-    made = recipe(settings.features, workspace).info("clean")
+    made = feature_recipe(settings.features, workspace).info("clean")
     FeatureStore(features, **asdict(made))  # refuses any others
     build_backbone(settings.train.model)  # weights that cannot be had are told here, in one line, and not by a worker
     storage = workspace / ".cache" / "ray" / out.name

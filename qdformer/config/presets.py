@@ -2,7 +2,7 @@
 
 A preset is a file `pipelines/presets/NAME.yaml` of the project that names only what differs from `params.yaml`, or from
 the preset that it `extends`. What is the user's own (where the data lies, say) is laid over it from
-`workspaces/NAME/own.yaml`, and so over every preset that extends it.
+`workspaces/NAME/overrides.yaml`, and so over every preset that extends it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def preset_values(name: str, project: Path) -> dict[str, Any]:
     return values
 
 
-def own_values(name: str, project: Path) -> Path:
+def overrides_path(name: str, project: Path) -> Path:
     """The file of the user's own values for a preset; it need not be there."""
-    return project / "workspaces" / name / "own.yaml"
+    return project / "workspaces" / name / "overrides.yaml"
 
 
 def is_default(name: str, project: Path) -> bool:
@@ -63,7 +63,7 @@ def _layered(name: str, project: Path, extending: tuple[str, ...]) -> tuple[dict
     differing = read_yaml(presets[name])
     values, sources = _layered(str(differing.pop(EXTENDS, "")), project, (*extending, name))
     layers = [(presets[name], differing)]
-    if (own := own_values(name, project)).is_file():
+    if (own := overrides_path(name, project)).is_file():
         layers.append((own, read_yaml(own)))
     for path, overlay in layers:
         values = merge(values, overlay)

@@ -63,7 +63,7 @@ def test_a_preset_and_its_twin_with_swin_reach_a_metric(checkout, resnet50, tmp_
     workspace = checkout / "workspaces" / kind
     workspace.mkdir(parents=True)
     small = {**SMALL, "train": {**SMALL["train"], "model": {**MODEL, **resnet50}}}
-    (workspace / "own.yaml").write_text(yaml.safe_dump({"pretrain": official, **small}))
+    (workspace / "overrides.yaml").write_text(yaml.safe_dump({"pretrain": official, **small}))
 
     told = python("-m", "pipelines.flows.data", "--data", kind, "--source", str(archive))
     assert f"make repro DATA={kind}" in told
@@ -82,7 +82,7 @@ def test_a_preset_and_its_twin_with_swin_reach_a_metric(checkout, resnet50, tmp_
 
     twin = workspace.with_name(f"{kind}-swin")
     twin.mkdir()
-    (twin / "own.yaml").write_text(yaml.safe_dump({"train": {"model": {"backbone_weights": None}}}))
+    (twin / "overrides.yaml").write_text(yaml.safe_dump({"train": {"model": {"backbone_weights": None}}}))
     told = python("-m", "pipelines.flows.reproduce", "--data", twin.name)
     assert re.findall("Running stage '(.+)'", told) == ["train", "evaluate"]  # all before came from the cache
     figures = json.loads((twin / "reports" / "metrics" / "clean.json").read_text())

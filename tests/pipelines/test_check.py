@@ -75,7 +75,7 @@ LIST = "vid,uid,s_min,s_sec,a_obj,split,label\n"
 def test_a_changed_set_is_judged_as_it_lies(place, monkeypatch, capsys):
     monkeypatch.setattr(command, "open_workspace", lambda name: place)
     monkeypatch.setattr(command, "preset_settings", lambda name: load_settings(PROJECT / "params.yaml"))
-    assert not command.changed_folders(place / "data")
+    assert not command.modified_folders(place / "data")
     broken = next((place / "data" / "dataset").rglob("audio.wav"))
     broken.write_bytes(broken.read_bytes()[:30])
     with pytest.raises(DataError, match="dataset: changed since the stage download made it.*make repro DATA=toy"):

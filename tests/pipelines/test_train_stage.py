@@ -16,7 +16,7 @@ def test_weights_that_are_not_there_are_told_before_ray_starts(monkeypatch, tmp_
     from pipelines.stages import train as stage
 
     made = FeatureInfo("clean", "0" * 64, "repeat", False, "")
-    monkeypatch.setattr(stage, "recipe", lambda *_: SimpleNamespace(info=lambda _: made))
+    monkeypatch.setattr(stage, "feature_recipe", lambda *_: SimpleNamespace(info=lambda _: made))
     monkeypatch.setattr(stage, "FeatureStore", lambda *_, **__: None)
     monkeypatch.setattr(stage, "launch", lambda *_: pytest.fail("Ray was started"))
     settings = preset_settings()

@@ -11,14 +11,14 @@ import yaml
 from pipelines.workspace import (
     BusyError,
     dvc_command,
-    locked,
-    one_at_a_time,
+    locked_outs,
     open_workspace,
-    own_values,
+    overrides_path,
     preset_settings,
     provenance,
-    remember,
+    save_overrides,
     tracking_environment,
+    workspace_lock,
 )
 from qdformer.config.base import SettingsError
 
@@ -56,9 +56,11 @@ def test_the_presets_of_the_published_sets_follow_the_paper():
 
 
 def test_a_preset_takes_what_the_user_gave_the_one_it_extends(project):
-    remember("s4", {"download": {"source": ["/data/s4.zip"]}, "train": {"epochs": 2}}, project.root)
-    remember("s4", {"train": {"model": {"backbone_weights": "/w/r50.pth", "backbone_sha256": "0" * 8}}}, project.root)
-    remember("s4-swin", {"train": {"epochs": 3}}, project.root)
+    save_overrides("s4", {"download": {"source": ["/data/s4.zip"]}, "train": {"epochs": 2}}, project.root)
+    save_overrides(
+        "s4", {"train": {"model": {"backbone_weights": "/w/r50.pth", "backbone_sha256": "0" * 8}}}, project.root
+    )
+    save_overrides("s4-swin", {"train": {"epochs": 3}}, project.root)
     s4, swin = preset_settings("s4", project.root), preset_settings("s4-swin", project.root)
     assert (s4.train.epochs, swin.train.epochs) == (2, 3)
     assert swin.download.source == s4.download.source == ["/data/s4.zip"]
@@ -94,25 +96,25 @@ def test_a_preset_finds_in_the_cache_what_the_one_it_extends_has_made(project):
     assert "Running stage 'download'" in repro(toy)
     told = repro(more)
     assert "Running stage 'download'" not in told and "Running stage 'train'" in told
-    assert locked(more)["data/dataset"] == locked(toy)["data/dataset"]
+    assert locked_outs(more)["data/dataset"] == locked_outs(toy)["data/dataset"]
 
 
 def test_what_a_user_gives_is_laid_over_the_preset_and_remembered(project):
-    remember("s4", {"download": {"source": ["/data/s4.zip"]}}, project.root)
-    remember("s4", {"train": {"epochs": 2}}, project.root)
+    save_overrides("s4", {"download": {"source": ["/data/s4.zip"]}}, project.root)
+    save_overrides("s4", {"train": {"epochs": 2}}, project.root)
     settings = preset_settings("s4", project.root)
     assert settings.download.source == ["/data/s4.zip"] and settings.train.epochs == 2
     assert settings.train.model == preset_settings("s4").train.model
     params = yaml.safe_load((open_workspace("s4", project.root) / "params.yaml").read_text())
     assert params["download"]["source"] == ["/data/s4.zip"] and params["train"]["epochs"] == 2
-    kept = own_values("s4", project.root).read_text()
+    kept = overrides_path("s4", project.root).read_text()
     with pytest.raises(SettingsError, match=r"s4 with the values given: train\.epochs"):
-        remember("s4", {"train": {"epochs": 0}}, project.root)
-    assert own_values("s4", project.root).read_text() == kept
+        save_overrides("s4", {"train": {"epochs": 0}}, project.root)
+    assert overrides_path("s4", project.root).read_text() == kept
     with pytest.raises(SettingsError, match="no preset 'nope'"):
-        remember("nope", {}, project.root)
+        save_overrides("nope", {}, project.root)
     with pytest.raises(SettingsError, match=r"params\.yaml; change them there"):
-        remember("stamps", {}, project.root)
+        save_overrides("stamps", {}, project.root)
 
 
 @pytest.mark.parametrize("name", ["nope", "../toy", "."])
@@ -159,22 +161,22 @@ def test_a_preset_leaves_the_default_results_alone(project):
     assert "Running stage" not in repro(workspace)
     assert {name: (project.root / name).read_bytes() for name in kept} == kept
     assert "Running stage" not in repro(project.root)
-    assert locked(workspace)["models/qdformer"] != locked(project.root)["models/qdformer"]
+    assert locked_outs(workspace)["models/qdformer"] != locked_outs(project.root)["models/qdformer"]
     assert not (workspace / ".dvc" / "cache").exists()  # one cache for all
     assert provenance(workspace)["preset"] == "toy"
     assert len(provenance(workspace)["data_digest"]) == 16
 
 
 def test_one_run_at_a_time_and_the_lock_goes_with_its_holders(project):
-    with one_at_a_time(project.root) as lock:
+    with workspace_lock(project.root) as lock:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
-        with pytest.raises(BusyError, match="another run is at work"), one_at_a_time(project.root):
+        with pytest.raises(BusyError, match="another run is at work"), workspace_lock(project.root):
             pass
-    with pytest.raises(BusyError), one_at_a_time(project.root):  # the child still holds it
+    with pytest.raises(BusyError), workspace_lock(project.root):  # the child still holds it
         pass
     child.kill()
     child.wait()
-    with one_at_a_time(project.root):
+    with workspace_lock(project.root):
         pass
 
 
