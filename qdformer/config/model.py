@@ -36,7 +36,7 @@ class Model(Section):
     `frozen_stages` stages are not trained.
 
     `quantize_after` is the share of the training in which tokens pass unquantized, until the codes are set among them.
-    `codebook`, `normalize_codes` and `revive_codes_after` (in steps; 0: never):
+    `codebook`, `normalize_codes` and `reset_dead_codes_after` (in steps; 0: never):
     `qdformer.models.qdformer.quantizer.Quantizer`.
     """
 
@@ -47,8 +47,8 @@ class Model(Section):
     encoder: Literal["light", "deformable"]
     fusion_stride: Literal[8, 16, 32]
     width: Annotated[int, Field(ge=16, multiple_of=16)]
-    heads: Positive
-    ffn_width: Positive
+    num_heads: Positive
+    ffn_dim: Positive
     encoder_layers: Positive
     decoder_layers: Positive
     prototypes: Positive
@@ -56,10 +56,10 @@ class Model(Section):
     codes: Positive
     codebook: Literal["loss", "ema"]
     normalize_codes: bool
-    revive_codes_after: Count
+    reset_dead_codes_after: Count
     quantize_after: Share
     filters_from: Literal["quantized", "continuous"]
-    mask_channels: Positive
+    mask_dim: Positive
     mask_head: Literal["linear", "condinst"]
     separate: bool
     decompose: bool
@@ -82,8 +82,8 @@ class Model(Section):
             raise ValueError(
                 f"frozen_stages ({self.frozen_stages}) must not be above {stages}, the stages of {self.backbone}"
             )
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        if self.width % self.num_heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
         if not self.decompose and (self.quantize or self.recombine or self.calibrate):
             raise ValueError("quantize, recombine and calibrate need decompose: true")
         if self.separate and self.decompose:

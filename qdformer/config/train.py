@@ -55,11 +55,11 @@ class Train(Section):
     epochs: Positive
     batch_size: Positive
     learning_rate: Rate
-    backbone_factor: Weight
+    backbone_lr_mult: Weight
     weight_decay: Weight
     warmup_steps: Count
-    drop_at: Annotated[list[Share], Field(max_length=3)]
-    clip_gradient: Rate
+    lr_milestones: Annotated[list[Share], Field(max_length=3)]
+    max_grad_norm: Rate
     augment: Augment
     precision: Literal["float32", "bfloat16"]
     seed: Count

@@ -24,11 +24,11 @@ class TrainingState:
     def __init__(self, model: QDFormer, recipe: Train, steps_per_epoch: int) -> None:
         self.model = model
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, recipe.learning_rate, recipe.backbone_factor, recipe.weight_decay), fused=True
+            parameter_groups(model, recipe.learning_rate, recipe.backbone_lr_mult, recipe.weight_decay), fused=True
         )
         steps = recipe.epochs * steps_per_epoch
         self.quantize_from = recipe.model.quantize_after * steps
-        factor = learning_rate_factor(steps, recipe.warmup_steps, recipe.drop_at)
+        factor = learning_rate_factor(steps, recipe.warmup_steps, recipe.lr_milestones)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.history: list[dict[str, float]] = []
 
@@ -57,12 +57,12 @@ class TrainingState:
         torch.set_rng_state(state["rng"].cpu())
 
 
-def learning_rate_factor(steps: int, warmup_steps: int, drop_at: list[float]) -> Callable[[int], float]:
-    """Linear warm-up, then a tenfold drop at each share of `steps` in `drop_at`."""
+def learning_rate_factor(steps: int, warmup_steps: int, lr_milestones: list[float]) -> Callable[[int], float]:
+    """Linear warm-up, then a tenfold drop at each share of `steps` in `lr_milestones`."""
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-        return warmup * 0.1 ** sum(step >= share * steps for share in drop_at)
+        return warmup * 0.1 ** sum(step >= share * steps for share in lr_milestones)
 
     return factor
 
@@ -99,7 +99,7 @@ def train_epoch(
             raise FloatingPointError(f"loss is {total.item()} at epoch {state.epochs_done + 1}, clips {batch.uids}")
         state.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_gradient)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm)
         state.optimizer.step()
         state.scheduler.step()
         if quantizer is not None:

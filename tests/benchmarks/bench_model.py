@@ -131,7 +131,7 @@ class TrainingStep:
         recipe = preset_settings("avss").train
         self.model = model
         self.criterion = Criterion(recipe.loss, CLASSES)
-        groups = parameter_groups(model, recipe.learning_rate, recipe.backbone_factor, recipe.weight_decay)
+        groups = parameter_groups(model, recipe.learning_rate, recipe.backbone_lr_mult, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.images, self.audio, self.labels, self.everywhere = clip(FRAMES)
         self.shares: list[float] = []

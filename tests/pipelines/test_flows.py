@@ -198,6 +198,6 @@ def test_a_sweep_goes_on_where_it_stopped_and_compares_its_rows(project, prefect
     assert "a Ray session" not in third.stdout
     assert f"run {parent.info.run_id}" in third.stdout
 
-    project.edit("params.yaml", "clip_gradient: 0.1", "clip_gradient: 0.2")
+    project.edit("params.yaml", "max_grad_norm: 0.1", "max_grad_norm: 0.2")
     assert sweep().returncode == 0
     assert rows_trained() == 10

@@ -45,7 +45,7 @@ def test_the_presets_of_the_published_sets_follow_the_paper():
         train = settings.train
         assert train.task == ("avss" if name == "avss" else "avs") and train.resize == "longest"
         assert (train.epochs, train.batch_size, train.learning_rate, train.weight_decay) == (epochs, 4, 1e-4, 5e-4)
-        assert [round(share * epochs) for share in train.drop_at] == [11, 14][: len(train.drop_at)]
+        assert [round(share * epochs) for share in train.lr_milestones] == [11, 14][: len(train.lr_milestones)]
         assert train.model.encoder == "deformable" and train.model.width == 256 and train.image_size == 224
         assert (train.model.backbone, train.model.frozen_stages) == ("resnet50", 0)
         assert train.model.backbone_weights == "microsoft/resnet-50"

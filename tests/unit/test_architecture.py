@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import graphlib
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.helpers import PROJECT
+from tests.helpers.imports import LIBRARY, imports
 
 ROOMS = (
     "reporting",
@@ -33,37 +31,6 @@ TOOLS = {
     "dvc": set(),
 }
 """Where in the library each tool of the pipeline may be imported."""
-
-
-def modules(package: str) -> dict[str, Path]:
-    """The modules of a package of the project by their dotted names."""
-    found = {}
-    for path in sorted((PROJECT / package).rglob("*.py")):
-        parts = path.relative_to(PROJECT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports(path: Path, typing: bool = True) -> Iterator[str]:
-    """The absolute names that a module imports, in functions too; without `typing`, not those of type checking."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing:
-            waiting += node.orelse
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if inner in ALL else node.module
-        waiting += ast.iter_child_nodes(node)
-
-
-LIBRARY = modules("qdformer")
-ALL = LIBRARY | modules("pipelines")
 
 
 def room(module: str) -> str:

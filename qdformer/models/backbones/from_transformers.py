@@ -174,7 +174,7 @@ _BUILDERS = {
 def _network(kind: type[PreTrainedModel], config: PreTrainedConfig, weights: Weights | None) -> PreTrainedModel:
     """transformers' network with random weights, or with these, whatever version of transformers named them.
 
-    What is missing may be: the heads of Swin's maps, and the counters of batches that some files leave out.
+    What is missing may be: the num_heads of Swin's maps, and the counters of batches that some files leave out.
     """
     if weights is None:
         return kind(config)

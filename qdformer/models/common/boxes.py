@@ -19,7 +19,7 @@ def boxes_of_masks(masks_HW: torch.Tensor) -> torch.Tensor:
     return boxes * masks_HW.any(-1).any(-1)[..., None]
 
 
-def generalised_iou(a_4: torch.Tensor, b_4: torch.Tensor) -> torch.Tensor:
+def generalized_iou(a_4: torch.Tensor, b_4: torch.Tensor) -> torch.Tensor:
     """GIoU, -1..1, of boxes [..., 4] that broadcast together (Rezatofighi et al., 2019)."""
     a_low, a_high = a_4[..., :2] - a_4[..., 2:] / 2, a_4[..., :2] + a_4[..., 2:] / 2
     b_low, b_high = b_4[..., :2] - b_4[..., 2:] / 2, b_4[..., :2] + b_4[..., 2:] / 2

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Zhu et al., 2021, Deformable DETR): each token looks at a few points of each level.
 
 Shapes: F frames, S tokens of a frame (all levels, fine to coarse), R the same with a border of one cell around each
-level, D width, H heads, E = D / H, L levels, K points, X = L * K.
+level, D width, H num_heads, E = D / H, L levels, K points, X = L * K.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class DeformableAttention(nn.Module):
     on a CPU several times faster than to sample maps with `grid_sample`.
     """
 
-    def __init__(self, width: int, heads: int, levels: int) -> None:
+    def __init__(self, width: int, num_heads: int, levels: int) -> None:
         super().__init__()
-        self.heads, self.levels = heads, levels
-        self.offsets = nn.Linear(width, heads * levels * POINTS * 2)
-        self.weights = nn.Linear(width, heads * levels * POINTS)
+        self.num_heads, self.levels = num_heads, levels
+        self.offsets = nn.Linear(width, num_heads * levels * POINTS * 2)
+        self.weights = nn.Linear(width, num_heads * levels * POINTS)
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
@@ -75,7 +75,7 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
         # The first offsets of each head point outwards in its own direction, point k at distance k + 1.
-        angle_H = torch.arange(heads) * (2 * torch.pi / heads)
+        angle_H = torch.arange(num_heads) * (2 * torch.pi / num_heads)
         direction_2H = torch.stack([angle_H.cos(), angle_H.sin()])
         direction_2H = direction_2H / direction_2H.abs().amax(0)
         distance_X = torch.arange(1, POINTS + 1).repeat(levels)
@@ -85,8 +85,8 @@ class DeformableAttention(nn.Module):
     def forward(self, x_FSD: torch.Tensor, position_SD: torch.Tensor, grid: Grid) -> torch.Tensor:
         """`position_SD` enters what is looked for, not what is found."""
         query_FSD, value_FSD = x_FSD + position_SD, self.value(x_FSD)
-        offsets_2FSHX = self.offsets(query_FSD).unflatten(-1, (2, self.heads, -1)).movedim(-3, 0)
-        weights_FSHX = self.weights(query_FSD).unflatten(-1, (self.heads, -1)).float().softmax(-1)
+        offsets_2FSHX = self.offsets(query_FSD).unflatten(-1, (2, self.num_heads, -1)).movedim(-3, 0)
+        weights_FSHX = self.weights(query_FSD).unflatten(-1, (self.num_heads, -1)).float().softmax(-1)
         with torch.autocast(x_FSD.device.type, enabled=False):  # half precision would move the points
             found_FSD = self.sample(value_FSD.float(), offsets_2FSHX.float(), weights_FSHX, grid)
         return self.norm(x_FSD + self.out(found_FSD))
@@ -171,10 +171,10 @@ class _WeightedSum(torch.autograd.Function):
 class DeformableLayer(nn.Module):
     """Deformable self-attention and feed-forward, the layer of the paper's transformer encoder."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int, levels: int) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_dim: int, levels: int) -> None:
         super().__init__()
-        self.attention = DeformableAttention(width, heads, levels)
-        self.feed_forward = FeedForward(width, ffn_width)
+        self.attention = DeformableAttention(width, num_heads, levels)
+        self.feed_forward = FeedForward(width, ffn_dim)
 
     def forward(self, x_FSD: torch.Tensor, position_SD: torch.Tensor, grid: Grid) -> torch.Tensor:
         return self.feed_forward(self.attention(x_FSD, position_SD, grid))

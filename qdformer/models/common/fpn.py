@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qdformer.models.common.transformer import enlarge
+from qdformer.models.common.transformer import upsample
 
 MASK_STRIDE = 4
 """Of the mask features and of the masks that are drawn on them."""
@@ -21,16 +21,16 @@ class MaskFeatures(nn.Module):
     width.
     """
 
-    def __init__(self, finest_channels: int, width: int, mask_channels: int) -> None:
+    def __init__(self, finest_channels: int, width: int, mask_dim: int) -> None:
         super().__init__()
         narrow = width // 4
         self.narrow = nn.Conv2d(width, narrow, 1)
         self.finest = nn.Conv2d(finest_channels, narrow, 1)
         self.smooth = nn.Conv2d(narrow, narrow, 3, padding=1)
-        self.out = nn.Conv2d(narrow, mask_channels, 1)
+        self.out = nn.Conv2d(narrow, mask_dim, 1)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, finest_FCHW: torch.Tensor, encoded_FDhw: torch.Tensor) -> torch.Tensor:
         """Backbone map at stride 4, and encoded map at stride 8 -> [F, M, H, W]."""
-        finest = self.finest(finest_FCHW) + enlarge(self.narrow(encoded_FDhw), finest_FCHW.shape[-2:])
+        finest = self.finest(finest_FCHW) + upsample(self.narrow(encoded_FDhw), finest_FCHW.shape[-2:])
         return self.out(functional.relu(self.smooth(finest)))

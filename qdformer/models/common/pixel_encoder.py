@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from qdformer.models.common.deformable import DeformableLayer, Grid
-from qdformer.models.common.transformer import EncoderLayer, as_map, enlarge, map_code, tokens
+from qdformer.models.common.transformer import EncoderLayer, as_map, upsample, map_position_encoding, tokens
 
 Sizes = list[tuple[int, int]]
 """Height and width of each map of the pyramid, fine to coarse."""
@@ -34,8 +34,8 @@ class PixelEncoder(nn.Module):
         kind: Literal["light", "deformable"],
         channels: dict[int, int],
         width: int,
-        heads: int,
-        ffn_width: int,
+        num_heads: int,
+        ffn_dim: int,
         layers: int,
     ) -> None:
         super().__init__()
@@ -47,11 +47,11 @@ class PixelEncoder(nn.Module):
             self.beyond = nn.Conv2d(channels[32], width, 3, stride=2, padding=1)
             self.smooth = None
             self.layers = nn.ModuleList(
-                DeformableLayer(width, heads, ffn_width, len(self.strides)) for _ in range(layers)
+                DeformableLayer(width, num_heads, ffn_dim, len(self.strides)) for _ in range(layers)
             )
         else:
             self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in self.strides[1:])
-            self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn_width) for _ in range(layers))
+            self.layers = nn.ModuleList(EncoderLayer(width, num_heads, ffn_dim) for _ in range(layers))
         self.to(memory_format=torch.channels_last)
 
     def project(self, maps: dict[int, torch.Tensor]) -> tuple[torch.Tensor, Sizes]:
@@ -73,7 +73,7 @@ class PixelEncoder(nn.Module):
         dims = self.level_LD.shape[1]
         return torch.cat(
             [
-                map_code(*size, dims, level_D.device) + level_D
+                map_position_encoding(*size, dims, level_D.device) + level_D
                 for size, level_D in zip(sizes, self.level_LD, strict=True)
             ]
         )
@@ -90,7 +90,7 @@ class PixelEncoder(nn.Module):
             coarsest_FSD = layer(coarsest_FSD, position_SD[-coarsest_FSD.shape[1] :])
         encoded = [as_map(coarsest_FSD, sizes[-1])]
         for level_FSD, size, smooth in zip(reversed(finer), reversed(sizes[:-1]), self.smooth, strict=True):
-            encoded.append(functional.relu(smooth(as_map(level_FSD, size) + enlarge(encoded[-1], size))))
+            encoded.append(functional.relu(smooth(as_map(level_FSD, size) + upsample(encoded[-1], size))))
         return torch.cat([tokens(level) for level in reversed(encoded)], dim=1)
 
     def span(self, sizes: Sizes, stride: int) -> slice:

@@ -15,9 +15,9 @@ from torch.nn import functional
 class Attention(nn.Module):
     """Residual multi-head attention followed by layer normalisation; position codes enter queries and keys only."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
         self.norm = nn.LayerNorm(width)
 
     def forward(
@@ -60,10 +60,10 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
-        self.self_attention = Attention(width, heads)
-        self.feed_forward = FeedForward(width, ffn_width)
+        self.self_attention = Attention(width, num_heads)
+        self.feed_forward = FeedForward(width, ffn_dim)
 
     def forward(self, x_BSD: torch.Tensor, position_SD: torch.Tensor) -> torch.Tensor:
         return self.feed_forward(self.self_attention(x_BSD, x_BSD, position_SD, position_SD))
@@ -72,11 +72,11 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention among the queries, cross-attention to a memory, feed-forward."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
-        self.self_attention = Attention(width, heads)
-        self.cross_attention = Attention(width, heads)
-        self.feed_forward = FeedForward(width, ffn_width)
+        self.self_attention = Attention(width, num_heads)
+        self.cross_attention = Attention(width, num_heads)
+        self.feed_forward = FeedForward(width, ffn_dim)
 
     def forward(
         self,
@@ -91,7 +91,7 @@ class DecoderLayer(nn.Module):
         return self.feed_forward(x_BQD)
 
 
-class Perceptron(nn.Sequential):
+class MLP(nn.Sequential):
     """`layers` linear layers with ReLU between them."""
 
     def __init__(self, width: int, hidden: int, out: int, layers: int) -> None:
@@ -102,17 +102,17 @@ class Perceptron(nn.Sequential):
         super().__init__(*parts[:-1])
 
 
-def sine_code(positions_S: torch.Tensor, width: int) -> torch.Tensor:
+def sine_position_encoding(positions_S: torch.Tensor, width: int) -> torch.Tensor:
     """Sine and cosine code [S, width] of numbers about 0..1 (Vaswani et al., 2017, on DETR's scale of 2 pi)."""
     frequencies = 10000 ** (-torch.arange(0, width, 2, device=positions_S.device) / width)
     angles = 2 * math.pi * positions_S[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
-def map_code(height: int, width: int, dims: int, device: torch.device) -> torch.Tensor:
+def map_position_encoding(height: int, width: int, dims: int, device: torch.device) -> torch.Tensor:
     """Position code [height * width, dims] of a map's cells, half of it for y and half for x, in row order."""
-    y = sine_code((torch.arange(height, device=device) + 0.5) / height, dims // 2)
-    x = sine_code((torch.arange(width, device=device) + 0.5) / width, dims // 2)
+    y = sine_position_encoding((torch.arange(height, device=device) + 0.5) / height, dims // 2)
+    x = sine_position_encoding((torch.arange(width, device=device) + 0.5) / width, dims // 2)
     return torch.cat(
         [y[:, None].expand(height, width, dims // 2), x[None].expand(height, width, dims // 2)], dim=-1
     ).flatten(0, 1)
@@ -128,6 +128,6 @@ def as_map(tokens_FSD: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return tokens_FSD.unflatten(1, size).permute(0, 3, 1, 2)
 
 
-def enlarge(map_FDHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def upsample(map_FDHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """A map at another size, bilinear."""
     return functional.interpolate(map_FDHW, size=size, mode="bilinear", align_corners=False)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from qdformer.config.train import Loss
-from qdformer.models.common.boxes import generalised_iou
+from qdformer.models.common.boxes import generalized_iou
 from qdformer.models.common.targets import Targets, targets_of
 from qdformer.models.qdformer.matcher import match
 from qdformer.models.qdformer.model import QDFormerOutput
@@ -85,7 +85,7 @@ class Criterion(nn.Module):
         wanted_JT4 = targets.boxes_BGT4[clip_J, target_J]
         frames = targets.present_BGT.sum().clamp(min=1)
         l1_J = ((boxes_JT4 - wanted_JT4).abs().sum(-1) * present_JT).sum(-1)
-        giou_J = ((1 - generalised_iou(boxes_JT4, wanted_JT4)) * present_JT).sum(-1)
+        giou_J = ((1 - generalized_iou(boxes_JT4, wanted_JT4)) * present_JT).sum(-1)
 
         logits_JX = masks_LBNTP[layer_J, clip_J, query_J].flatten(1)
         masks_JX = targets.masks_BGTP[clip_J, target_J].flatten(1).to(logits_JX)
@@ -127,7 +127,7 @@ class Criterion(nn.Module):
         class_LBTNG = -class_logits_LBTNC.softmax(-1).gather(-1, index)
         boxes, wanted = boxes_LBTN4[..., None, :], targets.boxes_BGT4.transpose(1, 2)[:, :, None]
         l1_LBTNG = (boxes - wanted).abs().sum(-1)
-        giou_LBTNG = 1 - generalised_iou(boxes, wanted)
+        giou_LBTNG = 1 - generalized_iou(boxes, wanted)
         framewise = settings.cls * class_LBTNG + settings.l1 * l1_LBTNG + settings.giou * giou_LBTNG
         framewise_LBNG = torch.einsum("lbtng,bgt->lbng", framewise, present_BGT) / frames_BG[:, None]
 

@@ -22,9 +22,9 @@ class SemanticDecoder(nn.Module):
     the first alone, they are forgotten, and the N tokens of a clip become one.
     """
 
-    def __init__(self, width: int, heads: int, ffn_width: int, layers: int) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_dim: int, layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn_width) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(width, num_heads, ffn_dim) for _ in range(layers))
 
     def forward(
         self, prototypes_ND: torch.Tensor, memory_BMD: torch.Tensor, padding_BM: torch.Tensor | None = None

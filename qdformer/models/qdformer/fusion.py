@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qdformer.models.common.transformer import Attention, sine_code
+from qdformer.models.common.transformer import Attention, sine_position_encoding
 
 
 class Fusion(nn.Module):
@@ -18,10 +18,10 @@ class Fusion(nn.Module):
     A code of the second is added on both sides, so that a sound can tell its own frame from the others.
     """
 
-    def __init__(self, audio_size: int, width: int, heads: int) -> None:
+    def __init__(self, audio_size: int, width: int, num_heads: int) -> None:
         super().__init__()
         self.project = nn.Linear(audio_size, width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, num_heads)
 
     def forward(
         self, audio_BTA: torch.Tensor, visual_BTSD: torch.Tensor, position_SD: torch.Tensor, valid_BT: torch.Tensor
@@ -31,7 +31,7 @@ class Fusion(nn.Module):
         Frames where `valid_BT` is false are not looked at.
         """
         _, T, S, D = visual_BTSD.shape
-        second_TD = sine_code(torch.arange(T, device=audio_BTA.device) / 10, D)
+        second_TD = sine_position_encoding(torch.arange(T, device=audio_BTA.device) / 10, D)
         memory_position = (second_TD[:, None] + position_SD).flatten(0, 1)
         padding_BM = ~valid_BT.repeat_interleave(S, dim=1)
         audio = self.project(audio_BTA)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from qdformer.models.common.transformer import DecoderLayer, Perceptron
+from qdformer.models.common.transformer import DecoderLayer, MLP
 
 HIDDEN_CHANNELS = 8
 """Of CondInst's three layers."""
@@ -43,21 +43,21 @@ class MaskDecoder(nn.Module):
     def __init__(
         self,
         width: int,
-        heads: int,
-        ffn_width: int,
+        num_heads: int,
+        ffn_dim: int,
         layers: int,
         num_classes: int,
-        mask_channels: int,
+        mask_dim: int,
         mask_head: Literal["linear", "condinst"],
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn_width) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(width, num_heads, ffn_dim) for _ in range(layers))
         self.classify = nn.Linear(width, num_classes + 1)
-        self.box = Perceptron(width, width, 4, layers=3)
+        self.box = MLP(width, width, 4, layers=3)
         self.mask_head = mask_head
-        m, h = mask_channels, HIDDEN_CHANNELS
+        m, h = mask_dim, HIDDEN_CHANNELS
         self.filter_shapes = [(1, m)] if mask_head == "linear" else [(h, m + 2), (h, h), (1, h)]
-        self.filter = Perceptron(width, width, sum(rows * (columns + 1) for rows, columns in self.filter_shapes), 2)
+        self.filter = MLP(width, width, sum(rows * (columns + 1) for rows, columns in self.filter_shapes), 2)
         self._start_from_priors()
 
     def _start_from_priors(self) -> None:
@@ -74,7 +74,7 @@ class MaskDecoder(nn.Module):
         mask_features_FMHW: torch.Tensor,
         every_layer: bool,
     ) -> Heads:
-        """`every_layer` asks for the heads after each decoder layer, not the last alone.
+        """`every_layer` asks for the num_heads after each decoder layer, not the last alone.
 
         What a query seeks is in its token alone. With a learned position of its own, as DETR's queries have, it would
         need no token to differ from the others, and the tokens of a clip become one.

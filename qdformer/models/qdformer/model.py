@@ -85,34 +85,34 @@ class QDFormer(nn.Module):
 
     def __init__(self, settings: Model, num_classes: int) -> None:
         super().__init__()
-        width, heads, ffn_width, layers = settings.width, settings.heads, settings.ffn_width, settings.decoder_layers
+        width, num_heads, ffn_dim, layers = settings.width, settings.num_heads, settings.ffn_dim, settings.decoder_layers
         self.settings = settings
         self.num_classes = num_classes
         self.backbone = build_backbone(settings)
         self.pixel_encoder = PixelEncoder(
-            settings.encoder, self.backbone.channels, width, heads, ffn_width, settings.encoder_layers
+            settings.encoder, self.backbone.channels, width, num_heads, ffn_dim, settings.encoder_layers
         )
-        self.mask_features = MaskFeatures(self.backbone.channels[MASK_STRIDE], width, settings.mask_channels)
-        self.fusion = Fusion(EMBEDDING_SIZE, width, heads)
-        self.prototypes_ND = nn.Parameter(torch.randn(settings.prototypes, width))
-        self.global_decoder = SemanticDecoder(width, heads, ffn_width, layers) if settings.decompose else None
+        self.mask_features = MaskFeatures(self.backbone.channels[MASK_STRIDE], width, settings.mask_dim)
+        self.fusion = Fusion(EMBEDDING_SIZE, width, num_heads)
+        self.prototypes_ND = nn.Parameter(torch.randn(settings.num_prototypes, width))
+        self.global_decoder = SemanticDecoder(width, num_heads, ffn_dim, layers) if settings.decompose else None
         self.local_prototypes_ND = None
         if settings.calibrate and not settings.share_prototypes:
-            self.local_prototypes_ND = nn.Parameter(torch.randn(settings.prototypes, width))
+            self.local_prototypes_ND = nn.Parameter(torch.randn(settings.num_prototypes, width))
         self.quantizer = None
         if settings.quantize:
             self.quantizer = Quantizer(
-                settings.codes,
+                settings.codebook_size,
                 width,
                 delayed=settings.quantize_after > 0,
                 normalized=settings.normalize_codes,
                 ema=settings.codebook == "ema",
-                revive_after=settings.revive_codes_after,
+                reset_dead_after=settings.reset_dead_codes_after,
             )
-        self.recombination = Recombination(width, settings.prototypes) if settings.recombine else None
-        self.local_decoder = SemanticDecoder(width, heads, ffn_width, layers) if settings.calibrate else None
+        self.recombination = Recombination(width, settings.num_prototypes) if settings.recombine else None
+        self.local_decoder = SemanticDecoder(width, num_heads, ffn_dim, layers) if settings.calibrate else None
         self.mask_decoder = MaskDecoder(
-            width, heads, ffn_width, layers, num_classes, settings.mask_channels, settings.mask_head
+            width, num_heads, ffn_dim, layers, num_classes, settings.mask_dim, settings.mask_head
         )
 
     def forward(
@@ -203,7 +203,7 @@ class QDFormer(nn.Module):
                 f"images have shape {list(images_BTCHW.shape)}; expected [clips, frames, 3, height, width]"
             )
         B, T = images_BTCHW.shape[:2]
-        sounds = [self.settings.prototypes] if self.settings.separate else []
+        sounds = [self.settings.num_prototypes] if self.settings.separate else []
         if list(audio_BTA.shape) != (expected := [B, T, *sounds, EMBEDDING_SIZE]):
             many = ", one sound for each prototype (train.model.separate)" if sounds else ""
             raise ValueError(f"audio has shape {list(audio_BTA.shape)}; expected {expected} as the images{many}")
@@ -242,22 +242,22 @@ class QDFormer(nn.Module):
 
 
 def parameter_groups(
-    model: QDFormer, learning_rate: float, backbone_factor: float, weight_decay: float
+    model: QDFormer, learning_rate: float, backbone_lr_mult: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Groups for AdamW, the group with the plain `learning_rate` first.
 
-    The backbone learns `backbone_factor` times as fast; vectors (biases, norms), prototypes and codes do not decay.
+    The backbone learns `backbone_lr_mult` times as fast; vectors (biases, norms), prototypes and codes do not decay.
     """
     backbone = {id(parameter) for parameter in model.backbone.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith(("prototypes_ND", "free_KD", "level_LD"))
+            decays = parameter.ndim > 1 and not name.endswith(("prototypes_ND", "codebook_weight", "level_LD"))
             groups.setdefault((id(parameter) in backbone, not decays), []).append(parameter)
     return [
         {
             "params": groups[in_backbone, fixed],
-            "lr": learning_rate * (backbone_factor if in_backbone else 1),
+            "lr": learning_rate * (backbone_lr_mult if in_backbone else 1),
             "weight_decay": 0.0 if fixed else weight_decay,
         }
         for in_backbone, fixed in sorted(groups)

@@ -46,7 +46,7 @@ class Quantizer(nn.Module):
     al., 2017).
 
     The codes are moved by the codebook loss alone, or, with `ema`, which the paper does not have, each to a running
-    mean of its tokens (the same authors' appendix). A code that no token took for `revive_after` updates, if that is
+    mean of its tokens (the same authors' appendix). A code that no token took for `reset_dead_after` updates, if that is
     not 0, is put onto a token drawn at random (as in Jukebox, Dhariwal et al., 2020).
 
     Like the tokens, which leave a decoder layer-normalised, `normalized` codes all have mean 0 and variance 1: a code
@@ -65,21 +65,21 @@ class Quantizer(nn.Module):
         delayed: bool = False,
         normalized: bool = True,
         ema: bool = False,
-        revive_after: int = 0,
+        reset_dead_after: int = 0,
     ) -> None:
         super().__init__()
-        self.normalized, self.revive_after = normalized, revive_after
-        self.free_KD = nn.Parameter(torch.randn(codes, width), requires_grad=not ema)
+        self.normalized, self.reset_dead_after = normalized, reset_dead_after
+        self.codebook_weight = nn.Parameter(torch.randn(codes, width), requires_grad=not ema)
         self.register_buffer("started", torch.tensor(not delayed))
         self.register_buffer("running_use_K", torch.ones(codes) if ema else None)
-        self.register_buffer("running_sum_KD", self.free_KD.detach().clone() if ema else None)
-        self.register_buffer("idle_K", torch.zeros(codes, dtype=torch.long) if revive_after else None)
+        self.register_buffer("running_sum_KD", self.codebook_weight.detach().clone() if ema else None)
+        self.register_buffer("idle_K", torch.zeros(codes, dtype=torch.long) if reset_dead_after else None)
         self._seen: deque[torch.Tensor] = deque(maxlen=SEEN_BATCHES)
 
     @property
     def codebook_KD(self) -> torch.Tensor:
         """The codes."""
-        return functional.layer_norm(self.free_KD, self.free_KD.shape[-1:]) if self.normalized else self.free_KD
+        return functional.layer_norm(self.codebook_weight, self.codebook_weight.shape[-1:]) if self.normalized else self.codebook_weight
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [..., D] -> quantized tokens [..., D], with gradient to the tokens only, and code indices [...]."""
@@ -120,7 +120,7 @@ class Quantizer(nn.Module):
         if not self.started or (self.running_use_K is None and self.idle_K is None):
             return
         tokens_SD, use_K = tokens.detach().flatten(0, -2).float(), self.use(codes)
-        sums_KD = torch.zeros_like(self.free_KD).index_add_(0, codes.flatten(), tokens_SD)
+        sums_KD = torch.zeros_like(self.codebook_weight).index_add_(0, codes.flatten(), tokens_SD)
         drawn_KD = tokens_SD[torch.randint(len(tokens_SD), use_K.shape, device=tokens.device)]
         if _together():
             distributed.all_reduce(use_K)
@@ -129,11 +129,11 @@ class Quantizer(nn.Module):
         if self.running_use_K is not None:
             self.running_use_K.lerp_(use_K, 1 - DECAY)
             self.running_sum_KD.lerp_(sums_KD, 1 - DECAY)
-            self.free_KD.copy_(self.running_sum_KD / self.running_use_K.clamp(min=1e-5)[:, None])
+            self.codebook_weight.copy_(self.running_sum_KD / self.running_use_K.clamp(min=1e-5)[:, None])
         if self.idle_K is not None:
             self.idle_K.add_(1).masked_fill_(use_K > 0, 0)
-            idle_K = self.idle_K >= self.revive_after
-            self._place(torch.where(idle_K[:, None], drawn_KD, self.free_KD), idle_K)
+            idle_K = self.idle_K >= self.reset_dead_after
+            self._place(torch.where(idle_K[:, None], drawn_KD, self.codebook_weight), idle_K)
             self.idle_K.masked_fill_(idle_K, 0)
 
     def forget(self) -> None:
@@ -147,19 +147,19 @@ class Quantizer(nn.Module):
         Where these are too few, nothing changes; or, `at_once`, the codes stay as they are and are used. Processes that
         train together get the first one's codes.
         """
-        tokens_SD = torch.cat([*self._seen, self.free_KD[:0]])
-        enough = torch.tensor(len(tokens_SD) >= TOKENS_PER_CODE * len(self.free_KD), device=self.free_KD.device).int()
+        tokens_SD = torch.cat([*self._seen, self.codebook_weight[:0]])
+        enough = torch.tensor(len(tokens_SD) >= TOKENS_PER_CODE * len(self.codebook_weight), device=self.codebook_weight.device).int()
         if _together():
             distributed.all_reduce(enough, distributed.ReduceOp.MIN)
         if enough:
-            self._place(_centres(tokens_SD, len(self.free_KD)), torch.ones_like(self.free_KD[:, 0], dtype=torch.bool))
+            self._place(_centres(tokens_SD, len(self.codebook_weight)), torch.ones_like(self.codebook_weight[:, 0], dtype=torch.bool))
         if enough or at_once:
             self.started.fill_(True)
             self.forget()
 
     def _place(self, codes_KD: torch.Tensor, chosen_K: torch.Tensor) -> None:
         """Put the chosen codes at `codes_KD`."""
-        self.free_KD.copy_(torch.where(chosen_K[:, None], codes_KD, self.free_KD))
+        self.codebook_weight.copy_(torch.where(chosen_K[:, None], codes_KD, self.codebook_weight))
         if self.running_use_K is not None:
             self.running_use_K.masked_fill_(chosen_K, 1)
             self.running_sum_KD.copy_(torch.where(chosen_K[:, None], codes_KD, self.running_sum_KD))
@@ -167,7 +167,7 @@ class Quantizer(nn.Module):
     def use(self, codes: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
         """How often each code occurs among `codes` of any shape, or among those that are `counted`: [K]."""
         counted = torch.ones_like(codes) if counted is None else counted
-        none_K = self.free_KD.new_zeros(len(self.free_KD), requires_grad=False)
+        none_K = self.codebook_weight.new_zeros(len(self.codebook_weight), requires_grad=False)
         return none_K.index_add(0, codes.flatten(), counted.flatten().to(none_K.dtype))
 
 

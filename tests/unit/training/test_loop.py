@@ -18,7 +18,7 @@ from tests.helpers import PROJECT
 
 RECIPE = load_settings(PROJECT / "params.yaml").train.model_copy(update={"epochs": 2})
 SMALL = RECIPE.model.model_copy(
-    update={"backbone_weights": None, "width": 16, "heads": 2, "ffn_width": 32, "codes": 4, "prototypes": 2}
+    update={"backbone_weights": None, "width": 16, "num_heads": 2, "ffn_dim": 32, "codebook_size": 4, "num_prototypes": 2}
 )
 CLASSES = Classes(("circle", "square"), (False, True))
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def run(state: TrainingState, criterion: Criterion, epochs: int) -> None:
 
 
 def test_learning_rate_warms_up_and_drops():
-    factor = learning_rate_factor(100, warmup_steps=9, drop_at=[0.5, 0.8])
+    factor = learning_rate_factor(100, warmup_steps=9, lr_milestones=[0.5, 0.8])
     assert factor(0) == pytest.approx(0.1)
     assert factor(9) == factor(49) == 1
     assert factor(50) == pytest.approx(0.1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qdformer.models import LayerOutput, QDFormerOutput
-from qdformer.models.common.boxes import boxes_of_masks, generalised_iou
+from qdformer.models.common.boxes import boxes_of_masks, generalized_iou
 from qdformer.models.common.targets import targets_of
 from qdformer.models.qdformer.criterion import Criterion
 from qdformer.utils.constants import IGNORE
@@ -83,9 +83,9 @@ def test_unknown_class_ids_are_named():
 
 def test_generalised_iou():
     a = torch.tensor([0.25, 0.25, 0.5, 0.5])
-    assert float(generalised_iou(a, a)) == pytest.approx(1, abs=1e-5)
-    assert float(generalised_iou(a, a + torch.tensor([0.5, 0.5, 0, 0]))) == pytest.approx(-0.5, abs=1e-5)
-    assert float(generalised_iou(a, torch.tensor([0.5, 0.25, 0.5, 0.5]))) == pytest.approx(1 / 3, abs=1e-5)
+    assert float(generalized_iou(a, a)) == pytest.approx(1, abs=1e-5)
+    assert float(generalized_iou(a, a + torch.tensor([0.5, 0.5, 0, 0]))) == pytest.approx(-0.5, abs=1e-5)
+    assert float(generalized_iou(a, torch.tensor([0.5, 0.25, 0.5, 0.5]))) == pytest.approx(1 / 3, abs=1e-5)
 
 
 def test_a_perfect_answer_costs_nothing():
@@ -146,7 +146,7 @@ def test_no_labelled_frame_at_all_is_finite():
 def test_fewer_queries_than_targets():
     labels = scene()
     labels[0, :, 12:, :4] = 1
-    model = make_model(prototypes=1)
+    model = make_model(num_prototypes=1)
     images, audio, _ = make_clips(clips=1, height=16, width=16)
     losses = score(model(images, audio), labels)
     losses["total"].backward()

@@ -21,7 +21,7 @@ def test_every_row_and_reading_answers_and_every_parameter_learns(changes):
     model = make_model(**changes)
     images, audio, labels = make_clips(frames=3, height=75, width=90)
     output = model(images, audio)
-    N = SMALL.prototypes
+    N = SMALL.num_prototypes
     assert output.class_logits_BTNC.shape == (2, 3, N, CLASSES + 1)
     assert output.boxes_BTN4.shape == (2, 3, N, 4)
     assert output.mask_logits_BTNHW.shape == (2, 3, N, 19, 23)
@@ -35,7 +35,7 @@ def test_every_row_and_reading_answers_and_every_parameter_learns(changes):
 def test_separated_sounds_each_make_a_query():
     model = make_model(**ROWS["baseline"], separate=True)
     images, audio, labels = make_clips()
-    sounds = audio[:, :, None] * torch.rand(SMALL.prototypes, 1)
+    sounds = audio[:, :, None] * torch.rand(SMALL.num_prototypes, 1)
     losses_of(model, images, sounds, labels)["total"].backward()
     model.eval()
     plain = model(images, sounds).class_logits_BTNC
@@ -62,9 +62,9 @@ def test_the_local_branch_does_not_move_the_codebook():
     images, audio, _ = make_clips()
     output = model(images, audio)
     (output.mask_logits_BTNHW.sum() + output.class_logits_BTNC.sum() + output.quantization.commitment_loss).backward()
-    assert model.quantizer.free_KD.grad is None
+    assert model.quantizer.codebook_weight.grad is None
     model(images, audio).quantization.codebook_loss.backward()
-    moved = model.quantizer.free_KD.grad.any(-1)
+    moved = model.quantizer.codebook_weight.grad.any(-1)
     assert set(moved.nonzero().flatten().tolist()) == set(output.quantization.global_codes_BN.flatten().tolist())
 
 
@@ -161,7 +161,7 @@ def test_parameter_groups_hold_each_trained_parameter_once():
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert rate[id(model.backbone.stages[3][0].project.weight)] == 0.0005
     assert decay[id(model.mask_decoder.classify.weight)] == 0.01
-    assert decay[id(model.mask_decoder.classify.bias)] == decay[id(model.quantizer.free_KD)] == 0
+    assert decay[id(model.mask_decoder.classify.bias)] == decay[id(model.quantizer.codebook_weight)] == 0
 
 
 def test_a_few_steps_lower_the_loss():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from qdformer.models.common.boxes import generalised_iou
+from qdformer.models.common.boxes import generalized_iou
 from qdformer.models.common.deformable import POINTS, DeformableAttention, Grid
 from qdformer.models.qdformer import criterion
 from qdformer.models.qdformer.criterion import Criterion
@@ -27,8 +27,8 @@ def numbers(*shape: int) -> torch.Tensor:
 
 
 def test_gradient_of_deformable_sampling():
-    heads, sizes = 2, [(3, 4), (2, 2)]
-    attention, grid = DeformableAttention(4, heads, len(sizes)), Grid.of(sizes, torch.device("cpu"))
+    num_heads, sizes = 2, [(3, 4), (2, 2)]
+    attention, grid = DeformableAttention(4, num_heads, len(sizes)), Grid.of(sizes, torch.device("cpu"))
     grid.x_SX, grid.y_SX = grid.x_SX.double(), grid.y_SX.double()
     S, X = len(grid.x_SX), len(sizes) * POINTS
 
@@ -36,9 +36,9 @@ def test_gradient_of_deformable_sampling():
         return attention.sample(value, offsets, weights, grid)
 
     # Away from the cells' centres, where a bilinear sample has a kink.
-    offsets = (torch.randint(-2, 2, (2, 1, S, heads, X)) + 0.25 - grid.x_SX.frac()[:, None]).double()
+    offsets = (torch.randint(-2, 2, (2, 1, S, num_heads, X)) + 0.25 - grid.x_SX.frac()[:, None]).double()
     offsets = (offsets + 0.05 * torch.rand_like(offsets)).requires_grad_()
-    assert gradcheck(sample, (numbers(1, S, 4), offsets, numbers(1, S, heads, X)))
+    assert gradcheck(sample, (numbers(1, S, 4), offsets, numbers(1, S, num_heads, X)))
 
 
 def test_gradient_of_recombination():
@@ -60,7 +60,7 @@ def test_gradient_of_dynamic_masks(mask_head):
 
 def test_gradient_of_generalised_iou():
     found, wanted = 0.3 + 0.4 * torch.rand(2, 4, 4, dtype=torch.float64)
-    assert gradcheck(lambda boxes: generalised_iou(boxes, wanted), (found.requires_grad_(),))
+    assert gradcheck(lambda boxes: generalized_iou(boxes, wanted), (found.requires_grad_(),))
 
 
 def output_of(classes, boxes, masks) -> QDFormerOutput:

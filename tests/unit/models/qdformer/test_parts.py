@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from qdformer.models.common.deformable import POINTS, DeformableAttention, DeformableLayer, Grid
 from qdformer.models.common.pixel_encoder import PixelEncoder
-from qdformer.models.common.transformer import as_map, map_code, tokens
+from qdformer.models.common.transformer import as_map, map_position_encoding, tokens
 from qdformer.models.qdformer.decomposition import similarity
 from qdformer.models.qdformer.mask_decoder import MaskDecoder
 from qdformer.models.qdformer.recombination import Recombination
@@ -68,7 +68,7 @@ def test_tokens_and_maps_are_inverse():
 
 
 def test_position_codes_differ_everywhere():
-    code = map_code(4, 6, 32, torch.device("cpu"))
+    code = map_position_encoding(4, 6, 32, torch.device("cpu"))
     assert code.shape == (24, 32)
     assert torch.pdist(code).min() > 0.1
 
@@ -77,7 +77,7 @@ def test_position_codes_differ_everywhere():
 def test_pixel_encoder_keeps_the_pyramid(kind, strides):
     torch.manual_seed(0)
     channels = {4: 3, 8: 5, 16: 6, 32: 7}
-    encoder = PixelEncoder(kind, channels, width=16, heads=2, ffn_width=32, layers=1)
+    encoder = PixelEncoder(kind, channels, width=16, num_heads=2, ffn_dim=32, layers=1)
     maps = {s: torch.randn(2, c, -(-75 // s), -(-100 // s)) for s, c in channels.items()}
     visual, sizes = encoder.project(maps)
     assert encoder.strides == strides and sizes[:3] == [(10, 13), (5, 7), (3, 4)]
@@ -93,17 +93,17 @@ def test_deformable_attention_equals_transformers():
     from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrEncoderLayer
 
     torch.manual_seed(0)
-    width, heads, sizes = 32, 4, [(7, 9), (4, 5), (2, 3)]
+    width, num_heads, sizes = 32, 4, [(7, 9), (4, 5), (2, 3)]
     config = DeformableDetrConfig(
         d_model=width,
-        encoder_attention_heads=heads,
+        encoder_attention_heads=num_heads,
         encoder_ffn_dim=64,
         num_feature_levels=len(sizes),
         dropout=0.0,
         activation_dropout=0.0,
         disable_custom_kernels=True,
     )
-    theirs, ours = DeformableDetrEncoderLayer(config), DeformableLayer(width, heads, 64, len(sizes))
+    theirs, ours = DeformableDetrEncoderLayer(config), DeformableLayer(width, num_heads, 64, len(sizes))
     attention, perceptron = theirs.self_attn, theirs.mlp
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -152,8 +152,8 @@ def test_deformable_attention_equals_transformers():
 
 
 def test_the_first_offsets_point_outwards():
-    heads, levels = 4, 2
-    offsets = DeformableAttention(16, heads, levels).offsets.bias.detach().view(2, heads, levels, POINTS)
+    num_heads, levels = 4, 2
+    offsets = DeformableAttention(16, num_heads, levels).offsets.bias.detach().view(2, num_heads, levels, POINTS)
     expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     for point in range(POINTS):
         torch.testing.assert_close(offsets[:, :, 1, point].T, expected * (point + 1), atol=1e-6, rtol=0)

@@ -13,7 +13,7 @@ from qdformer.models.qdformer.quantizer import DECAY, Quantizer, perplexity
 @pytest.fixture
 def quantizer() -> Quantizer:
     torch.manual_seed(0)
-    return Quantizer(codes=7, width=16)
+    return Quantizer(codebook_size=7, width=16)
 
 
 def test_takes_the_nearest_code(quantizer):
@@ -26,7 +26,7 @@ def test_takes_the_nearest_code(quantizer):
 
 def test_of_equal_codes_the_first(quantizer):
     with torch.no_grad():
-        quantizer.free_KD[5] = quantizer.free_KD[2]
+        quantizer.codebook_weight[5] = quantizer.codebook_weight[2]
     assert quantizer(quantizer.codebook_KD[5])[1] == 2
 
 
@@ -35,7 +35,7 @@ def test_gradient_passes_straight_through_and_leaves_the_codebook_alone(quantize
     factor = torch.randn(4, 16)
     (quantizer(tokens)[0] * factor).sum().backward()
     torch.testing.assert_close(tokens.grad, factor)
-    assert quantizer.free_KD.grad is None
+    assert quantizer.codebook_weight.grad is None
 
 
 def test_each_loss_moves_its_own_side(quantizer):
@@ -45,20 +45,20 @@ def test_each_loss_moves_its_own_side(quantizer):
     torch.testing.assert_close(quantizer.codebook_loss(tokens, codes), expected)
     torch.testing.assert_close(quantizer.commitment_loss(tokens, codes), expected)
     quantizer.commitment_loss(tokens, codes).backward()
-    assert quantizer.free_KD.grad is None and tokens.grad.abs().sum() > 0
+    assert quantizer.codebook_weight.grad is None and tokens.grad.abs().sum() > 0
     tokens.grad = None
     quantizer.codebook_loss(tokens, codes).backward()
     assert tokens.grad is None
-    moved = quantizer.free_KD.grad.abs().sum(-1) > 0
+    moved = quantizer.codebook_weight.grad.abs().sum(-1) > 0
     assert set(moved.nonzero().flatten().tolist()) == set(codes.tolist())
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_the_loss_updated_quantizer_of_vector_quantize_pytorch(seed):
     torch.manual_seed(seed)
-    ours = Quantizer(codes=7, width=16, normalized=False)
+    ours = Quantizer(codebook_size=7, width=16, normalized=False)
     theirs = VectorQuantize(16, 7, learnable_codebook=True, ema_update=False, rotation_trick=False)
-    theirs._codebook.embed.data.copy_(ours.free_KD.detach()[None])
+    theirs._codebook.embed.data.copy_(ours.codebook_weight.detach()[None])
     values = torch.randn(2, 5, 16)
     tokens, same = values.clone().requires_grad_(), values.clone().requires_grad_()
     quantized, codes = ours(tokens)
@@ -72,14 +72,14 @@ def test_equals_the_loss_updated_quantizer_of_vector_quantize_pytorch(seed):
     ((expected * factor).sum() + loss.sum()).backward()
     torch.testing.assert_close(ours.commitment_loss(tokens, codes), loss.squeeze())
     torch.testing.assert_close(tokens.grad, same.grad)
-    torch.testing.assert_close(ours.free_KD.grad, theirs._codebook.embed.grad[0])
+    torch.testing.assert_close(ours.codebook_weight.grad, theirs._codebook.embed.grad[0])
 
 
 def test_running_means_equal_those_of_vector_quantize_pytorch():
     torch.manual_seed(0)
-    ours = Quantizer(codes=7, width=16, normalized=False, ema=True)
+    ours = Quantizer(codebook_size=7, width=16, normalized=False, ema=True)
     theirs = VectorQuantize(16, 7, decay=DECAY, threshold_ema_dead_code=0)
-    theirs._codebook.embed.copy_(ours.free_KD[None])
+    theirs._codebook.embed.copy_(ours.codebook_weight[None])
     theirs._codebook.embed_avg.copy_(ours.running_sum_KD[None])
     theirs._codebook.cluster_size.copy_(ours.running_use_K[None])
     for _ in range(20):
@@ -87,40 +87,40 @@ def test_running_means_equal_those_of_vector_quantize_pytorch():
         _, codes = ours(tokens)
         assert torch.equal(codes, theirs(tokens)[1])
         ours.update(tokens, codes)
-    torch.testing.assert_close(ours.free_KD.detach(), theirs._codebook.embed[0], atol=1e-4, rtol=1e-4)
-    assert not ours.free_KD.requires_grad
+    torch.testing.assert_close(ours.codebook_weight.detach(), theirs._codebook.embed[0], atol=1e-4, rtol=1e-4)
+    assert not ours.codebook_weight.requires_grad
 
 
 def test_idle_codes_come_back_onto_tokens():
     torch.manual_seed(0)
-    quantizer = Quantizer(codes=4, width=16, normalized=False, revive_after=2)
+    quantizer = Quantizer(codebook_size=4, width=16, normalized=False, reset_dead_after=2)
     with torch.no_grad():
-        quantizer.free_KD[1:] += 100  # too far for any token
+        quantizer.codebook_weight[1:] += 100  # too far for any token
     tokens = torch.randn(6, 16)
     for idle in (1, 0):
         _, codes = quantizer(tokens)
         assert not codes.any()
         quantizer.update(tokens, codes)
         assert quantizer.idle_K.tolist() == [0, idle, idle, idle]
-    assert all((code == tokens).all(-1).any() for code in quantizer.free_KD[1:])
+    assert all((code == tokens).all(-1).any() for code in quantizer.codebook_weight[1:])
     assert len(quantizer(tokens)[1].unique()) > 1
 
 
-@pytest.mark.parametrize("options", [{}, {"ema": True}, {"revive_after": 1}])
+@pytest.mark.parametrize("options", [{}, {"ema": True}, {"reset_dead_after": 1}])
 def test_nothing_but_the_gradient_moves_the_codes_unless_asked(options):
     torch.manual_seed(0)
-    quantizer = Quantizer(codes=4, width=16, **options)
-    before, tokens = quantizer.free_KD.detach().clone(), torch.randn(3, 16)
+    quantizer = Quantizer(codebook_size=4, width=16, **options)
+    before, tokens = quantizer.codebook_weight.detach().clone(), torch.randn(3, 16)
     quantizer.update(tokens, quantizer(tokens)[1])
-    assert torch.equal(quantizer.free_KD, before) == (not options)
-    waiting = Quantizer(codes=4, width=16, delayed=True, **options)
-    before = waiting.free_KD.detach().clone()
+    assert torch.equal(quantizer.codebook_weight, before) == (not options)
+    waiting = Quantizer(codebook_size=4, width=16, delayed=True, **options)
+    before = waiting.codebook_weight.detach().clone()
     waiting.update(tokens, waiting(tokens)[1])
-    assert torch.equal(waiting.free_KD, before)
+    assert torch.equal(waiting.codebook_weight, before)
 
 
 def test_use_and_its_perplexity():
-    quantizer = Quantizer(codes=8, width=4)
+    quantizer = Quantizer(codebook_size=8, width=4)
     use_K = quantizer.use(torch.tensor([[0, 1], [2, 3]]))
     assert use_K.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     assert perplexity(use_K) == pytest.approx(4.0)
@@ -138,7 +138,7 @@ def test_half_precision_picks_the_same_codes(quantizer):
 
 def test_a_delayed_start_puts_the_codes_among_the_tokens():
     torch.manual_seed(0)
-    quantizer = Quantizer(codes=4, width=16, delayed=True)
+    quantizer = Quantizer(codebook_size=4, width=16, delayed=True)
     places = functional.layer_norm(torch.randn(4, 16), (16,))
     tokens = (places.repeat(8, 1) + 0.01 * torch.randn(32, 16)).requires_grad_()
     values, codes = quantizer(tokens)
@@ -149,14 +149,14 @@ def test_a_delayed_start_puts_the_codes_among_the_tokens():
     assert torch.allclose(values, places.repeat(8, 1), atol=0.05)
     assert sorted(codes[:4].tolist()) == [0, 1, 2, 3]
     assert quantizer.commitment_loss(tokens, codes) > 0
-    restored = Quantizer(codes=4, width=16, delayed=True)
+    restored = Quantizer(codebook_size=4, width=16, delayed=True)
     restored.load_state_dict(quantizer.state_dict())
     assert torch.equal(restored(tokens)[0], values)
 
 
 def test_a_start_waits_for_enough_tokens_since_it_last_forgot():
-    quantizer = Quantizer(codes=4, width=16, delayed=True)
-    before = quantizer.free_KD.clone()
+    quantizer = Quantizer(codebook_size=4, width=16, delayed=True)
+    before = quantizer.codebook_weight.clone()
     quantizer(torch.randn(15, 16))
     quantizer.forget()
     quantizer(torch.randn(15, 16))
@@ -164,9 +164,9 @@ def test_a_start_waits_for_enough_tokens_since_it_last_forgot():
     quantizer.start()
     assert not quantizer.started
     quantizer.start(at_once=True)
-    assert quantizer.started and torch.equal(quantizer.free_KD, before)
+    assert quantizer.started and torch.equal(quantizer.codebook_weight, before)
 
-    waiting = Quantizer(codes=4, width=16, delayed=True)
+    waiting = Quantizer(codebook_size=4, width=16, delayed=True)
     waiting(torch.randn(16, 16))
     waiting.start()
     assert waiting.started
