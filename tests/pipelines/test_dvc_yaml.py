@@ -14,23 +14,26 @@ STAGES = {
     name: stage.get("do", stage)
     for name, stage in yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items()
 }
-NO_PART_OF_A_RESULT = {
-    "pipelines.cli": "reads params.yaml, whose values each stage names under params, and turns errors into exit codes",
-    "pipelines.workspace": "where a workspace lies and what its results came from, for the record",
-    "qdformer": "lets torchaudio be imported",
+NOT_FOLLOWED = {
+    "pipelines.cli": "error messages and exit codes",
+    "pipelines.workspace": "where a workspace lies, and where its results came from",
+    "qdformer.config.settings": "joins the sections, each of which a stage names under params",
     "qdformer.tracking": "the record of a run",
+    "qdformer.utils.torchaudio_shim": "allows torchaudio to be imported",
 }
-"""Modules that stages import and that decide no byte of an out."""
+"""Modules that stages import and that change no byte of any out."""
 
 
 def code_of(stage: str) -> set[str]:
-    """The files of the project that the stage's command runs or reads beside its modules, relative to the project."""
-    module = STAGES[stage]["cmd"].split()[2]
+    """The project's files that decide what the stage writes, relative to the project.
+
+    They are the modules imported at run time, data files that these name, and the settings' sections under `params`.
+    """
+    modules = run_time_modules(STAGES[stage]["cmd"].split()[2], NOT_FOLLOWED)
+    for param in STAGES[stage]["params"]:
+        modules |= run_time_modules(f"qdformer.config.{param.split('.')[0]}", NOT_FOLLOWED)
     found = set()
-    for name in run_time_modules(module, left_out=[name for name in NO_PART_OF_A_RESULT if name != "qdformer"]):
-        if name == "qdformer":
-            continue
-        path = MODULES[name]
+    for path in (MODULES[name] for name in modules - {"qdformer"}):
         source = path.read_text(encoding="utf-8")
         found.add(path)
         found |= {file for file in path.parent.iterdir() if file.suffix in (".csv", ".html") and file.name in source}

@@ -85,7 +85,12 @@ class QDFormer(nn.Module):
 
     def __init__(self, settings: Model, num_classes: int) -> None:
         super().__init__()
-        width, num_heads, ffn_dim, layers = settings.width, settings.num_heads, settings.ffn_dim, settings.decoder_layers
+        width, num_heads, ffn_dim, layers = (
+            settings.width,
+            settings.num_heads,
+            settings.ffn_dim,
+            settings.decoder_layers,
+        )
         self.settings = settings
         self.num_classes = num_classes
         self.backbone = build_backbone(settings)

@@ -79,7 +79,11 @@ class Quantizer(nn.Module):
     @property
     def codebook_KD(self) -> torch.Tensor:
         """The codes."""
-        return functional.layer_norm(self.codebook_weight, self.codebook_weight.shape[-1:]) if self.normalized else self.codebook_weight
+        return (
+            functional.layer_norm(self.codebook_weight, self.codebook_weight.shape[-1:])
+            if self.normalized
+            else self.codebook_weight
+        )
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [..., D] -> quantized tokens [..., D], with gradient to the tokens only, and code indices [...]."""
@@ -148,11 +152,16 @@ class Quantizer(nn.Module):
         train together get the first one's codes.
         """
         tokens_SD = torch.cat([*self._seen, self.codebook_weight[:0]])
-        enough = torch.tensor(len(tokens_SD) >= TOKENS_PER_CODE * len(self.codebook_weight), device=self.codebook_weight.device).int()
+        enough = torch.tensor(
+            len(tokens_SD) >= TOKENS_PER_CODE * len(self.codebook_weight), device=self.codebook_weight.device
+        ).int()
         if _together():
             distributed.all_reduce(enough, distributed.ReduceOp.MIN)
         if enough:
-            self._place(_centres(tokens_SD, len(self.codebook_weight)), torch.ones_like(self.codebook_weight[:, 0], dtype=torch.bool))
+            self._place(
+                _centres(tokens_SD, len(self.codebook_weight)),
+                torch.ones_like(self.codebook_weight[:, 0], dtype=torch.bool),
+            )
         if enough or at_once:
             self.started.fill_(True)
             self.forget()

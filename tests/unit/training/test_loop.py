@@ -18,7 +18,14 @@ from tests.helpers import PROJECT
 
 RECIPE = load_settings(PROJECT / "params.yaml").train.model_copy(update={"epochs": 2})
 SMALL = RECIPE.model.model_copy(
-    update={"backbone_weights": None, "width": 16, "num_heads": 2, "ffn_dim": 32, "codebook_size": 4, "num_prototypes": 2}
+    update={
+        "backbone_weights": None,
+        "width": 16,
+        "num_heads": 2,
+        "ffn_dim": 32,
+        "codebook_size": 4,
+        "num_prototypes": 2,
+    }
 )
 CLASSES = Classes(("circle", "square"), (False, True))
 CPU = torch.device("cpu")

@@ -193,7 +193,14 @@ def test_a_checkpoint_does_not_need_the_file_that_its_training_began_with(tmp_pa
     from qdformer.training.checkpoint import save_model
 
     source = lite_file(tmp_path)
-    small = {"width": 16, "num_heads": 2, "ffn_dim": 32, "codebook_size": 4, "num_prototypes": 2, "backbone_weights": source}
+    small = {
+        "width": 16,
+        "num_heads": 2,
+        "ffn_dim": 32,
+        "codebook_size": 4,
+        "num_prototypes": 2,
+        "backbone_weights": source,
+    }
     small = MODEL.model_copy(update=small)
     model = QDFormer(small, 2)
     path = tmp_path / "checkpoint.safetensors"
