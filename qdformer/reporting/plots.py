@@ -410,8 +410,8 @@ def confusion_matrix(confusion_KK: np.ndarray, classes: Classes) -> Figure:
 def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
     """Which codes stand for which class: of each class's tokens (rows) the share that took each code (columns).
 
-    `code_counts_CK` holds numbers of tokens, [C, K], as `qdformer.evaluation.tokens.AudioTokens` counts them. Only codes
-    that are used are shown, those of one class side by side, and only classes that some token named.
+    `code_counts_CK` holds numbers of tokens, [C, K], as `qdformer.evaluation.tokens.AudioTokens` counts them. Only
+    codes that are used are shown, those of one class side by side, and only classes that some token named.
     """
     codes, named = np.flatnonzero(code_counts_CK.any(axis=0)), np.flatnonzero(code_counts_CK.any(axis=1))
     if not len(named):

@@ -1,18 +1,26 @@
-"""Reading what the stage `evaluate` leaves in `reports/`, for the page."""
+"""The files in which the stage `evaluate` stores its result: written by the stage, read for the report page."""
 
 from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas
 
-from qdformer.evaluation.evaluate import Picture
+from qdformer.evaluation.evaluate import SCORES, Picture, negatives
+from qdformer.reporting import plots
 from qdformer.utils.errors import InputError
+from qdformer.utils.files import write_text
+
+if TYPE_CHECKING:
+    from qdformer.data.manifest import Classes
+    from qdformer.evaluation.evaluate import Evaluation
+    from qdformer.evaluation.tokens import AudioTokens
 
 WRITER = "`make repro` writes it"
 
@@ -39,6 +47,59 @@ class Result:
     pictures: list[Picture]
 
 
+def write_result(results: Mapping[str, Evaluation], classes: Classes, reports: Path) -> None:
+    """Write the evaluations `results`, by condition, to the folder `reports`.
+
+    - `metrics/CONDITION.json`: the summary; that of a negative condition also holds its `fpr` and `g_miou`.
+    - `intervals.json`: value and 95 % interval of every metric.
+    - `clips.csv`, `clips.parquet`, `classes.csv`, `sources.csv`: the tables of all conditions.
+    - `negatives.csv`, `robustness.csv`: the negative conditions; the scores by signal-to-noise ratio.
+    - `confusion.csv`, `pictures.npz`: of the clean condition. The latter holds for each selected clip
+      `UID/images` uint8 [T, H, W, 3], `UID/truth` and `UID/prediction` uint8 [T, H, W] (class ids, 255 in `truth`
+      where there is no label) and `UID/class_probs` float32 [T, C].
+    - `figures/*.png`.
+    """
+    negative = negatives(results)
+    extra = negative.set_index("condition")[["fpr", "g_miou"]].to_dict("index")
+    for name, result in results.items():
+        _write_json(reports / "metrics" / f"{name}.json", result.summary | extra.get(name, {}))
+    intervals = {name: result.intervals for name, result in results.items()}
+    _write_json(reports / "intervals.json", intervals)
+    per_clip = _concatenate(results, "per_clip")
+    per_clip.to_csv(reports / "clips.csv", index=False)
+    per_clip.to_parquet(reports / "clips.parquet", index=False)
+    _concatenate(results, "per_class").to_csv(reports / "classes.csv", index=False)
+    _concatenate(results, "per_source").to_csv(reports / "sources.csv", index=False)
+    negative.to_csv(reports / "negatives.csv", index=False)
+    summaries = {name: result.summary for name, result in results.items()}
+    by_snr = pandas.DataFrame(_scores_by_snr(summaries), columns=["snr", *SCORES, "clips"])
+    by_snr.to_csv(reports / "robustness.csv", index=False)
+    figures = reports / "figures"
+    plots.save(plots.robustness_curve(summaries, intervals), figures / "robustness.png")
+    if clean := results.get("clean"):
+        names = ["background", *classes.names]
+        confusion = pandas.DataFrame(clean.confusion, pandas.Index(names, name="truth"), names)
+        confusion.to_csv(reports / "confusion.csv")
+        np.savez_compressed(reports / "pictures.npz", **dict(_picture_arrays(clean.pictures)))
+        plots.save(plots.picture_grid(clean.pictures, classes), figures / "pictures.png")
+        plots.save(plots.class_bars(clean.per_class), figures / "classes.png")
+        plots.save(plots.confusion_matrix(clean.confusion, classes), figures / "confusion.png")
+
+
+def write_token_figures(
+    tokens: AudioTokens, sounding: Mapping[str, Sequence[str]], classes: Classes, reports: Path
+) -> None:
+    """Write the figures of the audio tokens to `reports/figures`.
+
+    `sounding` maps each clip to the names of its sounding classes. A model without decomposition has no
+    `tokens.png`, one without quantization no `codebook.png`.
+    """
+    if tokens.clips:
+        plots.save(plots.token_map(tokens.clips, sounding, classes), reports / "figures" / "tokens.png")
+    if tokens.code_counts_CK is not None:
+        plots.save(plots.codebook_use(tokens.code_counts_CK, classes), reports / "figures" / "codebook.png")
+
+
 def read_result(reports: Path) -> Result:
     """Read the folder `reports`; raise `ReportError` for a file that is missing or not what is expected."""
     intervals = _json(reports / "intervals.json")
@@ -61,6 +122,30 @@ def read_result(reports: Path) -> Result:
         figures=figures,
         pictures=_pictures(reports / "pictures.npz"),
     )
+
+
+def _write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _concatenate(results: Mapping[str, Evaluation], table: str) -> pandas.DataFrame:
+    """The same table of all conditions, with a column `condition`."""
+    tables = [getattr(result, table).assign(condition=name) for name, result in results.items()]
+    return pandas.concat(tables, ignore_index=True)
+
+
+def _picture_arrays(pictures: Iterable[Picture]) -> Iterator[tuple[str, np.ndarray]]:
+    for picture in pictures:
+        yield f"{picture.uid}/images", picture.images_THWC
+        yield f"{picture.uid}/truth", picture.truth_THW
+        yield f"{picture.uid}/prediction", picture.prediction_THW
+        yield f"{picture.uid}/class_probs", picture.class_probs_TC.astype(np.float32)
+
+
+def _scores_by_snr(summaries: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, float]]:
+    for name, summary in summaries.items():
+        if name.startswith("snr"):
+            yield {"snr": int(name.removeprefix("snr")), **summary}
 
 
 def _json(path: Path) -> dict[str, Any]:
