@@ -12,18 +12,18 @@ from pathlib import Path
 from pipelines.cli import FAILED, command_main
 from pipelines.findings import load_reports, save_reports, show_reports
 from pipelines.workspace import dvc_command, open_workspace, preset_settings, workspace_lock
-from qdformer.data.checks import check_dataset, check_table, stop_on_errors
+from qdformer.data.checks import check_clip_list, check_dataset, raise_on_errors
 from qdformer.data.layout import DataError
 from qdformer.utils.digests import tree_sha256
 
 
 def check_list(path: Path, out: Path | None) -> None:
     """Show what a list of clips tells without its media, and write it to the folder `out`; `DataError` for errors."""
-    report = check_table(path)
+    report = check_clip_list(path)
     if out is not None:
         save_reports([report], out)
     show_reports([report], out)
-    stop_on_errors(report)
+    raise_on_errors(report)
 
 
 def check_workspace(name: str) -> None:

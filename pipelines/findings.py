@@ -21,14 +21,14 @@ _FEW = 3  # findings of a kind that the terminal names all of
 def save_reports(reports: Sequence[Report], folder: Path) -> None:
     """Write `check.json` (every finding, by source) and `check.html`."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = {report.source: report.as_json() for report in reports}
+    values = {report.source: report.to_dict() for report in reports}
     write_text(folder / "check.json", json.dumps(values, indent=1) + "\n")
     write_text(folder / "check.html", make_page(reports))
 
 
 def load_reports(folder: Path) -> list[Report]:
     """The reports that `save_reports` has written to `folder`."""
-    return [Report.from_json(values) for values in json.loads((folder / "check.json").read_text("utf-8")).values()]
+    return [Report.from_dict(values) for values in json.loads((folder / "check.json").read_text("utf-8")).values()]
 
 
 def show_reports(reports: Sequence[Report], folder: Path | None = None) -> None:

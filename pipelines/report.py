@@ -20,7 +20,7 @@ from pipelines.workspace import (
     tracking_environment,
 )
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
-from qdformer.metrics.conventions import measured_on
+from qdformer.metrics.conventions import evaluation_setup
 from qdformer.reporting.page import About, make_page
 from qdformer.reporting.result import read_result
 from qdformer.utils.digests import file_sha256
@@ -51,7 +51,7 @@ def write_report(name: str, workspace: Path) -> Path:
     page = workspace / PAGE
     about = About(
         title=f"QDFormer on {settings.download.dataset}",
-        measured_on=measured_on(settings),
+        evaluation_setup=evaluation_setup(settings),
         facts=_facts(tags, checkpoint_sha256, run),
         settings=settings.model_dump(),
         changed=_differences(values, preset_values("", PROJECT)),

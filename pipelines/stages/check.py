@@ -12,7 +12,7 @@ from pipelines.cli import stage_main
 from pipelines.findings import save_reports, show_reports
 from qdformer.config.check import Check
 from qdformer.config.settings import Settings
-from qdformer.data.checks import check_dataset, check_sounds, stop_on_errors
+from qdformer.data.checks import check_dataset, check_sounds, raise_on_errors
 
 
 def check(settings: Check, data: Path, reports: Path) -> None:
@@ -22,7 +22,7 @@ def check(settings: Check, data: Path, reports: Path) -> None:
     save_reports(found, reports)
     show_reports(found, reports)
     for report in found:
-        stop_on_errors(report)
+        raise_on_errors(report)
     for name, digest in json.loads((data / "digests.json").read_text(encoding="utf-8")).items():
         (data / f"{name}.sha256").write_text(digest + "\n", encoding="ascii")
 

@@ -12,7 +12,7 @@ from qdformer.audio.io.sound_table import write_sound_table
 from qdformer.config.base import SettingsError
 from qdformer.config.download import Download
 from qdformer.config.settings import Settings
-from qdformer.data.obtain import obtain
+from qdformer.data.published import import_published
 from qdformer.data.readers.toy import compose_toy
 from qdformer.utils.digests import tree_sha256
 
@@ -41,7 +41,7 @@ def download(settings: Download, data: Path, cache: Path) -> None:
                 f"download.source is empty; name the folder, the archives or URLs that hold {settings.dataset}, as in:"
                 f" make data DATASET={settings.dataset} SOURCE=/path/of/it"
             )
-        about = obtain(
+        about = import_published(
             settings.dataset, settings.source, settings.sha256, settings.split, dataset, cache / settings.dataset
         )
         write_sound_table(sounds, [])

@@ -12,7 +12,7 @@ from qdformer.audio.noise.audioset import read_classes_csv
 from qdformer.audio.noise.collect import collect_audioset, copy_noises, no_noises
 from qdformer.config.noise import Noise
 from qdformer.config.settings import Settings
-from qdformer.data.manifest import read_sounding
+from qdformer.data.manifest import read_sounding_names
 from qdformer.utils.digests import tree_sha256
 
 
@@ -27,7 +27,7 @@ def noise(settings: Noise, data: Path, cache: Path) -> None:
     if settings.source == "dataset":
         table = copy_noises(partial, data / "sounds", read_sounds(data / "sounds"))
     elif settings.source == "audioset":
-        table = collect_audioset(partial, settings, read_sounding(data / "dataset") or read_classes_csv(), cache)
+        table = collect_audioset(partial, settings, read_sounding_names(data / "dataset") or read_classes_csv(), cache)
     else:
         table = no_noises(partial)
     folder = data / "noise"

@@ -19,8 +19,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from qdformer.config.train import Augment, Resize, Task
-from qdformer.data.augment import View, draw_view
-from qdformer.data.labels import open_labels
+from qdformer.data.augment import View, sample_view
+from qdformer.data.labels import open_label_map
 from qdformer.data.layout import DataError
 from qdformer.utils.constants import EMBEDDING_SIZE, IGNORE
 
@@ -30,13 +30,13 @@ _SIZE_STEP = 32  # batches are padded to a multiple of it, the coarsest stride o
 @dataclass(frozen=True)
 class Sample:
     """One clip: images uint8 [T, 3, H, W], audio float32 [T, A], labels uint8 [T, H, W] (255 where
-    there is no ground truth), and how many of its frames, from the first, are labelled."""
+    there is no ground truth), and how many of its frames, from the first, are labeled."""
 
     uid: str
     images_TCHW: torch.Tensor
     audio_TA: torch.Tensor
     labels_THW: torch.Tensor
-    labelled: int
+    labeled: int
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Batch:
     """Clips padded to the longest and largest of them.
 
     images_BTCHW uint8; audio_BTA float32; labels_BTHW int64, 0 background, 1..C classes, 255 not
-    labelled (padding too); valid_BT bool, the frame exists; labelled_BT bool, it has ground truth.
+    labeled (padding too); valid_BT bool, the frame exists; labeled_BT bool, it has ground truth.
     """
 
     images_BTCHW: torch.Tensor
     audio_BTA: torch.Tensor
     labels_BTHW: torch.Tensor
     valid_BT: torch.Tensor
-    labelled_BT: torch.Tensor
+    labeled_BT: torch.Tensor
     uids: list[str]
 
     def to(self, device: torch.device | str) -> Batch:
@@ -94,21 +94,21 @@ class AVSDataset(Dataset):
         """The clip at `index`, or at (epoch, index); without an epoch it is that of epoch 0."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         clip = self.clips[index]
-        view = draw_view(self.augment, np.random.default_rng([self.seed, epoch, index])) if self.augment else None
+        view = sample_view(self.augment, np.random.default_rng([self.seed, epoch, index])) if self.augment else None
 
         images = np.stack([self._read_image(path, view) for path in clip.images])
         labels = np.full(images.shape[:3], IGNORE, np.uint8)
         for second, path in enumerate(clip.labels):
             if path is not None:
-                labels[second] = self._resize(open_labels(path, clip.binary, self.task), view, labels=True)
+                labels[second] = self._resize(open_label_map(path, clip.binary, self.task), view, labels=True)
         if view is not None:
-            images, labels = view.mirror(view.recolour(images)), view.mirror(labels)
+            images, labels = view.hflip(view.color_jitter(images)), view.hflip(labels)
         return Sample(
             uid=clip.uid,
             images_TCHW=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
             audio_TA=self._read_features(clip),
             labels_THW=torch.from_numpy(np.ascontiguousarray(labels)),
-            labelled=clip.labelled,
+            labeled=clip.labeled,
         )
 
     def _read_image(self, path: Path, view: View | None) -> np.ndarray:
@@ -116,10 +116,10 @@ class AVSDataset(Dataset):
 
     def _resize(self, image: Image.Image, view: View | None, labels: bool) -> np.ndarray:
         """The picture, or the view's crop of it, at the size wanted: bilinear, labels nearest."""
-        size, corner = fit(image.size, self.image_size, self.resize)
+        size, corner = resize_geometry(image.size, self.image_size, self.resize)
         resample = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
         if view is not None:
-            image = image.resize(size, resample, view.box(*image.size))
+            image = image.resize(size, resample, view.crop_box(*image.size))
         elif image.size != size:
             image = image.resize(size, resample)
         if self.resize == "crop":
@@ -145,14 +145,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     audio = torch.zeros((count, frames, EMBEDDING_SIZE))
     labels = torch.full((count, frames, height, width), IGNORE, dtype=torch.int64)
     lengths = torch.tensor([[len(sample.audio_TA)] for sample in samples])
-    labelled = torch.tensor([[sample.labelled] for sample in samples])
+    labeled = torch.tensor([[sample.labeled] for sample in samples])
     for item, sample in enumerate(samples):
         time, high, wide = sample.labels_THW.shape
         images[item, :time, :, :high, :wide] = sample.images_TCHW
         audio[item, :time] = sample.audio_TA
         labels[item, :time, :high, :wide] = sample.labels_THW
     steps = torch.arange(frames)
-    return Batch(images, audio, labels, steps < lengths, steps < labelled, [sample.uid for sample in samples])
+    return Batch(images, audio, labels, steps < lengths, steps < labeled, [sample.uid for sample in samples])
 
 
 class EpochSampler(Sampler):
@@ -213,7 +213,7 @@ def build_loader(
     )
 
 
-def fit(size: tuple[int, int], image_size: int, resize: Resize) -> tuple[tuple[int, int], tuple[int, int]]:
+def resize_geometry(size: tuple[int, int], image_size: int, resize: Resize) -> tuple[tuple[int, int], tuple[int, int]]:
     """To which width and height a picture of `size` is scaled, and the corner of the square cut from it for `crop`.
 
     `longest` scales the longer side to `image_size`; `squash` both sides, whatever their ratio; `crop` the shorter

@@ -17,13 +17,13 @@ _AVS = [0] + [1] * (IGNORE - 1) + [IGNORE]
 _BINARY = [0] + [1] * 255
 
 
-def open_labels(path: Path, binary: bool, task: Task) -> Image.Image:
-    """The label map in the file `path`, as `class_ids` gives it."""
-    return class_ids(Image.open(path), binary, task)
+def open_label_map(path: Path, binary: bool, task: Task) -> Image.Image:
+    """The label map in the file `path`, as `to_class_ids` gives it."""
+    return to_class_ids(Image.open(path), binary, task)
 
 
-def class_ids(image: Image.Image, binary: bool, task: Task) -> Image.Image:
-    """A label map as a picture whose values are class ids: 0 background, 255 not labelled.
+def to_class_ids(image: Image.Image, binary: bool, task: Task) -> Image.Image:
+    """A label map as a picture whose values are class ids: 0 background, 255 not labeled.
 
     Args:
         image: what a label file holds. AVSBench S4 has masks of mode '1', MS3 of mode 'P' (0 or 255), AVSS class ids.

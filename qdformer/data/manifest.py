@@ -15,11 +15,11 @@ from qdformer.data.labels import OBJECT
 from qdformer.data.layout import DataError
 from qdformer.data.readers.avsbench import (
     LAYOUTS,
-    read_about,
+    read_class_names,
+    read_dataset_record,
     read_label_index,
-    read_names,
-    read_rows,
-    read_semantic,
+    read_published_rows,
+    read_semantic_rows,
     youtube_disjoint,
 )
 from qdformer.utils.tables import read_table
@@ -49,8 +49,8 @@ def read_classes(root: str | Path) -> Classes:
     A published set has no `classes.csv`: its test clips all show other recordings than training does.
     """
     root = Path(root)
-    if about := read_about(root):
-        names = read_names(root, about.kind)
+    if about := read_dataset_record(root):
+        names = read_class_names(root, about.kind)
         return Classes(names, (True,) * len(names))
     index_path, table_path = root / "label2idx.json", root / "classes.csv"
     names = read_label_index(index_path, first=0)
@@ -69,12 +69,12 @@ def task_classes(classes: Classes, task: Task) -> Classes:
     return classes if task == "avss" else Classes((OBJECT,), (all(classes.unseen),))
 
 
-def read_sounding(root: str | Path) -> tuple[str, ...]:
+def read_sounding_names(root: str | Path) -> tuple[str, ...]:
     """The names of what the clips can show sounding; none where the set does not name it, as MS3.
 
     They are the classes, and in S4, whose one class is the object, the categories.
     """
-    about = read_about(Path(root))
+    about = read_dataset_record(Path(root))
     if about is None or about.kind == "avss":
         return read_classes(root).names
     return tuple(sorted({name for names in read_manifest(root)["classes"] for name in names}))
@@ -82,7 +82,7 @@ def read_sounding(root: str | Path) -> tuple[str, ...]:
 
 def table_path(root: Path) -> Path:
     """The data set's table of clips."""
-    about = read_about(root)
+    about = read_dataset_record(root)
     return root / (LAYOUTS[about.kind].table if about else "metadata.csv")
 
 
@@ -92,16 +92,16 @@ def read_manifest(root: str | Path) -> pandas.DataFrame:
     Columns: uid, video (the YouTube id, '' where there is none), subset (str), split ('train',
     'val', 'test'), classes (tuple of the names that sound while visible), silent (bool: nothing
     sounds, in or out of the picture), off_screen (bool: the table names a sound from out of the
-    picture), frames (int: T), labelled (int: how many frames, from the
+    picture), frames (int: T), labeled (int: how many frames, from the
     first, have a label map), unseen (bool), images (tuple of T Paths), labels (tuple of T Paths,
     None for a frame without a label map), binary (bool: the label files are masks, not class ids),
     audio (Path). A published set is split by the rule in its `dataset.json`.
     """
     root = Path(root)
-    about, table = read_about(root), table_path(root)
+    about, table = read_dataset_record(root), table_path(root)
     if not table.is_file():
         raise DataError(f"{table}: missing; the stage download writes it")
-    rows = read_rows(root, about.kind) if about else read_semantic(root, read_classes(root).names)
+    rows = read_published_rows(root, about.kind) if about else read_semantic_rows(root, read_classes(root).names)
     manifest = pandas.DataFrame(rows)
     if manifest.empty:
         raise DataError(f"{table}: no clips; expected a row for each")

@@ -1,6 +1,6 @@
 """Measure a predictor on a test set under every published protocol at once.
 
-Shapes: B clips, T frames, C object classes, H W pixels, F labelled frames of one clip.
+Shapes: B clips, T frames, C object classes, H W pixels, F labeled frames of one clip.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qdformer.metrics import (
     DavisScores,
     PredictedArea,
     SemanticScores,
+    bootstrap_indices,
+    confidence_interval,
     g_miou,
-    interval,
-    resamples,
 )
-from qdformer.metrics.clips import everywhere, gather
-from qdformer.metrics.semantic import mean_defined
+from qdformer.metrics.clips import all_gather, gather_by_index
+from qdformer.metrics.semantic import nanmean
 from qdformer.utils.constants import IGNORE
 from qdformer.utils.errors import InputError
 
@@ -48,7 +48,7 @@ class EvaluationError(InputError):
 
 @dataclass(frozen=True)
 class Picture:
-    """What the picture grid shows of one clip; unlabelled frames have truth 255, padding is cut off."""
+    """What the picture grid shows of one clip; unlabeled frames have truth 255, padding is cut off."""
 
     uid: str
     images_THWC: np.ndarray
@@ -78,13 +78,13 @@ class Evaluation:
     drawn clips. Two evaluations of the same clips with the same seed have the same resamples.
     """
     per_clip: pandas.DataFrame
-    """One row per clip: uid, subset, classes (labelled in it, joined by '_'), sources (how many classes sound in the
-    picture), off_screen (something sounds out of it), unseen (holds an unseen class), frames (labelled), and `SCORES`
+    """One row per clip: uid, subset, classes (labeled in it, joined by '_'), sources (how many classes sound in the
+    picture), off_screen (something sounds out of it), unseen (holds an unseen class), frames (labeled), and `SCORES`
     of this clip alone, its mIoUs over the classes that occur in it; `avsbench_f` is empty where nothing sounds; and
     marked, the share of its pixels that is.
     """
     per_class: pandas.DataFrame
-    """One row per class, background first: id, name, unseen, frames (in which it is labelled or predicted), pixels
+    """One row per class, background first: id, name, unseen, frames (in which it is labeled or predicted), pixels
     (intersection, predicted, truth, union), iou, iou_per_frame, f_per_frame; empty where it never occurs.
     """
     per_source: pandas.DataFrame
@@ -109,21 +109,21 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Score `predict` on every labelled frame of `batches`.
+    """Score `predict` on every labeled frame of `batches`.
 
-    Padding, frames without ground truth and pixels labelled 255 are left out; a clip with nothing left is not
+    Padding, frames without ground truth and pixels labeled 255 are left out; a clip with nothing left is not
     counted. Batches may be of any size: only a few kilobytes per clip are kept, and the result depends on the
     order of the clips alone, through AVSBench's F over `video_batch` clips at a time. It is that of `manifest`, or
     without one the order in which they come. Where `torch.distributed` is initialised each process gives its share
     of the clips, and all get the result of the whole.
 
     `progress` is told after each batch how many clips it held. `manifest` tells also what sounds in the clips and
-    their `subset`; a data set that names no classes, such as MS3, counts as one source all that is labelled.
+    their `subset`; a data set that names no classes, such as MS3, counts as one source all that is labeled.
     `picture_uids` are the clips to keep pictures of. Raises `EvaluationError` for a prediction of the wrong
-    shape, type or range, for an unknown class id or clip, and if no clip has a labelled frame; `ValueError` where
+    shape, type or range, for an unknown class id or clip, and if no clip has a labeled frame; `ValueError` where
     several processes are given no manifest.
     """
-    if manifest is None and len(everywhere(None)) > 1:
+    if manifest is None and len(all_gather(None)) > 1:
         raise ValueError("several processes need the manifest to agree on the order of the clips")
     clips = {} if manifest is None else {clip.uid: (place, clip) for place, clip in enumerate(manifest.itertuples())}
     scores = _Scores(classes, video_batch)
@@ -135,16 +135,16 @@ def evaluate(
         labels_BTHW = _array(batch.labels_BTHW)
         semantic_BTHW, foreground_BTHW, class_probs_BTC = _checked(prediction, batch.uids, labels_BTHW.shape, classes)
         valid_BT = _array(batch.valid_BT)
-        labelled_BT = valid_BT & _array(batch.labelled_BT)
+        labeled_BT = valid_BT & _array(batch.labeled_BT)
         for index, uid in enumerate(batch.uids):
             if manifest is not None and uid not in clips:
                 raise EvaluationError(f"clip {uid}: not in the manifest; expected one of its {len(manifest)} clips")
             place, clip = clips.setdefault(uid, (len(clips), None))
             if uid in picture_uids:
                 pictures[place] = _picture(
-                    batch, index, semantic_BTHW[index], class_probs_BTC[index], labelled_BT[index]
+                    batch, index, semantic_BTHW[index], class_probs_BTC[index], labeled_BT[index]
                 )
-            kept_F = np.flatnonzero(labelled_BT[index])
+            kept_F = np.flatnonzero(labeled_BT[index])
             kept_F = kept_F[(labels_BTHW[index, kept_F] != IGNORE).any(axis=(1, 2))]
             if not kept_F.size:
                 continue
@@ -173,10 +173,10 @@ def evaluate(
             }
         if progress is not None:
             progress(len(batch.uids))
-    scores.gather()
-    rows, pictures = gather(rows), gather(pictures)
+    scores.sync()
+    rows, pictures = gather_by_index(rows), gather_by_index(pictures)
     if not rows:
-        raise EvaluationError("nothing to evaluate: no clip has a labelled frame")
+        raise EvaluationError("nothing to evaluate: no clip has a labeled frame")
 
     per_clip = pandas.DataFrame(list(rows.values()))
     draws = scores.draws(bootstrap, seed)
@@ -187,7 +187,7 @@ def evaluate(
         intervals={key: _interval(draw) for key, draw in draws.items()},
         draws=draws,
         per_clip=per_clip,
-        per_class=_class_table(scores.semantic.class_scores(scores.semantic.everything), classes),
+        per_class=_class_table(scores.semantic.class_scores(scores.semantic.all_indices), classes),
         per_source=_source_table(scores, per_clip, bootstrap, seed),
         confusion=scores.semantic.confusion(),
         pictures=list(pictures.values()),
@@ -241,15 +241,15 @@ class _Scores:
     ) -> dict[str, float]:
         mask_FHW = soft_FHW > 0.5
         return {
-            **self.semantic.update(semantic_FHW, truth_FHW, place=place),
-            **self.avsbench.update(soft_FHW, sounding_FHW, ignored_FHW, place=place),
-            **self.davis.update(mask_FHW, sounding_FHW, ignored_FHW, place=place),
-            **self.predicted_area.update(mask_FHW, ignored_FHW, place=place),
+            **self.semantic.update(semantic_FHW, truth_FHW, index=place),
+            **self.avsbench.update(soft_FHW, sounding_FHW, ignored_FHW, index=place),
+            **self.davis.update(mask_FHW, sounding_FHW, ignored_FHW, index=place),
+            **self.predicted_area.update(mask_FHW, ignored_FHW, index=place),
         }
 
-    def gather(self) -> None:
+    def sync(self) -> None:
         for scores in (self.semantic, self.avsbench, self.davis, self.predicted_area):
-            scores.gather()
+            scores.sync()
 
     def subset(self, indices: np.ndarray) -> _Scores:
         part = _Scores(self.classes, self.video_batch)
@@ -259,7 +259,7 @@ class _Scores:
 
     def draws(self, bootstrap: int, seed: int) -> dict[str, np.ndarray]:
         """Every figure of all clips, then of `bootstrap` resamples: float64 [1 + bootstrap]."""
-        drawn = chain([self.davis.everything], resamples(len(self.davis), bootstrap, seed))
+        drawn = chain([self.davis.all_indices], bootstrap_indices(len(self.davis), bootstrap, seed))
         parts = [self._figures(indices_RN) for indices_RN in drawn]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
@@ -272,8 +272,8 @@ class _Scores:
             **self.avsbench.compute(indices_RN),
             **self.davis.compute(indices_RN),
             **self.predicted_area.compute(indices_RN),
-            "miou_seen": mean_defined(iou_RK[:, seen_K]),
-            "miou_unseen": mean_defined(iou_RK[:, unseen_K]),
+            "miou_seen": nanmean(iou_RK[:, seen_K]),
+            "miou_unseen": nanmean(iou_RK[:, unseen_K]),
         }
 
 
@@ -312,8 +312,8 @@ def _image_area(truth_FHW: np.ndarray) -> tuple[slice, slice, slice]:
     Left in, padding would lend an object cut off by the frame's edge a boundary there, and change DAVIS's
     tolerance, according to which other clips are in the batch.
     """
-    labelled_HW = (truth_FHW != IGNORE).any(axis=0)
-    height, width = (int(np.flatnonzero(labelled_HW.any(axis=axis))[-1]) + 1 for axis in (1, 0))
+    labeled_HW = (truth_FHW != IGNORE).any(axis=0)
+    height, width = (int(np.flatnonzero(labeled_HW.any(axis=axis))[-1]) + 1 for axis in (1, 0))
     return slice(None), slice(height), slice(width)
 
 
@@ -327,10 +327,10 @@ def _present_classes(truth_FHW: np.ndarray, ignored_FHW: np.ndarray, uid: str, c
 
 
 def _picture(
-    batch: Batch, index: int, semantic_THW: np.ndarray, class_probs_TC: np.ndarray, labelled_T: np.ndarray
+    batch: Batch, index: int, semantic_THW: np.ndarray, class_probs_TC: np.ndarray, labeled_T: np.ndarray
 ) -> Picture:
     kept_T = _array(batch.valid_BT[index])
-    truth_THW = np.where(labelled_T[:, None, None], _array(batch.labels_BTHW[index]), IGNORE)
+    truth_THW = np.where(labeled_T[:, None, None], _array(batch.labels_BTHW[index]), IGNORE)
     area = _image_area(truth_THW) if (truth_THW != IGNORE).any() else (slice(None),)
     return Picture(
         uid=batch.uids[index],
@@ -367,7 +367,7 @@ def _with_ends(draws: dict[str, np.ndarray]) -> dict[str, float | None]:
 
 def _interval(draw: np.ndarray) -> dict[str, float | None]:
     """The value of the whole set, and the ends of the 95 % interval of its resamples."""
-    low, high = interval(draw[1:])
+    low, high = confidence_interval(draw[1:])
     return {"value": _number(draw[0]), "low": _number(low), "high": _number(high)}
 
 

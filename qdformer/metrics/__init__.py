@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from qdformer.metrics import avsbench, davis, semantic
 from qdformer.metrics.avsbench import AVSBenchScores
-from qdformer.metrics.bootstrap import interval, resamples
+from qdformer.metrics.bootstrap import bootstrap_indices, confidence_interval
 from qdformer.metrics.clips import MetricError
 from qdformer.metrics.davis import DavisScores
 from qdformer.metrics.robustness import PredictedArea, g_miou
@@ -26,7 +26,7 @@ __all__ = [
     "avsbench",
     "davis",
     "g_miou",
-    "interval",
-    "resamples",
+    "confidence_interval",
+    "bootstrap_indices",
     "semantic",
 ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qdformer.metrics.bootstrap import draw_counts
-from qdformer.metrics.clips import ClipScores, MetricError, alike, binary
+from qdformer.metrics.bootstrap import resample_counts
+from qdformer.metrics.clips import ClipAccumulator, MetricError, as_mask, check_same_shape
 
 BETA_SQUARED = 0.3
 STEPS = 254
@@ -27,8 +27,8 @@ def mask_iou(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     A pixel is predicted where its probability, the logit's sigmoid, exceeds 0.5. Empty truth: see `jaccard`.
     Raises `MetricError` for shapes that differ and for targets that are no masks.
     """
-    logits_NHW, target_NHW = alike("N H W", logits=logits, target=target)
-    return torch.from_numpy(jaccard(_probability(logits_NHW) > 0.5, binary("target", target_NHW)))
+    logits_NHW, target_NHW = check_same_shape("N H W", logits=logits, target=target)
+    return torch.from_numpy(jaccard(_probability(logits_NHW) > 0.5, as_mask("target", target_NHW)))
 
 
 def f_measure(logits: torch.Tensor, target: torch.Tensor, batch_videos: int) -> torch.Tensor:
@@ -37,11 +37,11 @@ def f_measure(logits: torch.Tensor, target: torch.Tensor, batch_videos: int) -> 
     The published figure depends on the batch size: here it is `batch_videos`, and the last batch may be smaller.
     Frames without an object count nowhere. Raises `MetricError` as `mask_iou` does.
     """
-    logits_VTHW, target_VTHW = alike("V T H W", logits=logits, target=target)
-    truth_VTHW, scores = binary("target", target_VTHW), AVSBenchScores(batch_videos)
+    logits_VTHW, target_VTHW = check_same_shape("V T H W", logits=logits, target=target)
+    truth_VTHW, scores = as_mask("target", target_VTHW), AVSBenchScores(batch_videos)
     for logits_FHW, truth_FHW in zip(logits_VTHW, truth_VTHW, strict=True):
         scores.update(_probability(logits_FHW), truth_FHW)
-    return torch.tensor(scores.compute(scores.everything)["avsbench_f"][0])
+    return torch.tensor(scores.compute(scores.all_indices)["avsbench_f"][0])
 
 
 def _probability(logits: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ def f_curves(
     return curves_FN, present_F
 
 
-class AVSBenchScores(ClipScores):
+class AVSBenchScores(ClipAccumulator):
     """J and F of a test set, clip by clip.
 
     J is the mean over frames. F is, for every `batch_videos` clips in the order of their places, the highest
@@ -118,16 +118,16 @@ class AVSBenchScores(ClipScores):
         truth_FHW: np.ndarray,
         ignored_FHW: np.ndarray | None = None,
         *,
-        place: int | None = None,
+        index: int | None = None,
     ) -> dict[str, float]:
-        """Add the clip that stands at `place` in the test set (after all others by default).
+        """Add the clip that stands at `index` in the test set (after all others by default).
 
         Returns its own `avsbench_j` and `avsbench_f` (NaN for a clip without any object).
         """
         j_F = jaccard(soft_FHW > 0.5, truth_FHW, ignored_FHW)
         curves_FN, present_F = f_curves(soft_FHW, truth_FHW, ignored_FHW)
         curve_N, present = curves_FN[present_F].sum(axis=0), present_F.sum()
-        self._add([j_F.sum(), len(j_F), j_F[present_F].sum(), present, *curve_N], place)
+        self._add([j_F.sum(), len(j_F), j_F[present_F].sum(), present, *curve_N], index)
         return {"avsbench_j": float(j_F.mean()), "avsbench_f": float(curve_N.max() / present) if present else np.nan}
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
@@ -138,7 +138,7 @@ class AVSBenchScores(ClipScores):
         from scipy.sparse import csr_array
 
         records = self._records()
-        j, frames, sounding_j, sounding = (draw_counts(indices_RN, len(records)) @ records[:, :4]).T
+        j, frames, sounding_j, sounding = (resample_counts(indices_RN, len(records)) @ records[:, :4]).T
         starts = np.arange(0, indices_RN.shape[1], self.batch_videos)
         f_R = np.empty(len(indices_RN))
         rows = max(1, 2**19 // (len(starts) * records.shape[1]))  # about 4 MB at a time

@@ -1,4 +1,4 @@
-"""What the accumulators have in common: a small record of every clip, by the clip's place in the test set."""
+"""What the accumulators have in common: a small record of every clip, by the clip's index in the test set."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ class MetricError(InputError):
     """Predictions and truth cannot be compared; the message says which shape or value was expected."""
 
 
-class ClipScores:
+class ClipAccumulator:
     """A few kilobytes of numbers for each clip and no pixels, in the order of the clips' places.
 
     The order decides AVSBench's F, which is taken over a few clips at a time. So each process of a distributed
-    evaluation says where its clips stand, and after `gather` all of them have the figures of a single pass.
+    evaluation says where its clips stand, and after `sync` all of them have the figures of a single pass.
 
     The numbers of all clips lie in one block that grows: small pieces between the large ones that scoring takes and
     frees would keep those from going back to the system.
     """
 
-    _KEPT: tuple[str, ...] = ("_places", "_numbers")
+    _KEPT: tuple[str, ...] = ("_indices", "_numbers")
 
     def __init__(self, width: int) -> None:
         self._width = width
-        self._places, self._numbers = array("q"), array("d")
+        self._indices, self._numbers = array("q"), array("d")
 
     def __len__(self) -> int:
-        return len(set(self._places))
+        return len(set(self._indices))
 
     @property
-    def everything(self) -> np.ndarray:
+    def all_indices(self) -> np.ndarray:
         """The one row of indices that draws every clip once: int64 [1, clips]."""
         return np.arange(len(self))[None]
 
@@ -46,9 +46,9 @@ class ClipScores:
         """Take in the clips of another accumulator; a clip that both have measured counts once."""
         self._take([{name: getattr(other, name) for name in self._KEPT}])
 
-    def gather(self) -> None:
+    def sync(self) -> None:
         """Take in the clips of all processes of the default group of `torch.distributed`, where there is one."""
-        parts = everywhere({name: getattr(self, name) for name in self._KEPT})
+        parts = all_gather({name: getattr(self, name) for name in self._KEPT})
         for name in self._KEPT:
             setattr(self, name, array(getattr(self, name).typecode))
         self._take(parts)
@@ -56,15 +56,15 @@ class ClipScores:
     def subset(self, indices: np.ndarray) -> Self:
         """An accumulator of the clips at `indices` alone."""
         part = copy(self)
-        part._places = array("q", np.unique(self._places)[indices].tolist())
+        part._indices = array("q", np.unique(self._indices)[indices].tolist())
         part._numbers = array("d", self._records()[indices].tobytes())
         return part
 
-    def _add(self, record: Iterable[float], place: int | None) -> int:
-        place = max(self._places, default=-1) + 1 if place is None else place
-        self._places.append(place)
+    def _add(self, record: Iterable[float], index: int | None) -> int:
+        index = max(self._indices, default=-1) + 1 if index is None else index
+        self._indices.append(index)
         self._numbers.extend(record)
-        return place
+        return index
 
     def _take(self, parts: Iterable[Mapping[str, array]]) -> None:
         for part in parts:
@@ -73,11 +73,11 @@ class ClipScores:
 
     def _records(self) -> np.ndarray:
         """The numbers of every clip: float64 [clips, width]."""
-        _, first = np.unique(self._places, return_index=True)
+        _, first = np.unique(self._indices, return_index=True)
         return np.array(self._numbers).reshape(-1, self._width)[first]
 
 
-def everywhere(kept: Any) -> list[Any]:
+def all_gather(kept: Any) -> list[Any]:
     """What all processes of the default group of `torch.distributed` keep, by rank; alone, one's own."""
     parts = [kept]
     if distributed.is_available() and distributed.is_initialized():
@@ -86,13 +86,13 @@ def everywhere(kept: Any) -> list[Any]:
     return parts
 
 
-def gather(kept: dict[int, Any]) -> dict[int, Any]:
-    """What all processes keep by place, in the order of the places."""
-    joined = {place: record for part in everywhere(kept) for place, record in part.items()}
-    return {place: joined[place] for place in sorted(joined)}
+def gather_by_index(kept: dict[int, Any]) -> dict[int, Any]:
+    """What all processes keep by index, in the order of the places."""
+    joined = {index: record for part in all_gather(kept) for index, record in part.items()}
+    return {index: joined[index] for index in sorted(joined)}
 
 
-def alike(dimensions: str, **tensors: torch.Tensor) -> list[np.ndarray]:
+def check_same_shape(dimensions: str, **tensors: torch.Tensor) -> list[np.ndarray]:
     """The tensors as arrays, if all are of one shape, which has these `dimensions` ("N H W"), and hold no NaN."""
     expected = f"[{dimensions.replace(' ', ', ')}]"
     shapes = {name: list(values.shape) for name, values in tensors.items()}
@@ -106,7 +106,7 @@ def alike(dimensions: str, **tensors: torch.Tensor) -> list[np.ndarray]:
     return [values.detach().cpu().numpy() for values in tensors.values()]
 
 
-def binary(name: str, values: np.ndarray) -> np.ndarray:
+def as_mask(name: str, values: np.ndarray) -> np.ndarray:
     """A mask given as bool, or as 0 and 1 of any type, as bool."""
     if values.dtype != bool and not ((values == 0) | (values == 1)).all():
         raise MetricError(f"{name} holds {values.min()} to {values.max()}; expected a mask of 0 and 1")

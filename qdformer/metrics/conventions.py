@@ -23,7 +23,7 @@ PROTOCOLS = {
 }
 
 
-def measured_on(settings: Settings) -> dict[str, str]:
+def evaluation_setup(settings: Settings) -> dict[str, str]:
     """What figures must be told with, whatever their convention: the split and its rule, the task, the resizing."""
     return {
         "split": f"{settings.evaluate.split}, {settings.download.split}",

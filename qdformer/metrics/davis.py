@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from qdformer.metrics.bootstrap import draw_counts
-from qdformer.metrics.clips import ClipScores, alike, binary
+from qdformer.metrics.bootstrap import resample_counts
+from qdformer.metrics.clips import ClipAccumulator, as_mask, check_same_shape
 
 TOLERANCE = 0.008
 """How far a boundary may be off, as a share of the image's diagonal (rounded up to whole pixels)."""
@@ -35,8 +35,8 @@ def boundary_f(annotation: torch.Tensor, segmentation: torch.Tensor) -> torch.Te
 
 
 def _score(score: Callable, annotation: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
-    truth_NHW, mask_NHW = alike("N H W", annotation=annotation, segmentation=segmentation)
-    return torch.from_numpy(score(binary("segmentation", mask_NHW), binary("annotation", truth_NHW)))
+    truth_NHW, mask_NHW = check_same_shape("N H W", annotation=annotation, segmentation=segmentation)
+    return torch.from_numpy(score(as_mask("segmentation", mask_NHW), as_mask("annotation", truth_NHW)))
 
 
 def region_j(mask_FHW: np.ndarray, truth_FHW: np.ndarray, ignored_FHW: np.ndarray | None = None) -> np.ndarray:
@@ -108,7 +108,7 @@ def _without(ignored_FHW: np.ndarray | None, mask_FHW: np.ndarray) -> np.ndarray
     return mask_FHW if ignored_FHW is None else mask_FHW & ~ignored_FHW
 
 
-class DavisScores(ClipScores):
+class DavisScores(ClipAccumulator):
     """J, F and J&F of a test set: the mean over clips of each clip's mean over frames, as DAVIS averages."""
 
     def __init__(self) -> None:
@@ -120,15 +120,15 @@ class DavisScores(ClipScores):
         truth_FHW: np.ndarray,
         ignored_FHW: np.ndarray | None = None,
         *,
-        place: int | None = None,
+        index: int | None = None,
     ) -> dict[str, float]:
-        """Add the clip at `place` (after all others by default); return its own `davis_j`, `davis_f`, `davis_jf`."""
+        """Add the clip at `index` (after all others by default); return its own `davis_j`, `davis_f`, `davis_jf`."""
         j = float(region_j(mask_FHW, truth_FHW, ignored_FHW).mean())
         f = float(contour_f(mask_FHW, truth_FHW, ignored_FHW).mean())
-        self._add((j, f), place)
+        self._add((j, f), index)
         return {"davis_j": j, "davis_f": f, "davis_jf": (j + f) / 2}
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
         """`davis_j`, `davis_f` and `davis_jf`, float64 [R], of the clips drawn by each row of indices."""
-        j_R, f_R = (draw_counts(indices_RN, len(self)) @ self._records() / indices_RN.shape[1]).T
+        j_R, f_R = (resample_counts(indices_RN, len(self)) @ self._records() / indices_RN.shape[1]).T
         return {"davis_j": j_R, "davis_f": f_R, "davis_jf": (j_R + f_R) / 2}

@@ -10,42 +10,42 @@ from __future__ import annotations
 
 import numpy as np
 
-from qdformer.metrics.bootstrap import draw_counts
-from qdformer.metrics.clips import ClipScores
+from qdformer.metrics.bootstrap import resample_counts
+from qdformer.metrics.clips import ClipAccumulator
 
-STRAY = 0.01
+MIN_PREDICTED_AREA = 0.01
 """The share of its pixels above which a frame counts as marked."""
 
 
-class PredictedArea(ClipScores):
+class PredictedArea(ClipAccumulator):
     """How much is marked, wherever: under a negative sound all of it is false.
 
     `predicted_area` is the mean over frames of the share of the pixels with a probability above 0.5: the
     false-positive rate of the published code. `predicted_frames` is ours: the share of the frames of which more than
-    `STRAY` is predicted; an area as large as an object counts fully, however small the object is.
+    `MIN_PREDICTED_AREA` is predicted; an area as large as an object counts fully, however small the object is.
     """
 
     def __init__(self) -> None:
         super().__init__(3)
 
     def update(
-        self, mask_FHW: np.ndarray, ignored_FHW: np.ndarray | None = None, *, place: int | None = None
+        self, mask_FHW: np.ndarray, ignored_FHW: np.ndarray | None = None, *, index: int | None = None
     ) -> dict[str, float]:
-        """Add the clip at `place` (after all others by default) by what is marked in it, bool; return its own."""
+        """Add the clip at `index` (after all others by default) by what is marked in it, bool; return its own."""
         if ignored_FHW is None:
             share_F = mask_FHW.mean(axis=(1, 2))
         else:
             kept_FHW = ~ignored_FHW
             pixels_F = np.maximum(np.count_nonzero(kept_FHW, axis=(1, 2)), 1)
             share_F = np.count_nonzero(mask_FHW & kept_FHW, axis=(1, 2)) / pixels_F
-        large_F = share_F > STRAY
-        self._add((share_F.sum(), large_F.sum(), len(share_F)), place)
+        large_F = share_F > MIN_PREDICTED_AREA
+        self._add((share_F.sum(), large_F.sum(), len(share_F)), index)
         return {"predicted_area": float(share_F.mean()), "predicted_frames": float(large_F.mean())}
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
         """`predicted_area` and `predicted_frames`, float64 [R], of the clips drawn by each row of indices."""
         records = self._records()
-        share_R, large_R, frames_R = (draw_counts(indices_RN, len(records)) @ records).T
+        share_R, large_R, frames_R = (resample_counts(indices_RN, len(records)) @ records).T
         return {"predicted_area": share_R / frames_R, "predicted_frames": large_R / frames_R}
 
 

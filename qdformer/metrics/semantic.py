@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from qdformer.metrics.avsbench import BETA_SQUARED
-from qdformer.metrics.bootstrap import draw_counts
-from qdformer.metrics.clips import ClipScores, MetricError, alike
+from qdformer.metrics.bootstrap import resample_counts
+from qdformer.metrics.clips import ClipAccumulator, MetricError, check_same_shape
 from qdformer.utils.constants import IGNORE
 
 
@@ -43,7 +43,7 @@ def per_frame(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -> Cla
     Raises `MetricError` for shapes that differ and for ids that are no classes.
     """
     scores = _scores(pred, target, num_classes)
-    means, by_class = scores.compute(scores.everything), scores.class_scores(scores.everything)
+    means, by_class = scores.compute(scores.all_indices), scores.class_scores(scores.all_indices)
     return ClassMeans(
         float(means["miou_per_frame"][0]),
         float(means["fscore_per_frame"][0]),
@@ -58,12 +58,12 @@ def dataset_level(pred: torch.Tensor, target: torch.Tensor, num_classes: int) ->
     Target 255 is ignored. Raises `MetricError` as `per_frame` does.
     """
     scores = _scores(pred, target, num_classes)
-    by_class = scores.class_scores(scores.everything)
-    return ClassMeans(float(mean_defined(by_class["iou"])[0]), None, torch.from_numpy(by_class["iou"][0]), None)
+    by_class = scores.class_scores(scores.all_indices)
+    return ClassMeans(float(nanmean(by_class["iou"])[0]), None, torch.from_numpy(by_class["iou"][0]), None)
 
 
 def _scores(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -> SemanticScores:
-    pred_NHW, target_NHW = alike("N H W", pred=pred, target=target)
+    pred_NHW, target_NHW = check_same_shape("N H W", pred=pred, target=target)
     for name, ids, allowed in (("pred", pred_NHW, ()), ("target", target_NHW, (IGNORE,))):
         if ids.dtype.kind not in "biu":
             raise MetricError(f"{name} is {ids.dtype}; expected class ids, whole numbers")
@@ -75,7 +75,7 @@ def _scores(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -> Seman
 
 
 @dataclass(frozen=True)
-class FrameAreas:
+class FrameConfusion:
     """How many pixels of every frame have which class in truth (rows) and prediction (columns): int64 [F, K, K]."""
 
     confusion_FKK: np.ndarray
@@ -101,7 +101,7 @@ class FrameAreas:
         return self.predicted_FK + self.truth_FK - self.intersection_FK
 
 
-def frame_areas(predicted_FHW: np.ndarray, truth_FHW: np.ndarray, classes: int) -> FrameAreas:
+def frame_confusion(predicted_FHW: np.ndarray, truth_FHW: np.ndarray, classes: int) -> FrameConfusion:
     """Count the pixels of `classes` classes (ids 0..classes-1); truth 255 is ignored, prediction included.
 
     A frame in which nothing sounds is one whose truth is all background: it counts like any other.
@@ -110,27 +110,27 @@ def frame_areas(predicted_FHW: np.ndarray, truth_FHW: np.ndarray, classes: int) 
     pairs_FHW = truth_FHW.astype(np.int64) * classes + predicted_FHW
     pairs_FHW += np.arange(frames)[:, None, None] * classes**2
     counted = pairs_FHW[truth_FHW != IGNORE]
-    return FrameAreas(np.bincount(counted, minlength=frames * classes**2).reshape(frames, classes, classes))
+    return FrameConfusion(np.bincount(counted, minlength=frames * classes**2).reshape(frames, classes, classes))
 
 
-class SemanticScores(ClipScores):
+class SemanticScores(ClipAccumulator):
     """Both mean IoUs of a test set, whole or by class, clip by clip."""
 
     _COLUMNS = ("intersection", "predicted", "truth", "union", "iou", "f", "frames")
-    _KEPT = (*ClipScores._KEPT, "_confused")
+    _KEPT = (*ClipAccumulator._KEPT, "_confused")
 
     def __init__(self, classes: int):
         super().__init__(len(self._COLUMNS) * classes)
         self.classes = classes
-        self._confused = array("q")  # place, pair of classes, pixels: a clip confuses few of the K^2 pairs
+        self._confused = array("q")  # index, pair of classes, pixels: a clip confuses few of the K^2 pairs
 
-    def update(self, predicted_FHW: np.ndarray, truth_FHW: np.ndarray, *, place: int | None = None) -> dict[str, float]:
-        """Add the clip of class ids at `place` (after all others by default).
+    def update(self, predicted_FHW: np.ndarray, truth_FHW: np.ndarray, *, index: int | None = None) -> dict[str, float]:
+        """Add the clip of class ids at `index` (after all others by default).
 
         Returns its own `miou_dataset` and `miou_per_frame`, both over the classes that occur in its truth or
         prediction.
         """
-        areas = frame_areas(predicted_FHW, truth_FHW, self.classes)
+        areas = frame_confusion(predicted_FHW, truth_FHW, self.classes)
         intersection_FK, predicted_FK, truth_FK = areas.intersection_FK, areas.predicted_FK, areas.truth_FK
         union_FK = predicted_FK + truth_FK - intersection_FK
         iou_FK = intersection_FK / np.maximum(union_FK, 1)
@@ -140,10 +140,10 @@ class SemanticScores(ClipScores):
         sums = np.stack([values_FK.sum(axis=0) for values_FK in columns]).astype(np.float64)
         confusion = areas.confusion_FKK.sum(axis=0).ravel()
         pairs = np.flatnonzero(confusion)
-        place = self._add(sums.ravel(), place)
-        self._confused.extend(np.stack([np.full(len(pairs), place), pairs, confusion[pairs]], axis=1).ravel())
+        index = self._add(sums.ravel(), index)
+        self._confused.extend(np.stack([np.full(len(pairs), index), pairs, confusion[pairs]], axis=1).ravel())
         own = self._ratios(dict(zip(self._COLUMNS, sums[:, None], strict=True)))
-        return {"miou_dataset": mean_defined(own["iou"])[0], "miou_per_frame": mean_defined(own["iou_per_frame"])[0]}
+        return {"miou_dataset": nanmean(own["iou"])[0], "miou_per_frame": nanmean(own["iou_per_frame"])[0]}
 
     def confusion(self) -> np.ndarray:
         """Pixels of each class (rows) that were given each class (columns), over all clips: int64 [K, K]."""
@@ -156,7 +156,7 @@ class SemanticScores(ClipScores):
     def subset(self, indices: np.ndarray) -> Self:
         """An accumulator of the clips at `indices` alone."""
         part, entries = super().subset(indices), np.array(self._confused).reshape(-1, 3)
-        part._confused = array("q", entries[np.isin(entries[:, 0], part._places)].tobytes())
+        part._confused = array("q", entries[np.isin(entries[:, 0], part._indices)].tobytes())
         return part
 
     def class_scores(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
@@ -164,7 +164,7 @@ class SemanticScores(ClipScores):
         `frames` with a union, and `iou`, `iou_per_frame` and `f_per_frame`, NaN where the class never occurs.
         """
         clips = self._sums()
-        counts_RN = draw_counts(indices_RN, len(clips))
+        counts_RN = resample_counts(indices_RN, len(clips))
         sums = (counts_RN @ clips.reshape(len(clips), -1)).reshape(-1, len(self._COLUMNS), self.classes)
         return self._ratios(dict(zip(self._COLUMNS, sums.transpose(1, 0, 2), strict=True)))
 
@@ -178,9 +178,9 @@ class SemanticScores(ClipScores):
         share = present_K.mean()
         scores = self.class_scores(indices_RN)
         return {
-            "miou_dataset": mean_defined(scores["iou"]),
-            "miou_per_frame": mean_defined(scores["iou_per_frame"]) * share,
-            "fscore_per_frame": mean_defined(scores["f_per_frame"]) * share,
+            "miou_dataset": nanmean(scores["iou"]),
+            "miou_per_frame": nanmean(scores["iou_per_frame"]) * share,
+            "fscore_per_frame": nanmean(scores["f_per_frame"]) * share,
         }
 
     def _sums(self) -> np.ndarray:
@@ -200,7 +200,7 @@ class SemanticScores(ClipScores):
         }
 
 
-def mean_defined(values_RK: np.ndarray) -> np.ndarray:
+def nanmean(values_RK: np.ndarray) -> np.ndarray:
     """Mean over the last axis of what is not NaN; NaN where nothing is."""
     defined = ~np.isnan(values_RK)
     counts = defined.sum(axis=-1)

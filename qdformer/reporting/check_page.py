@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from qdformer.audio.io.read import decode_audio
 from qdformer.data.checks.findings import KINDS, Finding, Report
-from qdformer.data.labels import class_ids
+from qdformer.data.labels import to_class_ids
 from qdformer.data.layout import PALETTE
 from qdformer.reporting.html import STYLE, data_uri
 from qdformer.utils.constants import IGNORE
@@ -172,7 +172,7 @@ def _overlay(picture: Path, label: Path, binary: bool) -> Image.Image:
     """The picture, darkened, with the colours of its label map."""
     with Image.open(picture) as image, Image.open(label) as labels:
         ground = image.convert("RGB")
-        labels = class_ids(labels, binary, "avss").resize(ground.size, Image.Resampling.NEAREST)
+        labels = to_class_ids(labels, binary, "avss").resize(ground.size, Image.Resampling.NEAREST)
         shown = Image.blend(ground, Image.new("RGB", ground.size), 0.45)
         shown.paste(_coloured(labels), mask=Image.fromarray(np.isin(np.asarray(labels), (0, IGNORE), invert=True)))
     return shown

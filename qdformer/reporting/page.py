@@ -52,7 +52,7 @@ class About:
     """Where a result comes from and how it is made again."""
 
     title: str
-    measured_on: Mapping[str, str]
+    evaluation_setup: Mapping[str, str]
     facts: Mapping[str, str]
     """Provenance, by what it is called on the page."""
     settings: Mapping[str, Any]

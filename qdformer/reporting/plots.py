@@ -377,7 +377,7 @@ def class_bars(per_class: pandas.DataFrame, key: str = "iou") -> Figure:
             axes.legend(loc="lower right", fontsize=8)
         axes.set_title("IoU by class, dataset-level" if key == "iou" else f"{key} by class")
         if absent:
-            axes.set_xlabel(f"{axes.get_xlabel()}\nnever labelled nor predicted: {', '.join(absent)}")
+            axes.set_xlabel(f"{axes.get_xlabel()}\nnever labeled nor predicted: {', '.join(absent)}")
         figure.tight_layout()
     return figure
 
@@ -547,7 +547,7 @@ def _draw_block(
     present = sorted((set(np.unique(picture.truth_THW)) | set(np.unique(picture.prediction_THW))) - {0, IGNORE})
     axes.text(left, 0.15, picture.uid, fontsize=8, fontweight="bold", va="center")
     legend = [(classes.names[class_id - 1], colours[class_id]) for class_id in present]
-    _chips(axes, left, 0.31, legend or [("nothing labelled, nothing predicted", (0.8, 0.8, 0.8))])
+    _chips(axes, left, 0.31, legend or [("nothing labeled, nothing predicted", (0.8, 0.8, 0.8))])
     for row, name in enumerate(("frame", "truth", "prediction")):
         top = head + row * (height + gap)
         axes.text(left - 0.08, top + height / 2, name, fontsize=7.5, color="#5c626d", ha="right", va="center")
@@ -570,20 +570,20 @@ def _draw_block(
 
 
 def overlay(image_HWC: np.ndarray, labels_HW: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The frame greyed, with every labelled object tinted and outlined in its class's colour: uint8 [H, W, 3].
+    """The frame greyed, with every labeled object tinted and outlined in its class's colour: uint8 [H, W, 3].
 
     `image_HWC` is uint8; label 255 (no ground truth) is faded to white.
     """
     grey_HW1 = image_HWC.mean(axis=-1, keepdims=True) / 255
-    labelled_HW = labels_HW != IGNORE
-    object_HW = (labels_HW > 0) & labelled_HW
-    tint_HWC = colours[np.where(labelled_HW, labels_HW, 0)]
+    labeled_HW = labels_HW != IGNORE
+    object_HW = (labels_HW > 0) & labeled_HW
+    tint_HWC = colours[np.where(labeled_HW, labels_HW, 0)]
     inner_HW = object_HW.copy()
     for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
         inner_HW &= np.roll(labels_HW, step, axis) == labels_HW
     result = np.where(object_HW[..., None], (0.45 + 0.55 * grey_HW1) * tint_HWC + 0.08, 0.1 + 0.55 * grey_HW1)
     result = np.where((object_HW & ~inner_HW)[..., None], 0.45 + 0.55 * tint_HWC, result)
-    result = np.where(labelled_HW[..., None], result, 0.8 + 0.15 * grey_HW1)
+    result = np.where(labeled_HW[..., None], result, 0.8 + 0.15 * grey_HW1)
     return (result.clip(0, 1) * 255).astype(np.uint8)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from qdformer.config.download import PUBLISHED
 from qdformer.config.settings import Settings
-from qdformer.metrics.conventions import PROTOCOLS, measured_on
+from qdformer.metrics.conventions import PROTOCOLS, evaluation_setup
 
 Interval = Mapping[str, float | None]
 _FIGURES = (
@@ -86,7 +86,7 @@ def _recipe(settings: Settings) -> str:
 
 
 def _scores(settings: Settings, intervals: Mapping[str, Mapping[str, Interval]]) -> str:
-    told = ", ".join(f"{key} {value}" for key, value in measured_on(settings).items())
+    told = ", ".join(f"{key} {value}" for key, value in evaluation_setup(settings).items())
     lines = [f"Measured on: {told}. In brackets: 95 % bootstrap interval over clips.", ""]
     figures = [key for key in _FIGURES if any(key in of for of in intervals.values())]
     lines += [f"| condition | {' | '.join(figures)} |", f"| --- |{' ---: |' * len(figures)}"]

@@ -40,7 +40,7 @@ from sqlalchemy.exc import OperationalError
 from qdformer.config.settings import Settings
 from qdformer.data.manifest import read_manifest, table_path
 from qdformer.evaluation.evaluate import SCORES
-from qdformer.metrics.conventions import PROTOCOLS, measured_on
+from qdformer.metrics.conventions import PROTOCOLS, evaluation_setup
 from qdformer.tracking import environment, views
 from qdformer.utils import digests
 from qdformer.utils.errors import InputError
@@ -450,9 +450,9 @@ def _log_input(
 ) -> None:
     """One split of the data set as an input of the run: its list of clips, and the digest of all its files."""
     clips = read_manifest(dataset)
-    clips = clips[clips["split"] == split][["uid", "subset", "split", "classes", "frames", "labelled", "unseen"]]
+    clips = clips[clips["split"] == split][["uid", "subset", "split", "classes", "frames", "labeled", "unseen"]]
     data = mlflow.data.from_pandas(
-        clips.assign(classes=clips["classes"].map("_".join)).astype({"frames": float, "labelled": float}),
+        clips.assign(classes=clips["classes"].map("_".join)).astype({"frames": float, "labeled": float}),
         source=LocalArtifactDatasetSource(str(table_path(dataset).absolute())),
         name=f"{settings.download.dataset}-{split}",
         digest=provenance["dataset_digest"],
@@ -480,7 +480,7 @@ def _log_metrics(store: _Store, run_id: str, figures: Mapping[str, float | None]
 
 
 def _conventions(settings: Settings) -> dict[str, str]:
-    return _prefixed("protocol", {**PROTOCOLS, **measured_on(settings)})
+    return _prefixed("protocol", {**PROTOCOLS, **evaluation_setup(settings)})
 
 
 def _prefixed(prefix: str, values: Mapping[str, str]) -> dict[str, str]:

@@ -93,7 +93,7 @@ def train_epoch(
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             output = network(batch.images_BTCHW, batch.audio_BTA, batch.valid_BT)
-        losses = criterion(output, batch.labels_BTHW, batch.valid_BT, batch.labelled_BT)
+        losses = criterion(output, batch.labels_BTHW, batch.valid_BT, batch.labeled_BT)
         total = losses["total"]
         if not torch.isfinite(total):
             raise FloatingPointError(f"loss is {total.item()} at epoch {state.epochs_done + 1}, clips {batch.uids}")

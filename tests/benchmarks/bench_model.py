@@ -162,7 +162,7 @@ class TrainingStep:
 
 
 def clip(frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images, audio, labels of three classes, and where frames are valid and labelled."""
+    """Images, audio, labels of three classes, and where frames are valid and labeled."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1, frames, 3, SIZE, SIZE), generator=generator).to(torch.uint8)
     labels = torch.zeros(1, frames, SIZE, SIZE, dtype=torch.int64)

@@ -72,21 +72,21 @@ def write_fake(
             frames = SEMANTIC_FRAMES[row["label"]]
             folder = base / row["label"] / row["uid"]
             images = [folder / "frames" / f"{number}.jpg" for number in range(frames)]
-            labelled = 1 if (row["label"], row["split"]) == ("v1s", "train") else frames
-            labels = [folder / "labels_semantic" / f"{number}.png" for number in range(labelled)]
+            labeled = 1 if (row["label"], row["split"]) == ("v1s", "train") else frames
+            labels = [folder / "labels_semantic" / f"{number}.png" for number in range(labeled)]
             value = names.index(row["a_obj"].replace(" ", "").split("_")[0])
             mode, sound = "P", folder / "audio.wav"
         else:
             frames, split = BINARY_FRAMES, row["split"]
             if kind == "s4":
-                name, inner, suffix, labelled = row["name"], Path(split, row["category"], row["name"]), "", frames
-                labelled = 1 if split == "train" else frames
+                name, inner, suffix, labeled = row["name"], Path(split, row["category"], row["name"]), "", frames
+                labeled = 1 if split == "train" else frames
                 pictures = base / "visual_frames" / inner
             else:
-                name, inner, suffix, labelled = row["video_id"], Path(split, row["video_id"]), ".mp4", frames
+                name, inner, suffix, labeled = row["video_id"], Path(split, row["video_id"]), ".mp4", frames
                 pictures = base / "visual_frames" / name
             images = [pictures / f"{name}{suffix}_{number}.png" for number in range(1, frames + 1)]
-            labels = [base / "gt_masks" / inner / f"{name}_{number}.png" for number in range(1, labelled + 1)]
+            labels = [base / "gt_masks" / inner / f"{name}_{number}.png" for number in range(1, labeled + 1)]
             value, mode = 255, "1" if kind == "s4" else "P"
             sound = base / ("audio_log_mel" if log_mel else "audio_wav") / inner.with_name(f"{name}.wav")
         for path in (images[0], labels[0], sound):

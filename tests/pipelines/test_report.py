@@ -24,7 +24,7 @@ from tests.helpers.result import FRAMES, SIDE, write_result, write_sources
 
 ABOUT = About(
     title="QDFormer on toy",
-    measured_on={"split": "test, published", "task": "avss"},
+    evaluation_setup={"split": "test, published", "task": "avss"},
     facts={"Git commit": "0123abc", "MLflow run": "run-7"},
     settings={"train": {"epochs": 3, "seed": 0}},
     changed={"train.epochs": (3, 12)},

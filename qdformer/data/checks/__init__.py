@@ -5,17 +5,17 @@ label maps and sounds.
 """
 
 from qdformer.data.checks.files import check_dataset, check_sounds
-from qdformer.data.checks.findings import KINDS, Finding, Report, Sharing, Spanning, stop_on_errors
-from qdformer.data.checks.lists import check_table
+from qdformer.data.checks.findings import KINDS, Finding, Report, SplitOverlap, VideoSpan, raise_on_errors
+from qdformer.data.checks.lists import check_clip_list
 
 __all__ = [
     "KINDS",
     "Finding",
     "Report",
-    "Sharing",
-    "Spanning",
+    "SplitOverlap",
+    "VideoSpan",
     "check_dataset",
     "check_sounds",
-    "check_table",
-    "stop_on_errors",
+    "check_clip_list",
+    "raise_on_errors",
 ]

@@ -30,16 +30,16 @@ from tqdm import tqdm
 
 from qdformer.audio.io.read import LOG_MEL_SUFFIX, AudioError, decode_audio
 from qdformer.audio.io.sound_table import read_sounds
-from qdformer.data.checks.findings import Finding, Report, found, make_report
-from qdformer.data.checks.lists import check_list, clips_per_split, read_list, share_videos, span_splits
-from qdformer.data.labels import class_ids
+from qdformer.data.checks.findings import Finding, Report, make_finding, make_report
+from qdformer.data.checks.lists import check_list, clips_per_split, read_list, split_overlaps, video_spans
+from qdformer.data.labels import to_class_ids
 from qdformer.data.manifest import Classes, read_classes, read_manifest, table_path
-from qdformer.data.readers.avsbench import read_about
+from qdformer.data.readers.avsbench import read_dataset_record
 from qdformer.utils.constants import IGNORE
 
 LENGTH_TOLERANCE = 0.5
 """Seconds by which a sound may be longer or shorter than its pictures."""
-SPECK = 0.0003
+MIN_COMPONENT_AREA = 0.0003
 """Share of a picture's area below which a component is a speck: one pixel of masks at stride 4 of a picture of 224 x
 224 pixels (16 of 50,176), so nothing that a model with such masks could draw."""
 PATCH_SECONDS = 0.96
@@ -49,7 +49,7 @@ MASK_MODES = ("1", "P", "L")
 _CORNERS = np.ones((3, 3), bool)  # pixels that touch at a corner are connected
 
 
-class Speck(NamedTuple):
+class SmallComponent(NamedTuple):
     """A small component: its class id, its pixels, its box (left, top, right, bottom), and whether its class has
     nothing but specks in this label map."""
 
@@ -72,7 +72,7 @@ class _Media:
 
     def note(self, kind: str, message: str, path: Path, **values: object) -> None:
         """Add a finding about the file `path`."""
-        self.findings.append(found(kind, message, clip=self.clip, file=path.relative_to(self.root), **values))
+        self.findings.append(make_finding(kind, message, clip=self.clip, file=path.relative_to(self.root), **values))
 
     def read(self, path: Path) -> bytes | None:
         """What the file holds; None and a finding if it cannot be read."""
@@ -115,7 +115,9 @@ class _Labels(NamedTuple):
         return not ((self.ids_HW > 0) & (self.ids_HW != IGNORE)).any()
 
 
-def check_dataset(root: str | Path, speck: float = SPECK, tolerate: Collection[str] = ()) -> Report:
+def check_dataset(
+    root: str | Path, min_component_area: float = MIN_COMPONENT_AREA, tolerate: Collection[str] = ()
+) -> Report:
     """Judge the lists of a data set and, where they can be used, every file of every clip.
 
     A component of a smaller share of the picture than `speck` is reported. Errors of the kinds in `tolerate` become
@@ -123,13 +125,13 @@ def check_dataset(root: str | Path, speck: float = SPECK, tolerate: Collection[s
     """
     root = Path(root)
     classes = read_classes(root)
-    clips, about, files = read_list(table_path(root)), read_about(root), 0
+    clips, about, files = read_list(table_path(root)), read_dataset_record(root), 0
     if about and about.split != "published":
         clips = clips.only(read_manifest(root)["uid"])
     findings = list(check_list(clips))
     if not any(finding.severity == "error" for finding in findings):
         manifest = list(read_manifest(root).itertuples(index=False))
-        media = _in_threads(lambda clip: _check_clip(clip, root, classes, speck), manifest, "clip")
+        media = _in_threads(lambda clip: _check_clip(clip, root, classes, min_component_area), manifest, "clip")
         files = sum(one.files for one in media)
         findings += [finding for one in media for finding in one.findings]
         for what in ("pictures", "sound"):
@@ -141,8 +143,8 @@ def check_dataset(root: str | Path, speck: float = SPECK, tolerate: Collection[s
         files,
         findings,
         tolerate,
-        sharing=share_videos(clips.rows),
-        spanning=span_splits(clips.rows),
+        sharing=split_overlaps(clips.rows),
+        spanning=video_spans(clips.rows),
     )
 
 
@@ -155,7 +157,7 @@ def check_sounds(root: str | Path) -> Report:
     return make_report(str(root), clips_per_split(sounds["split"]), len(media), findings)
 
 
-def find_specks(labels_HW: np.ndarray, share: float) -> list[Speck]:
+def find_small_components(labels_HW: np.ndarray, share: float) -> list[SmallComponent]:
     """The connected components of less than `share` of all pixels, class by class; background and 255 have none."""
     least = share * labels_HW.size
     specks = []
@@ -170,7 +172,7 @@ def find_specks(labels_HW: np.ndarray, share: float) -> list[Speck]:
         for part in small:
             rows, columns = boxes[part]
             box = (left + columns.start, top + rows.start, left + columns.stop, top + rows.stop)
-            specks.append(Speck(class_id, int(pixels[part]), box, alone=small.size == count))
+            specks.append(SmallComponent(class_id, int(pixels[part]), box, alone=small.size == count))
     return specks
 
 
@@ -184,7 +186,7 @@ def _in_threads(check: Callable[..., _Media], items: Sequence, unit: str) -> lis
             raise
 
 
-def _check_clip(clip, root: Path, classes: Classes, speck: float) -> _Media:
+def _check_clip(clip, root: Path, classes: Classes, min_component_area: float) -> _Media:
     """Judge the files of one row of the manifest."""
     media, digest, sizes, maps = _Media(root, clip.uid), hashlib.sha256(), [], []
     for picture, label in zip(clip.images, clip.labels, strict=True):
@@ -202,7 +204,7 @@ def _check_clip(clip, root: Path, classes: Classes, speck: float) -> _Media:
                 maps.append(labels)
     if len(sizes) == clip.frames:
         media.pictures = digest.hexdigest()
-    _judge_labels(media, clip, maps, classes, speck)
+    _judge_labels(media, clip, maps, classes, min_component_area)
     _judge_sound(media, clip.audio, clip.frames, sounds=not clip.silent or not all(labels.empty for labels in maps))
     return media
 
@@ -224,26 +226,31 @@ def _read_labels(
     if size is not None and image.size != size:
         message = f"{_by(image.size)} pixels; expected {_by(size)} like its picture"
         media.note("wrong-size", message, path, others=[str(picture.relative_to(media.root))])
-    ids_HW = np.asarray(class_ids(image, binary, "avss"))
+    ids_HW = np.asarray(to_class_ids(image, binary, "avss"))
     if (unknown := (ids_HW > num_classes) & (ids_HW != IGNORE)).any():
         first = int(ids_HW[unknown][0])
-        message = f"unknown class id {first}; expected 0..{num_classes}, or {IGNORE} for not labelled"
+        message = f"unknown class id {first}; expected 0..{num_classes}, or {IGNORE} for not labeled"
         media.note("class-id", message, path, class_id=first)
         return None
     return _Labels(ids_HW, path, picture)
 
 
-def _judge_labels(media: _Media, clip, maps: Sequence[_Labels], classes: Classes, speck: float) -> None:
+def _judge_labels(media: _Media, clip, maps: Sequence[_Labels], classes: Classes, min_component_area: float) -> None:
     """Note what is empty in the label maps of a clip, and the specks in them, once for each clip."""
     if empty := [labels for labels in maps if labels.empty]:
-        count, yet = f"{len(empty)} of {clip.labelled} label maps", ""
-        if len(empty) == clip.labelled:
-            count, yet = f"all {clip.labelled} label maps", f", yet its row names {', '.join(clip.classes)}"
-        message = f"nothing is labelled in {count}{yet if clip.classes else ''}"
+        count, yet = f"{len(empty)} of {clip.labeled} label maps", ""
+        if len(empty) == clip.labeled:
+            count, yet = f"all {clip.labeled} label maps", f", yet its row names {', '.join(clip.classes)}"
+        message = f"nothing is labeled in {count}{yet if clip.classes else ''}"
         context = {"picture": str(empty[0].picture.relative_to(media.root)), "binary": clip.binary}
-        media.note("empty-mask", message, empty[0].path, empty=len(empty), labelled=clip.labelled, **context)
-    specks = [(one, labels) for labels in maps if not labels.empty for one in find_specks(labels.ids_HW, speck)]
-    for kind, alone in (("lone-speck", True), ("tiny-component", False)):
+        media.note("empty-mask", message, empty[0].path, empty=len(empty), labeled=clip.labeled, **context)
+    specks = [
+        (one, labels)
+        for labels in maps
+        if not labels.empty
+        for one in find_small_components(labels.ids_HW, min_component_area)
+    ]
+    for kind, alone in (("only-small-components", True), ("small-component", False)):
         if not (group := [one for one in specks if one[0].alone is alone]):
             continue
         smallest, labels = min(group, key=lambda one: (one[0].pixels / one[1].ids_HW.size, one[1].path, one[0]))
@@ -254,7 +261,7 @@ def _judge_labels(media: _Media, clip, maps: Sequence[_Labels], classes: Classes
         )
         media.note(
             kind,
-            f"{'1 speck' if len(group) == 1 else f'{len(group)} specks'} in {in_maps} of {clip.labelled} label maps; "
+            f"{'1 speck' if len(group) == 1 else f'{len(group)} specks'} in {in_maps} of {clip.labeled} label maps; "
             f"the smallest is {name}, {smallest.pixels} of {area:,} pixels",
             labels.path,
             specks=len(group),
@@ -322,7 +329,7 @@ def _duplicates(clips: Iterable, digests: Iterable[str], what: str, root: Path) 
             message = f"the same {what} as {', '.join(uids[1:])} ({', '.join(splits)})"
             paths = [(clip.audio if what == "sound" else clip.images[0]).relative_to(root) for clip in group]
             others = [str(path) for path in paths[1:]]
-            yield found("duplicate-media", message, clip=first.uid, file=paths[0], splits=splits, others=others)
+            yield make_finding("duplicate-media", message, clip=first.uid, file=paths[0], splits=splits, others=others)
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -23,7 +23,7 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "missing-file": Kind(
-        "error", "Missing files", "A clip needs a picture for every second, a label map where it is labelled, a sound."
+        "error", "Missing files", "A clip needs a picture for every second, a label map where it is labeled, a sound."
     ),
     "unreadable-file": Kind("error", "Unreadable files", "Empty, damaged, cut short, or of another kind."),
     "wrong-size": Kind(
@@ -51,12 +51,12 @@ KINDS: Mapping[str, Kind] = {
     "empty-mask": Kind(
         "warning", "Clips with empty label maps", "Published scores differ in what they make of such a frame."
     ),
-    "lone-speck": Kind(
+    "only-small-components": Kind(
         "warning",
         "Clips where a speck is all there is of a class",
         "In per-frame mIoU these few pixels weigh as much as a whole object does.",
     ),
-    "tiny-component": Kind(
+    "small-component": Kind(
         "warning",
         "Clips with specks beside their objects",
         "Too small to be drawn by a model whose masks have stride 4.",
@@ -81,13 +81,13 @@ class Finding:
         return ": ".join([*where, *filter(None, [self.file]), self.message])
 
 
-def found(kind: str, message: str, *, clip: str = "", file: object = "", **values: Any) -> Finding:
+def make_finding(kind: str, message: str, *, clip: str = "", file: object = "", **values: Any) -> Finding:
     """A finding as severe as its kind."""
     return Finding(kind, message, clip, str(file), values, KINDS[kind].severity)
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SplitOverlap:
     """`clips` of the `of` clips of `split` (and `subset`; '' for all) come from videos that `other` has clips of too.
 
     `videos` is the number of those videos.
@@ -102,7 +102,7 @@ class Sharing:
 
 
 @dataclass(frozen=True)
-class Spanning:
+class VideoSpan:
     """`videos` of the `of` videos of `subset` ('' for all) have clips in more than one split of it."""
 
     subset: str
@@ -118,8 +118,8 @@ class Report:
     clips: Mapping[str, int]
     files: int
     findings: tuple[Finding, ...]
-    sharing: tuple[Sharing, ...] = ()
-    spanning: tuple[Spanning, ...] = ()
+    sharing: tuple[SplitOverlap, ...] = ()
+    spanning: tuple[VideoSpan, ...] = ()
 
     @property
     def errors(self) -> list[Finding]:
@@ -130,15 +130,15 @@ class Report:
         groups = {kind: [finding for finding in self.findings if finding.kind == kind] for kind in KINDS}
         return {kind: group for kind, group in groups.items() if group}
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything, in plain types."""
         counts = Counter(finding.kind for finding in self.findings)
         return {"kinds": {kind: counts[kind] for kind in KINDS}, **asdict(self)}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Report:
-        """The report that `as_json` gave `values` of."""
-        rows = {"findings": Finding, "sharing": Sharing, "spanning": Spanning}
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """The report that `to_dict` gave `values` of."""
+        rows = {"findings": Finding, "sharing": SplitOverlap, "spanning": VideoSpan}
         lists = {name: tuple(row(**one) for one in values[name]) for name, row in rows.items()}
         return cls(values["source"], values["clips"], values["files"], **lists)
 
@@ -159,7 +159,7 @@ def make_report(
     )
 
 
-def stop_on_errors(report: Report) -> None:
+def raise_on_errors(report: Report) -> None:
     """Raise one `DataError` that names clip, file and problem of the first errors, if there are any."""
     if problems := [str(error) for error in report.errors]:
         more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []

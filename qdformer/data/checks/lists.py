@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas
 
-from qdformer.data.checks.findings import Finding, Report, Sharing, Spanning, found, make_report
+from qdformer.data.checks.findings import Finding, Report, SplitOverlap, VideoSpan, make_finding, make_report
 from qdformer.data.layout import BACKGROUND, EXTRA_COLUMNS, OFF_SCREEN, DataError, is_safe_name
 from qdformer.data.readers.avsbench import LAYOUTS, VIDEO_ID, Kind
 from qdformer.utils.constants import SPLITS
@@ -64,7 +64,7 @@ class ClipList:
         return replace(self, rows=self.rows[self.rows["uid"].isin(set(uids))])
 
 
-def check_table(path: str | Path) -> Report:
+def check_clip_list(path: str | Path) -> Report:
     """Judge a list of clips without its media; `DataError` if it is missing or not one of the known kinds."""
     clips = read_list(Path(path))
     return make_report(
@@ -72,8 +72,8 @@ def check_table(path: str | Path) -> Report:
         clips_per_split(clips.rows["split"]),
         0,
         check_list(clips),
-        sharing=share_videos(clips.rows),
-        spanning=span_splits(clips.rows),
+        sharing=split_overlaps(clips.rows),
+        spanning=video_spans(clips.rows),
     )
 
 
@@ -124,35 +124,37 @@ def check_list(clips: ClipList) -> Iterator[Finding]:
         raise DataError(f"{clips.path}: no clips; expected a row for each")
     where = clips.path.name
     known = clips.classes if clips.classes is not None else _plain_names(clips.rows["names"])
-    meant = {name: nearest(name, known) for name in _all_names(clips.rows["names"]) - known - {BACKGROUND, OFF_SCREEN}}
+    meant = {
+        name: closest_class(name, known) for name in _all_names(clips.rows["names"]) - known - {BACKGROUND, OFF_SCREEN}
+    }
     yield from _check_counts(clips)
     seen: dict[str, int] = {}
     for row in clips.rows.itertuples(index=False):
         for problem in _row_problems(row):
-            yield found("bad-row", f"line {row.line}: {problem}", clip=row.uid, file=where)
+            yield make_finding("bad-row", f"line {row.line}: {problem}", clip=row.uid, file=where)
         if row.uid in seen:
             message = f"line {row.line}: the same name as line {seen[row.uid]}"
-            yield found("duplicate-uid", message, clip=row.uid, file=where)
+            yield make_finding("duplicate-uid", message, clip=row.uid, file=where)
         seen.setdefault(row.uid, row.line)
         if OFF_SCREEN in row.names:
-            yield found("off-screen-row", f"line {row.line}: {'_'.join(row.names)}", clip=row.uid, file=where)
+            yield make_finding("off-screen-row", f"line {row.line}: {'_'.join(row.names)}", clip=row.uid, file=where)
         if BACKGROUND in row.names:
-            yield found("background-row", f"line {row.line}: {'_'.join(row.names)}", clip=row.uid, file=where)
+            yield make_finding("background-row", f"line {row.line}: {'_'.join(row.names)}", clip=row.uid, file=where)
         for name in row.names:
             if name not in meant:
                 continue
             if likely := meant[name]:
                 message = f"line {row.line}: {name!r} is no class; {likely!r} is likely meant"
-                finding = found("class-typo", message, clip=row.uid, file=where, name=name, likely=likely)
-                read = clips.publication and name.replace(" ", "") == likely  # as `read_semantic` does
+                finding = make_finding("class-typo", message, clip=row.uid, file=where, name=name, likely=likely)
+                read = clips.publication and name.replace(" ", "") == likely  # as `read_semantic_rows` does
                 yield finding if read else replace(finding, severity="error")
             else:
-                yield found("unknown-class", f"line {row.line}: {name!r} is no class", clip=row.uid, file=where)
+                yield make_finding("unknown-class", f"line {row.line}: {name!r} is no class", clip=row.uid, file=where)
     yield from _check_classes(clips.rows, known, where)
     yield from _check_videos(clips.rows, where)
 
 
-def nearest(name: str, classes: Collection[str]) -> str | None:
+def closest_class(name: str, classes: Collection[str]) -> str | None:
     """The class that `name` likely means: it differs in blanks and capitals only, or in a letter or two."""
 
     def bare(text: str) -> str:
@@ -187,11 +189,11 @@ def _check_counts(clips: ClipList) -> Iterator[Finding]:
     where, name, total = clips.path.name, publication.kind.upper(), sum(clips.counts.values())
     if total != publication.stated:
         message = f"{total:,} clips; the paper of {name} states {publication.stated:,}"
-        yield found("row-count", message, file=where, clips=total, stated=publication.stated)
+        yield make_finding("row-count", message, file=where, clips=total, stated=publication.stated)
     for split, stated in publication.clips.items():
         if (count := clips.counts.get(split, 0)) != stated:
             message = f"{count:,} clips of {split}; the published list of {name} has {stated:,}"
-            yield found("row-count", message, file=where, split=split, clips=count, stated=stated)
+            yield make_finding("row-count", message, file=where, split=split, clips=count, stated=stated)
 
 
 def _check_classes(rows: pandas.DataFrame, known: Collection[str], where: str) -> Iterator[Finding]:
@@ -200,7 +202,7 @@ def _check_classes(rows: pandas.DataFrame, known: Collection[str], where: str) -
         if absent := sorted(set(known) - present):
             count = "1 class" if len(absent) == 1 else f"{len(absent)} classes"
             message = f"{count} in no clip of {split}: {', '.join(absent)}"
-            yield found("absent-class", message, file=where, split=split, classes=absent)
+            yield make_finding("absent-class", message, file=where, split=split, classes=absent)
 
 
 def _check_videos(rows: pandas.DataFrame, where: str) -> Iterator[Finding]:
@@ -209,10 +211,10 @@ def _check_videos(rows: pandas.DataFrame, where: str) -> Iterator[Finding]:
     for video, clips in spanning.groupby("video", sort=True):
         uids = {split: clips["uid"][clips["split"] == split].tolist() for split in clips_per_split(clips["split"])}
         message = f"video {video}: " + "; ".join(f"{split} {', '.join(names)}" for split, names in uids.items())
-        yield found("shared-video", message, file=where, video=video, clips=uids)
+        yield make_finding("shared-video", message, file=where, video=video, clips=uids)
 
 
-def share_videos(rows: pandas.DataFrame) -> tuple[Sharing, ...]:
+def split_overlaps(rows: pandas.DataFrame) -> tuple[SplitOverlap, ...]:
     """For every two splits, and for each subset of the later: how many of its clips share a video with the earlier."""
     taken = rows[rows["video"] != ""]
     videos = {split: set(taken["video"][taken["split"] == split]) for split in clips_per_split(taken["split"])}
@@ -223,11 +225,11 @@ def share_videos(rows: pandas.DataFrame) -> tuple[Sharing, ...]:
             ours = taken[(taken["split"] == split) & ((taken["subset"] == subset) if subset else True)]
             shared = ours[ours["video"].isin(videos[other])]
             if len(shared):
-                table.append(Sharing(subset, split, other, len(shared), len(ours), shared["video"].nunique()))
+                table.append(SplitOverlap(subset, split, other, len(shared), len(ours), shared["video"].nunique()))
     return tuple(table)
 
 
-def span_splits(rows: pandas.DataFrame) -> tuple[Spanning, ...]:
+def video_spans(rows: pandas.DataFrame) -> tuple[VideoSpan, ...]:
     """How many videos have clips in more than one split: of all rows, and of each subset by itself."""
     taken = rows[rows["video"] != ""]
     subsets = sorted(set(taken["subset"]))
@@ -235,4 +237,4 @@ def span_splits(rows: pandas.DataFrame) -> tuple[Spanning, ...]:
     if len(subsets) > 1:
         groups |= {subset: taken[taken["subset"] == subset] for subset in subsets}
     splits = {subset: group.groupby("video")["split"].nunique() for subset, group in groups.items()}
-    return tuple(Spanning(subset, int((counts > 1).sum()), len(counts)) for subset, counts in splits.items())
+    return tuple(VideoSpan(subset, int((counts > 1).sum()), len(counts)) for subset, counts in splits.items())

@@ -12,8 +12,8 @@
           {v1s|v1m|v2}/{uid}/frames/{i}.jpg, labels_semantic/{i}.png, audio.wav    i = 0..4, of v2 0..9;
           of v1s train the first label map only
 
-The sets composed here have the layout of AVSS, with two columns more: they are read by `read_semantic` too. The masks
-of S4 and MS3 say what sounds, not what it is: their one class is `object`. Opens no clip.
+The composed sets have the layout of AVSS with two more columns, so `read_semantic_rows` reads them too. The masks of S4
+and MS3 mark the sounding pixels without naming them: their only class is `object`. No clip is opened.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SplitRule = Literal["published", "youtube_disjoint"]
 VIDEO_ID = 11  # characters of a YouTube id, with which the published names begin
 BINARY_FRAMES = 5
 SEMANTIC_FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}
-ABOUT = "dataset.json"
+RECORD_FILE = "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ LAYOUTS: dict[Kind, Layout] = {
 
 
 @dataclass(frozen=True)
-class About:
+class DatasetRecord:
     """`dataset.json`: which published set this is, where it came from and how it is split."""
 
     kind: Kind
@@ -99,13 +99,13 @@ class About:
     """How many the split rule leaves out of each published split."""
 
 
-def read_about(root: Path) -> About | None:
+def read_dataset_record(root: Path) -> DatasetRecord | None:
     """What `dataset.json` says; None without it: the set was composed here."""
-    path = root / ABOUT
+    path = root / RECORD_FILE
     if not path.is_file():
         return None
     try:
-        about = About(**json.loads(path.read_text(encoding="utf-8")))
+        about = DatasetRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: not readable ({error})") from None
     if about.kind not in LAYOUTS or about.split not in get_args(SplitRule):
@@ -113,12 +113,12 @@ def read_about(root: Path) -> About | None:
     return about
 
 
-def write_about(root: Path, about: About) -> None:
+def write_dataset_record(root: Path, about: DatasetRecord) -> None:
     """Write `dataset.json`."""
-    (root / ABOUT).write_text(json.dumps(asdict(about), indent=2) + "\n", encoding="utf-8")
+    (root / RECORD_FILE).write_text(json.dumps(asdict(about), indent=2) + "\n", encoding="utf-8")
 
 
-def read_names(root: Path, kind: Kind) -> tuple[str, ...]:
+def read_class_names(root: Path, kind: Kind) -> tuple[str, ...]:
     """The class names in the order of their ids 1..C. AVSS counts from background = 1: an id is one less."""
     if kind != "avss":
         return (OBJECT,)
@@ -143,10 +143,10 @@ def read_label_index(path: Path, first: int) -> tuple[str, ...]:
     return tuple(sorted(indices, key=lambda name: int(indices[name]))[1:])
 
 
-def read_rows(root: Path, kind: Kind) -> list[dict[str, Any]]:
+def read_published_rows(root: Path, kind: Kind) -> list[dict[str, Any]]:
     """The rows of the manifest (`qdformer.data.manifest.read_manifest`) in the published splits."""
     if kind == "avss":
-        return read_semantic(root, read_names(root, kind))
+        return read_semantic_rows(root, read_class_names(root, kind))
     layout = LAYOUTS[kind]
     path = root / layout.table
     table = read_table(path, layout.columns, DataError)
@@ -164,9 +164,9 @@ def read_rows(root: Path, kind: Kind) -> list[dict[str, Any]]:
 def _read_s4(root: Path, audio: str, row: Mapping[str, str]) -> dict[str, Any]:
     name, split = row["name"], row["split"]
     inner = Path(split, row["category"], name)
-    labelled = 1 if split == "train" else BINARY_FRAMES
+    labeled = 1 if split == "train" else BINARY_FRAMES
     images = [root / "visual_frames" / inner / f"{name}_{index}.png" for index in range(1, BINARY_FRAMES + 1)]
-    masks = [root / "gt_masks" / inner / f"{name}_{index}.png" for index in range(1, labelled + 1)]
+    masks = [root / "gt_masks" / inner / f"{name}_{index}.png" for index in range(1, labeled + 1)]
     return _binary_row(name, "s4", split, (row["category"],), images, masks, _sound(root, audio, inner))
 
 
@@ -193,7 +193,7 @@ def _binary_row(
         "silent": False,
         "off_screen": False,
         "frames": len(images),
-        "labelled": len(masks),
+        "labeled": len(masks),
         "unseen": True,
         "images": tuple(images),
         "labels": (*masks, *[None] * (len(images) - len(masks))),
@@ -202,7 +202,7 @@ def _binary_row(
     }
 
 
-def read_semantic(root: Path, known: Iterable[str]) -> list[dict[str, Any]]:
+def read_semantic_rows(root: Path, known: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of `metadata.csv`, of AVSS or of a set composed here, which tells its frames in a column of its own.
 
     A published object name with a blank in it (there is `h orse`) is read without the blank.
@@ -225,7 +225,7 @@ def read_semantic(root: Path, known: Iterable[str]) -> list[dict[str, Any]]:
         unseen = row.get("unseen", "1")
         if unseen not in ("0", "1"):
             raise DataError(f"{where}: unseen is {unseen!r}; expected 0 or 1")
-        labelled = 1 if published and (row["label"], row["split"]) == ("v1s", "train") else frames
+        labeled = 1 if published and (row["label"], row["split"]) == ("v1s", "train") else frames
         folder = clip_folder(root, row["label"], row["uid"])
         rows.append(
             {
@@ -237,10 +237,10 @@ def read_semantic(root: Path, known: Iterable[str]) -> list[dict[str, Any]]:
                 "silent": tokens == [BACKGROUND],
                 "off_screen": OFF_SCREEN in tokens,
                 "frames": frames,
-                "labelled": labelled,
+                "labeled": labeled,
                 "unseen": unseen == "1",
                 "images": tuple(frame_path(folder, index) for index in range(frames)),
-                "labels": tuple(label_path(folder, index) if index < labelled else None for index in range(frames)),
+                "labels": tuple(label_path(folder, index) if index < labeled else None for index in range(frames)),
                 "binary": False,
                 "audio": audio_path(folder),
             }

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from qdformer.models.common.deformable import DeformableLayer, Grid
-from qdformer.models.common.transformer import EncoderLayer, as_map, upsample, map_position_encoding, tokens
+from qdformer.models.common.transformer import EncoderLayer, as_map, map_position_encoding, tokens, upsample
 
 Sizes = list[tuple[int, int]]
 """Height and width of each map of the pyramid, fine to coarse."""

@@ -33,16 +33,16 @@ class Targets:
     """Whether the target sounds, and is seen, in a frame with ground truth."""
     boxes_BGT4: torch.Tensor
     """Boxes where present."""
-    labelled_BT: torch.Tensor
+    labeled_BT: torch.Tensor
     """Whether the frame has ground truth."""
 
 
-def targets_of(labels_BTHW: torch.Tensor, labelled_BT: torch.Tensor, num_classes: int) -> Targets:
+def targets_of(labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_classes: int) -> Targets:
     """Targets at the masks' stride; raises `InputError` for a class id that the model does not have.
 
     Objects of one class make one target, as the labels do not tell them apart.
     """
-    judged_BTHW = (labels_BTHW != IGNORE) & labelled_BT[..., None, None]
+    judged_BTHW = (labels_BTHW != IGNORE) & labeled_BT[..., None, None]
     labels_BTHW = labels_BTHW.where(judged_BTHW, 0)
     B = len(labels_BTHW)
     present_BC = torch.stack([torch.bincount(clip.flatten(), minlength=num_classes + 1).bool() for clip in labels_BTHW])
@@ -63,7 +63,7 @@ def targets_of(labels_BTHW: torch.Tensor, labelled_BT: torch.Tensor, num_classes
         weights_BTP=_shrink(judged_BTHW),
         present_BGT=present_BGT,
         boxes_BGT4=boxes_of_masks(masks_BGTHW),
-        labelled_BT=labelled_BT,
+        labeled_BT=labeled_BT,
     )
 
 

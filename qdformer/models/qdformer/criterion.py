@@ -39,7 +39,7 @@ class Criterion(nn.Module):
         output: QDFormerOutput,
         labels_BTHW: torch.Tensor,
         valid_BT: torch.Tensor,
-        labelled_BT: torch.Tensor,
+        labeled_BT: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """The weighted losses by name, and their sum as `total`.
 
@@ -51,7 +51,7 @@ class Criterion(nn.Module):
             class_logits = torch.stack([layer.class_logits_BTNC for layer in layers])
             boxes = torch.stack([layer.boxes_BTN4 for layer in layers])
             masks = torch.stack([layer.mask_logits_BTNHW for layer in layers])
-            targets = targets_of(labels_BTHW, valid_BT & labelled_BT, self.num_classes)
+            targets = targets_of(labels_BTHW, valid_BT & labeled_BT, self.num_classes)
             # A query's masks over the clip: [L, B, N, T, P].
             masks = masks.flatten(-2).transpose(2, 3)
             return self._losses(class_logits, boxes, masks, targets, output)
@@ -147,7 +147,7 @@ class Criterion(nn.Module):
     ) -> torch.Tensor:
         """Softmax focal loss [L] over the queries of all frames with ground truth, a weighted mean."""
         has_target_LBN = matched_LBN >= 0
-        clips_B1 = torch.arange(len(targets.labelled_BT), device=matched_LBN.device)[:, None]
+        clips_B1 = torch.arange(len(targets.labeled_BT), device=matched_LBN.device)[:, None]
         if targets.classes_BG.shape[1]:
             index_LBN = matched_LBN.clamp(min=0)
             class_LBN1 = targets.classes_BG[clips_B1, index_LBN][..., None]
@@ -158,5 +158,5 @@ class Criterion(nn.Module):
         log_p_LBTN = class_logits_LBTNC.log_softmax(-1).gather(-1, wanted_LBTN[..., None]).squeeze(-1)
         focal_LBTN = -((1 - log_p_LBTN.exp()) ** FOCUS) * log_p_LBTN
         weights_LBTN = torch.where(has_target_LBN[:, :, None], 1.0, self.settings.no_object)
-        weights_LBTN = weights_LBTN * targets.labelled_BT[None, :, :, None]
+        weights_LBTN = weights_LBTN * targets.labeled_BT[None, :, :, None]
         return (focal_LBTN * weights_LBTN).sum((1, 2, 3)) / weights_LBTN.sum((1, 2, 3)).clamp(min=1e-6)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from qdformer.models.common.transformer import DecoderLayer, MLP
+from qdformer.models.common.transformer import MLP, DecoderLayer
 
 HIDDEN_CHANNELS = 8
 """Of CondInst's three layers."""

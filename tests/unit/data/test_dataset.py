@@ -5,8 +5,8 @@ from PIL import Image
 
 from qdformer.config.train import Augment
 from qdformer.data.augment import View
-from qdformer.data.dataset import AVSDataset, EpochSampler, build_loader, collate, fit
-from qdformer.data.labels import open_labels
+from qdformer.data.dataset import AVSDataset, EpochSampler, build_loader, collate, resize_geometry
+from qdformer.data.labels import open_label_map
 from qdformer.data.layout import DataError
 from qdformer.data.manifest import Classes, read_manifest, task_classes
 from qdformer.evaluation.controls import Constant, Shuffled
@@ -24,7 +24,7 @@ def features(value=0.0):
 
 def test_a_sample(manifest):
     sample = AVSDataset(manifest, features(2.0), image_size=48)[0]
-    assert sample.uid == "a" and sample.labelled == 3
+    assert sample.uid == "a" and sample.labeled == 3
     assert sample.images_TCHW.shape == (3, 3, 32, 48) and sample.images_TCHW.dtype == torch.uint8
     assert sample.audio_TA.shape == (3, 128) and sample.audio_TA.dtype == torch.float32
     picture = np.asarray(Image.open(manifest["images"][0][1]))
@@ -68,10 +68,10 @@ def test_squash_and_crop_are_those_of_avsbench(manifest):
 
 @pytest.mark.parametrize("size", [(1280, 720), (720, 1280), (224, 224), (333, 500), (1, 99)])
 def test_sizes_of_every_resizing(size):
-    assert fit(size, 224, "squash") == ((224, 224), (0, 0))
-    (width, height), _ = fit(size, 224, "longest")
+    assert resize_geometry(size, 224, "squash") == ((224, 224), (0, 0))
+    (width, height), _ = resize_geometry(size, 224, "longest")
     assert max(width, height) == 224 and abs(width * size[1] - height * size[0]) <= max(size)
-    (width, height), (left, top) = fit(size, 224, "crop")
+    (width, height), (left, top) = resize_geometry(size, 224, "crop")
     assert min(width, height) == 224 and 0 <= left <= width - 224 and 0 <= top <= height - 224
 
 
@@ -89,10 +89,10 @@ def test_the_task_avs_takes_all_classes_as_one(manifest):
     assert task_classes(Classes(("dog", "cat"), (True, False)), "avss").names == ("dog", "cat")
 
 
-def test_what_is_not_labelled_stays_so_in_the_task_avs(tmp_path):
+def test_what_is_not_labeled_stays_so_in_the_task_avs(tmp_path):
     Image.fromarray(np.array([[0, 1, 70, 255]], np.uint8)).save(tmp_path / "a.png")
-    assert np.asarray(open_labels(tmp_path / "a.png", False, "avs")).tolist() == [[0, 1, 1, 255]]
-    assert np.asarray(open_labels(tmp_path / "a.png", True, "avs")).tolist() == [[0, 1, 1, 1]]
+    assert np.asarray(open_label_map(tmp_path / "a.png", False, "avs")).tolist() == [[0, 1, 1, 255]]
+    assert np.asarray(open_label_map(tmp_path / "a.png", True, "avs")).tolist() == [[0, 1, 1, 1]]
 
 
 def test_flip_mirrors_picture_and_labels(manifest):
@@ -141,18 +141,18 @@ def test_colours_change_alike_in_all_frames_and_labels_do_not(manifest):
 def test_recolour_is_brightness_contrast_saturation_and_tint():
     images = np.random.default_rng(0).integers(60, 120, (2, 4, 5, 3)).astype(np.uint8)
     same = View((0, 0), 1.0, False, 1.0, 1.0, 1.0, np.ones(3))
-    assert np.array_equal(same.recolour(images), images)
+    assert np.array_equal(same.color_jitter(images), images)
     view = View((0, 0), 1.0, False, 1.2, 0.7, 1.3, np.array([1.1, 1.0, 0.9]))
     bright = 1.2 * images
     contrasted = bright.mean() + 0.7 * (bright - bright.mean())
     grey = contrasted.mean(-1, keepdims=True)
     expected = (grey + 1.3 * (contrasted - grey)) * [1.1, 1.0, 0.9]
-    assert np.abs(view.recolour(images) - expected).max() <= 0.51
+    assert np.abs(view.color_jitter(images) - expected).max() <= 0.51
 
 
 def test_collate_pads_and_marks(manifest):
     manifest = manifest.copy()
-    manifest.loc[1, ["frames", "labelled"]] = 2, 1  # as AVSBench's clips with one ground truth
+    manifest.loc[1, ["frames", "labeled"]] = 2, 1  # as AVSBench's clips with one ground truth
     manifest.at[1, "images"] = manifest["images"][1][:2]
     manifest.at[1, "labels"] = (manifest["labels"][1][0], None)
     short = features(1.0)
@@ -163,7 +163,7 @@ def test_collate_pads_and_marks(manifest):
     assert batch.images_BTCHW.shape == (2, 3, 3, 32, 64) and batch.images_BTCHW.dtype == torch.uint8
     assert batch.labels_BTHW.shape == (2, 3, 32, 64) and batch.labels_BTHW.dtype == torch.int64
     assert batch.valid_BT.tolist() == [[True, True, True], [True, True, False]]
-    assert batch.labelled_BT.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.labeled_BT.tolist() == [[True, True, True], [True, False, False]]
     assert (batch.labels_BTHW[:, :, :, 48:] == 255).all() and (batch.labels_BTHW[1, 1:] == 255).all()
     assert (batch.labels_BTHW[1, 0, :, :48] != 255).all()
     assert (batch.images_BTCHW[:, :, :, :, 48:] == 0).all() and (batch.audio_BTA[1, 2] == 0).all()

@@ -19,7 +19,7 @@ def test_one_row_a_clip(root):
     assert manifest["classes"].tolist() == [("cat", "dog")] * 3 + [()]
     assert manifest["silent"].tolist() == [False, False, False, True]
     assert manifest["unseen"].tolist() == [False, False, True, False]
-    assert set(manifest["frames"]) == set(manifest["labelled"]) == {3}
+    assert set(manifest["frames"]) == set(manifest["labeled"]) == {3}
     assert manifest["audio"][0] == root / "v1m" / "a" / "audio.wav"
     assert all(path.is_file() for column in ("images", "labels") for paths in manifest[column] for path in paths)
     assert all(path.is_file() for path in manifest["audio"])

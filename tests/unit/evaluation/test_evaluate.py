@@ -25,11 +25,11 @@ class Batch:
     images_BTCHW: torch.Tensor
     labels_BTHW: torch.Tensor
     valid_BT: torch.Tensor
-    labelled_BT: torch.Tensor
+    labeled_BT: torch.Tensor
     uids: list[str]
 
     def rows(self, first, last):
-        tensors = (self.images_BTCHW, self.labels_BTHW, self.valid_BT, self.labelled_BT)
+        tensors = (self.images_BTCHW, self.labels_BTHW, self.valid_BT, self.labeled_BT)
         return Batch(*(values[first:last] for values in tensors), self.uids[first:last])
 
 
@@ -78,7 +78,7 @@ def test_batches_do_not_change_the_result():
         assert 0 < around["low"] <= around["value"] <= around["high"] < 1, key
 
 
-def test_padded_unlabelled_and_ignored_count_nowhere():
+def test_padded_unlabeled_and_ignored_count_nowhere():
     batch = drawn(clips=4, frames=4)
     alone = evaluate(blurred_truth, [batch.rows(0, 3)], CLASSES, bootstrap=20)
 
@@ -87,8 +87,8 @@ def test_padded_unlabelled_and_ignored_count_nowhere():
     longer.labels_BTHW[:, 4] = 3
     longer.labels_BTHW[:, 5] = 255
     longer.valid_BT[:, 4] = False
-    longer.labelled_BT[:2, 5] = False  # the others' last frame is labelled 255 throughout
-    longer.labelled_BT[3] = False
+    longer.labeled_BT[:2, 5] = False  # the others' last frame is labeled 255 throughout
+    longer.labeled_BT[3] = False
     seen = []
     result = evaluate(blurred_truth, [longer.rows(0, 3), longer.rows(3, 4)], CLASSES, seen.append, bootstrap=20)
     assert result.summary == alone.summary and result.summary["clips"] == 3
@@ -247,7 +247,7 @@ def test_no_unseen_class_has_no_figure():
 def test_pictures_of_the_named_clips():
     batch = drawn()
     batch.valid_BT[4, 2] = False
-    batch.labelled_BT[4, 1] = False
+    batch.labeled_BT[4, 1] = False
     result = evaluate(perfect, [batch], CLASSES, picture_uids=["clip4", "clip1"], bootstrap=5)
     assert [picture.uid for picture in result.pictures] == ["clip1", "clip4"]
     last = result.pictures[1]
@@ -281,6 +281,6 @@ def test_unusable_labels_are_refused():
     batch.labels_BTHW[2, 0, 0, 0] = 9
     with pytest.raises(EvaluationError, match="clip2: unknown class id 9"):
         evaluate(lambda batch: perfect(drawn()), [batch], CLASSES)
-    batch.labelled_BT[:] = False
-    with pytest.raises(EvaluationError, match="no clip has a labelled frame"):
+    batch.labeled_BT[:] = False
+    with pytest.raises(EvaluationError, match="no clip has a labeled frame"):
         evaluate(lambda batch: perfect(drawn()), [batch], CLASSES)

@@ -14,10 +14,10 @@ from qdformer.metrics import (
     PredictedArea,
     SemanticScores,
     avsbench,
+    bootstrap_indices,
+    confidence_interval,
     davis,
     g_miou,
-    interval,
-    resamples,
     semantic,
 )
 from qdformer.metrics.avsbench import THRESHOLDS, f_curves, jaccard
@@ -118,8 +118,8 @@ def test_a_resample_is_the_same_as_measuring_the_drawn_clips():
     soft = RANDOM.random((5, 2, 16, 16)).astype(np.float32)
     truth = RANDOM.integers(0, 3, soft.shape)
     predicted = RANDOM.integers(0, 3, soft.shape)
-    (draws,) = resamples(5, 20, seed=3)
-    assert draws.shape == (20, 5) and np.array_equal(draws, *resamples(5, 20, seed=3))
+    (draws,) = bootstrap_indices(5, 20, seed=3)
+    assert draws.shape == (20, 5) and np.array_equal(draws, *bootstrap_indices(5, 20, seed=3))
 
     def measured(clips):
         accumulators = AVSBenchScores(), DavisScores(), SemanticScores(3)
@@ -140,24 +140,24 @@ def test_a_resample_is_the_same_as_measuring_the_drawn_clips():
 
 
 def test_resamples_come_a_few_at_a_time():
-    parts = list(resamples(3000, 50, seed=3))
+    parts = list(bootstrap_indices(3000, 50, seed=3))
     assert len(parts) > 1 and max(part.nbytes for part in parts) < 2**20
     whole = np.random.default_rng(3).integers(0, 3000, size=(50, 3000))
     assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_interval_covers_the_middle_and_leaves_undefined_draws_out():
-    low, high = interval(np.append(np.linspace(0, 1, 1001), np.nan))
+    low, high = confidence_interval(np.append(np.linspace(0, 1, 1001), np.nan))
     assert (low, high) == pytest.approx((0.025, 0.975))
-    assert np.isnan(interval(np.array([np.nan]))).all()
+    assert np.isnan(confidence_interval(np.array([np.nan]))).all()
 
 
 def measured_clips(kinds, soft, truth, places):
     for clip in places:
-        kinds[0].update(soft[clip], truth[clip] > 0, place=clip)
-        kinds[1].update(soft[clip] > 0.5, truth[clip] > 0, place=clip)
-        kinds[2].update((soft[clip] * 3).astype(int), truth[clip], place=clip)
-        kinds[3].update(soft[clip] > 0.5, place=clip)
+        kinds[0].update(soft[clip], truth[clip] > 0, index=clip)
+        kinds[1].update(soft[clip] > 0.5, truth[clip] > 0, index=clip)
+        kinds[2].update((soft[clip] * 3).astype(int), truth[clip], index=clip)
+        kinds[3].update(soft[clip] > 0.5, index=clip)
     return kinds
 
 
@@ -176,8 +176,8 @@ def test_merged_parts_have_the_figures_of_one_pass(ranks):
         for other in others:
             first.merge(other)
         assert len(first) == 7
-        assert {key: value.tolist() for key, value in first.compute(first.everything).items()} == {
-            key: value.tolist() for key, value in one.compute(one.everything).items()
+        assert {key: value.tolist() for key, value in first.compute(first.all_indices).items()} == {
+            key: value.tolist() for key, value in one.compute(one.all_indices).items()
         }
     assert (parts[-1][2].confusion() == whole[2].confusion()).all()
 
@@ -193,11 +193,11 @@ def test_a_subset_is_the_same_as_measuring_its_clips_alone():
     )
     for all_clips, few in zip(whole, alone, strict=True):
         part = all_clips.subset([1, 2, 4])
-        assert part.compute(part.everything) == few.compute(few.everything)
+        assert part.compute(part.all_indices) == few.compute(few.all_indices)
         assert len(all_clips) == 5
 
 
-def test_confusion_counts_every_labelled_pixel_once():
+def test_confusion_counts_every_labeled_pixel_once():
     truth, predicted = RANDOM.integers(0, 3, (4, 2, 16, 16)), RANDOM.integers(0, 3, (4, 2, 16, 16))
     truth[0, 0, 0] = 255
     scores = SemanticScores(3)
@@ -215,7 +215,7 @@ def test_the_marked_area_is_a_share_of_the_frames():
     ignored = np.zeros(mask.shape, bool)
     ignored[:, :2] = True
     assert scores.update(mask, ignored) == {"predicted_area": 0.25, "predicted_frames": 0.25}
-    assert scores.compute(scores.everything)["predicted_frames"] == [0.375]
+    assert scores.compute(scores.all_indices)["predicted_frames"] == [0.375]
 
 
 def test_g_miou():
@@ -230,8 +230,8 @@ def test_j_over_the_frames_that_have_an_object():
     scores = AVSBenchScores()
     scores.update(truth.astype(np.float32), truth)
     scores.update(np.ones((1, 10, 10), np.float32), truth[1:])
-    assert scores.compute(scores.everything)["avsbench_j_sounding"] == pytest.approx([1])
-    assert scores.compute(scores.everything)["avsbench_j"] == pytest.approx([2 / 3])
+    assert scores.compute(scores.all_indices)["avsbench_j_sounding"] == pytest.approx([1])
+    assert scores.compute(scores.all_indices)["avsbench_j"] == pytest.approx([2 / 3])
     assert np.isnan(scores.compute(np.array([[1]]))["avsbench_j_sounding"]).all()
 
 

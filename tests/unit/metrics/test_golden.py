@@ -10,7 +10,7 @@ import torch
 
 from qdformer.metrics import AVSBenchScores, DavisScores, SemanticScores, avsbench, davis, semantic
 from qdformer.metrics.davis import contour_f, region_j
-from qdformer.metrics.semantic import frame_areas
+from qdformer.metrics.semantic import frame_confusion
 from tests.helpers import GOLDEN
 
 
@@ -100,7 +100,7 @@ def test_davis_functions():
 def test_frame_areas_are_those_of_each_frame():
     inputs, _ = golden("avss_semantic")
     predicted, truth = inputs["pred"], inputs["target"]
-    areas = frame_areas(predicted, truth, 12)
+    areas = frame_confusion(predicted, truth, 12)
     for frame in range(len(truth)):
         for class_id in range(12):
             one, other = predicted[frame] == class_id, truth[frame] == class_id

@@ -61,7 +61,7 @@ def test_picture_grid_names_what_is_seen_and_heard():
         plots.picture_grid([], CLASSES)
 
 
-def test_overlay_marks_objects_and_fades_what_is_not_labelled():
+def test_overlay_marks_objects_and_fades_what_is_not_labeled():
     image, labels = np.full((20, 20, 3), 100, np.uint8), np.zeros((20, 20), np.uint8)
     labels[4:12, 4:12], labels[16:] = 1, 255
     drawn = plots.overlay(image, labels, plots.class_colours(1)).astype(int)

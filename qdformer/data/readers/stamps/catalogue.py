@@ -26,7 +26,7 @@ ROLES = ("picture", "sound", "clutter", "background", "noise")
 
 
 @dataclass(frozen=True)
-class Item:
+class CatalogueItem:
     """One row of the catalogue; `start` and `end` in seconds, None for the file's own ends."""
 
     name: str
@@ -35,10 +35,10 @@ class Item:
     start: float | None
     end: float | None
     source: Source
-    licence: str
+    license: str
 
 
-def read_catalogue(path: Path = CATALOGUE) -> list[Item]:
+def read_catalogue(path: Path = CATALOGUE) -> list[CatalogueItem]:
     """Read the catalogue; raise `DataError` naming the line that is not as described above."""
     items = []
     with path.open(newline="", encoding="utf-8") as file:
@@ -46,34 +46,34 @@ def read_catalogue(path: Path = CATALOGUE) -> list[Item]:
             if row["role"] not in ROLES or row["split"] not in (*SPLITS, "all"):
                 raise DataError(f"{path}, line {line}: role {row['role']!r} or split {row['split']!r} is unknown")
             items.append(
-                Item(
+                CatalogueItem(
                     name=row["class"],
                     role=row["role"],
                     split=row["split"],
                     start=float(row["start"]) if row["start"] else None,
                     end=float(row["end"]) if row["end"] else None,
                     source=Source(row["package"], row["path"], row["sha256"]),
-                    licence=row["licence"],
+                    license=row["licence"],
                 )
             )
     return items
 
 
-def classes_of(items: list[Item]) -> list[ClassInfo]:
+def catalogue_classes(items: list[CatalogueItem]) -> list[ClassInfo]:
     """The classes in the catalogue's order; unseen if test has pictures and sounds that train has not."""
     names = list(dict.fromkeys(item.name for item in items if item.name))
     return [ClassInfo(name, all(_own_test(items, role, name) for role in ("picture", "sound"))) for name in names]
 
 
-def choose(items: list[Item], role: str, split: str, name: str = "") -> list[Item]:
+def select_items(items: list[CatalogueItem], role: str, split: str, name: str = "") -> list[CatalogueItem]:
     """The items of a role (and class) that a split may use; val makes do with train's where it has none."""
     fitting = [item for item in items if item.role == role and item.name == name]
     chosen = [item for item in fitting if item.split in (split, "all")]
     if not chosen and split == "val":
-        return choose(items, role, "train", name)
+        return select_items(items, role, "train", name)
     return chosen
 
 
-def _own_test(items: list[Item], role: str, name: str) -> bool:
+def _own_test(items: list[CatalogueItem], role: str, name: str) -> bool:
     splits = {item.split for item in items if item.role == role and item.name == name}
     return "test" in splits and "all" not in splits

@@ -9,8 +9,8 @@ The rules of a scene:
   Objects overlap; label maps follow the order in which they lie (alpha 0.5 is the border).
 * Every sounding class has its own on/off schedule by the second; at most two sound at once. Some
   visible objects are mute throughout, and some sounds come from outside the frame.
-* Only what is visible and sounds in that second is labelled.
-* Where two objects of one class are visible and the class sounds, both are labelled: no listener
+* Only what is visible and sounds in that second is labeled.
+* Where two objects of one class are visible and the class sounds, both are labeled: no listener
   could tell which of them it is.
 * Subset `v1s` holds the clips in which one class sounds, `v1m` those with several.
 
@@ -33,20 +33,20 @@ from tqdm import tqdm
 from qdformer.audio.io.sound_table import sound_row, write_single_sound, write_sound_table
 from qdformer.config.download import Download
 from qdformer.data.layout import ClassInfo, metadata_row, write_clip, write_metadata
-from qdformer.data.readers.stamps.catalogue import Item, choose, classes_of, read_catalogue
+from qdformer.data.readers.stamps.catalogue import CatalogueItem, catalogue_classes, read_catalogue, select_items
 from qdformer.data.readers.stamps.fetch import Source, fetch
-from qdformer.data.readers.stamps.sounds import play, read_sound, tidy_noise, tidy_source
+from qdformer.data.readers.stamps.sounds import normalize_noise, normalize_recording, read_sound, render_sound_event
 from qdformer.utils.constants import SAMPLE_RATE, SPLITS
 
 OBJECTS = (0.3, 0.4, 0.3)  # chance of one, two, three visible objects
 CLUTTER = (0.45, 0.35, 0.2)  # chance of no, one, two silent things of no class
-MOST_ACTORS = 4
+MAX_ACTORS = 4
 TWIN = 0.15  # chance that the second object is of the first one's class
 MUTE = 0.4  # chance that an object beside the first is mute throughout
 OFF_SCREEN = 0.2  # chance of a sound from outside the frame
 START_ON, STAY = 0.6, 0.6  # a schedule's first second; keeping its state from one to the next
-LOUDEST_TOGETHER = 2
-SIDES = (0.15, 0.6)  # an object's longer side, of the frame's
+MAX_SIMULTANEOUS_SOUNDS = 2
+SIDE_RANGE = (0.15, 0.6)  # an object's longer side, of the frame's
 _AREA_SIDE = (0.32, 0.58)  # square root of its box's area, of the frame's side, before the limits above
 _STORED_SIDE = 320  # pictures are held no larger than this
 _COVERED = 0.4  # an object's box lies under others by no more than this, where the tries find such a place
@@ -57,30 +57,30 @@ _TRIES = 20
 class Assets:
     """The catalogue's files, read: RGBA cut-outs, RGB photos, recordings, each under its item."""
 
-    items: list[Item]
+    items: list[CatalogueItem]
     classes: list[ClassInfo]
-    pictures: Mapping[Item, Image.Image]
-    sounds: Mapping[Item, np.ndarray]
+    pictures: Mapping[CatalogueItem, Image.Image]
+    sounds: Mapping[CatalogueItem, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Actor:
     """A cut-out in a scene; `label` is its class id, 0 for clutter. Lists of actors run from back to front."""
 
-    item: Item
+    item: CatalogueItem
     label: int
-    centre_T2: np.ndarray
+    center_T2: np.ndarray
     side_T: np.ndarray
     angle_T: np.ndarray
     flip: bool
 
 
 @dataclass(frozen=True)
-class Voice:
+class SoundEvent:
     """A sound in a scene: class id, recording, the seconds in which it sounds, gain in dB and speed."""
 
     label: int
-    item: Item
+    item: CatalogueItem
     on_T: np.ndarray
     gain_db: float
     speed: float
@@ -94,8 +94,8 @@ class Scene:
     split: str
     subset: str
     actors: list[Actor]
-    voices: list[Voice]
-    background: Item
+    sound_events: list[SoundEvent]
+    background: CatalogueItem
 
 
 def compose_stamps(
@@ -113,10 +113,10 @@ def compose_stamps(
     write_scenes(Path(root_dataset), assets, download, progress)
 
 
-def load_assets(items: list[Item], paths: Mapping[Source, Path]) -> Assets:
+def load_assets(items: list[CatalogueItem], paths: Mapping[Source, Path]) -> Assets:
     """Read every picture and sound of the catalogue."""
-    pictures: dict[Item, Image.Image] = {}
-    sounds: dict[Item, np.ndarray] = {}
+    pictures: dict[CatalogueItem, Image.Image] = {}
+    sounds: dict[CatalogueItem, np.ndarray] = {}
     for item in items:
         path = paths[item.source]
         if item.role in ("picture", "clutter"):
@@ -124,9 +124,9 @@ def load_assets(items: list[Item], paths: Mapping[Source, Path]) -> Assets:
         elif item.role == "background":
             pictures[item] = _read_photo(path)
         else:
-            tidy = tidy_source if item.role == "sound" else tidy_noise
+            tidy = normalize_recording if item.role == "sound" else normalize_noise
             sounds[item] = tidy(read_sound(path, item.start, item.end))
-    return Assets(items, classes_of(items), pictures, sounds)
+    return Assets(items, catalogue_classes(items), pictures, sounds)
 
 
 def write_sounds(root: Path, assets: Assets) -> None:
@@ -165,21 +165,23 @@ def plan_scene(assets: Assets, download: Download, split: str, index: int) -> tu
     visible, heard = _cast_classes(assets, download, split, index, generator)
     schedule_VT = _schedule(len(heard), count, generator)
 
-    voices = []
+    sound_events = []
     for label, on_T in zip(heard, schedule_VT, strict=True):
-        item = _pick(choose(assets.items, "sound", split, assets.classes[label - 1].name), generator)
-        voices.append(Voice(label, item, on_T, generator.uniform(-6, 0), generator.uniform(0.93, 1.07)))
-    cast = [(_pick(choose(assets.items, "picture", split, assets.classes[i - 1].name), generator), i) for i in visible]
-    clutter = min(int(generator.choice(len(CLUTTER), p=CLUTTER)), MOST_ACTORS - len(cast))
-    cast += [(_pick(choose(assets.items, "clutter", split), generator), 0) for _ in range(clutter)]
+        item = _pick(select_items(assets.items, "sound", split, assets.classes[label - 1].name), generator)
+        sound_events.append(SoundEvent(label, item, on_T, generator.uniform(-6, 0), generator.uniform(0.93, 1.07)))
+    cast = [
+        (_pick(select_items(assets.items, "picture", split, assets.classes[i - 1].name), generator), i) for i in visible
+    ]
+    clutter = min(int(generator.choice(len(CLUTTER), p=CLUTTER)), MAX_ACTORS - len(cast))
+    cast += [(_pick(select_items(assets.items, "clutter", split), generator), 0) for _ in range(clutter)]
     generator.shuffle(cast)
     scene = Scene(
         uid=_uid(split, index),
         split=split,
         subset="v1s" if len(heard) == 1 else "v1m",
         actors=_place(cast, assets, count, generator),
-        voices=voices,
-        background=_pick(choose(assets.items, "background", split), generator),
+        sound_events=sound_events,
+        background=_pick(select_items(assets.items, "background", split), generator),
     )
     return scene, generator
 
@@ -192,7 +194,7 @@ def render_scene(
     sprites = [_recoloured(assets.pictures[actor.item], generator) for actor in scene.actors]
     backgrounds_TSS3 = _pan(assets.pictures[scene.background], size, count, generator)
     gain, blur, noise = generator.uniform(0.8, 1.15), generator.uniform(0, 0.7), generator.uniform(0, 5)
-    sounding_T = [{voice.label for voice in scene.voices if voice.on_T[second]} for second in range(count)]
+    sounding_T = [{voice.label for voice in scene.sound_events if voice.on_T[second]} for second in range(count)]
 
     frames_TSS3 = np.empty((count, size, size, 3), dtype=np.uint8)
     labels_TSS = np.zeros((count, size, size), dtype=np.uint8)
@@ -209,8 +211,10 @@ def render_scene(
         frames_TSS3[second] = np.clip(np.asarray(blurred) + grain, 0, 255).round()
 
     audio = np.zeros(count * SAMPLE_RATE, dtype=np.float32)
-    for voice in scene.voices:
-        audio += 10 ** (voice.gain_db / 20) * play(assets.sounds[voice.item], voice.on_T, voice.speed, generator)
+    for voice in scene.sound_events:
+        audio += 10 ** (voice.gain_db / 20) * render_sound_event(
+            assets.sounds[voice.item], voice.on_T, voice.speed, generator
+        )
     return frames_TSS3, labels_TSS, audio / max(1.0, float(np.abs(audio).max()))
 
 
@@ -238,22 +242,24 @@ def _deal(assets: Assets, download: Download, split: str, index: int, deck: int)
     return int(shuffled.permutation(len(assets.classes))[place]) + 1
 
 
-def _schedule(voices: int, count: int, generator: np.random.Generator) -> np.ndarray:
-    """When each voice sounds: bool [voices, T], each at least once, at most `LOUDEST_TOGETHER` at a time."""
+def _schedule(sound_events: int, count: int, generator: np.random.Generator) -> np.ndarray:
+    """On/off schedules, bool [V, T]: each sound at least once, at most `MAX_SIMULTANEOUS_SOUNDS` per second."""
     while True:
-        on_VT = np.empty((voices, count), dtype=bool)
-        on_VT[:, 0] = generator.random(voices) < START_ON
+        on_VT = np.empty((sound_events, count), dtype=bool)
+        on_VT[:, 0] = generator.random(sound_events) < START_ON
         for second in range(1, count):
-            stay = generator.random(voices) < STAY
+            stay = generator.random(sound_events) < STAY
             on_VT[:, second] = on_VT[:, second - 1] == stay
-        for second in np.flatnonzero(on_VT.sum(0) > LOUDEST_TOGETHER):
-            silenced = generator.permutation(np.flatnonzero(on_VT[:, second]))[LOUDEST_TOGETHER:]
+        for second in np.flatnonzero(on_VT.sum(0) > MAX_SIMULTANEOUS_SOUNDS):
+            silenced = generator.permutation(np.flatnonzero(on_VT[:, second]))[MAX_SIMULTANEOUS_SOUNDS:]
             on_VT[silenced, second] = False
         if on_VT.any(1).all():
             return on_VT
 
 
-def _place(cast: list[tuple[Item, int]], assets: Assets, count: int, generator: np.random.Generator) -> list[Actor]:
+def _place(
+    cast: list[tuple[CatalogueItem, int]], assets: Assets, count: int, generator: np.random.Generator
+) -> list[Actor]:
     """Give each cut-out a path, sizes and angles such that those in front leave most of it to be seen."""
     best: tuple[float, list[Actor]] = (np.inf, [])
     for _ in range(_TRIES):
@@ -266,18 +272,18 @@ def _place(cast: list[tuple[Item, int]], assets: Assets, count: int, generator: 
     return best[1]
 
 
-def _wander(item: Item, label: int, picture: Image.Image, count: int, generator: np.random.Generator) -> Actor:
+def _wander(item: CatalogueItem, label: int, picture: Image.Image, count: int, generator: np.random.Generator) -> Actor:
     width, height = picture.size
     stretch = max(width, height) / np.sqrt(width * height)
     first = generator.uniform(*_AREA_SIDE) * stretch
-    side_T = np.clip(np.linspace(first, first * generator.uniform(0.8, 1.25), count), *SIDES)
-    centre_T2 = np.linspace(generator.uniform(0.15, 0.85, 2), generator.uniform(0.15, 0.85, 2), count)
-    centre_T2 += generator.normal(0, 0.02, (count, 2))
+    side_T = np.clip(np.linspace(first, first * generator.uniform(0.8, 1.25), count), *SIDE_RANGE)
+    center_T2 = np.linspace(generator.uniform(0.15, 0.85, 2), generator.uniform(0.15, 0.85, 2), count)
+    center_T2 += generator.normal(0, 0.02, (count, 2))
     margin_T2 = 0.35 * side_T[:, None] * np.array([width, height]) / max(width, height)
     angle = generator.uniform(-12, 12)
     angle_T = np.linspace(angle, angle + generator.uniform(-10, 10), count)
     flip = bool(generator.random() < 0.5)
-    return Actor(item, label, np.clip(centre_T2, margin_T2, 1 - margin_T2), side_T, angle_T, flip)
+    return Actor(item, label, np.clip(center_T2, margin_T2, 1 - margin_T2), side_T, angle_T, flip)
 
 
 def _most_covered(actors: list[Actor], pictures: list[Image.Image]) -> float:
@@ -286,8 +292,8 @@ def _most_covered(actors: list[Actor], pictures: list[Image.Image]) -> float:
         return 0.0
     shape_A2 = np.array([picture.size for picture in pictures]) / np.array([[max(p.size)] for p in pictures])
     side_AT2 = np.stack([actor.side_T for actor in actors])[:, :, None] * shape_A2[:, None]
-    centre_AT2 = np.stack([actor.centre_T2 for actor in actors])
-    low, high = centre_AT2 - side_AT2 / 2, centre_AT2 + side_AT2 / 2
+    center_AT2 = np.stack([actor.center_T2 for actor in actors])
+    low, high = center_AT2 - side_AT2 / 2, center_AT2 + side_AT2 / 2
     worst = 0.0
     for back, actor in enumerate(actors):
         if actor.label:
@@ -307,7 +313,7 @@ def _pose(
     if actor.flip:
         posed = posed.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     posed = posed.rotate(actor.angle_T[second], Image.Resampling.BICUBIC, expand=True)
-    left, top = (np.round(actor.centre_T2[second] * size) - np.array(posed.size) // 2).astype(int)
+    left, top = (np.round(actor.center_T2[second] * size) - np.array(posed.size) // 2).astype(int)
     inside_x, inside_y = max(0, -left), max(0, -top)
     pixels = np.asarray(posed, dtype=np.float32)[inside_y : size - top, inside_x : size - left]
     top, left = max(0, top), max(0, left)
@@ -360,7 +366,7 @@ def _read_photo(path: Path) -> Image.Image:
     return photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS)
 
 
-def _pick(items: list[Item], generator: np.random.Generator) -> Item:
+def _pick(items: list[CatalogueItem], generator: np.random.Generator) -> CatalogueItem:
     return items[generator.integers(len(items))]
 
 
@@ -382,14 +388,14 @@ def _compose_job(job: tuple[str, int]) -> dict[str, str | int]:
     scene, generator = plan_scene(assets, download, *job)
     frames_TSS3, labels_TSS, audio = render_scene(scene, assets, download, generator)
     write_clip(root, scene.subset, scene.uid, frames_TSS3, labels_TSS, audio)
-    labelled = [assets.classes[label - 1] for label in np.unique(labels_TSS) if label]
+    labeled = [assets.classes[label - 1] for label in np.unique(labels_TSS) if label]
     visible = {actor.label for actor in scene.actors}
     return metadata_row(
         scene.uid,
         subset=scene.subset,
         split=scene.split,
-        classes=[info.name for info in labelled],
+        classes=[info.name for info in labeled],
         frames=download.frames,
-        off_screen=any(voice.label not in visible for voice in scene.voices),
-        unseen=all(info.unseen for info in labelled),
+        off_screen=any(voice.label not in visible for voice in scene.sound_events),
+        unseen=all(info.unseen for info in labeled),
     )

@@ -30,7 +30,7 @@ def read_sound(path: Path, start: float | None = None, end: float | None = None)
     return resample_poly(mono, SAMPLE_RATE // divisor, rate // divisor).astype(np.float32)
 
 
-def tidy_source(audio: np.ndarray) -> np.ndarray:
+def normalize_recording(audio: np.ndarray) -> np.ndarray:
     """Trim a recording, shorten its gaps to 0.2 s, raise its quiet passages and make all equally loud.
 
     No second of the result is silent, so that looping it gives sound in every second.
@@ -50,14 +50,16 @@ def tidy_source(audio: np.ndarray) -> np.ndarray:
     return _scaled(tidy, np.sqrt(np.mean(np.square(tidy[np.repeat(_loud_frames(tidy), _FRAME)[: len(tidy)]]))))
 
 
-def tidy_noise(audio: np.ndarray) -> np.ndarray:
+def normalize_noise(audio: np.ndarray) -> np.ndarray:
     """Trim the silence off both ends of a background noise and bring it to the common loudness."""
     loud = np.flatnonzero(_loud_frames(audio))
     tidy = audio[loud[0] * _FRAME : (loud[-1] + 1) * _FRAME]
     return _scaled(tidy, np.sqrt(np.mean(np.square(tidy))))
 
 
-def play(recording: np.ndarray, on_T: np.ndarray, speed: float, generator: np.random.Generator) -> np.ndarray:
+def render_sound_event(
+    recording: np.ndarray, on_T: np.ndarray, speed: float, generator: np.random.Generator
+) -> np.ndarray:
     """Play a recording in the seconds that `on_T` (bool [T]) names and no others: float32 [T * 16000].
 
     It starts at a random place at the beginning of every run of such seconds, is repeated as often

@@ -25,7 +25,7 @@ from qdformer.audio.noise.audioset import (
     split_of,
 )
 from qdformer.config.settings import load_settings
-from qdformer.data.readers.stamps.catalogue import classes_of, read_catalogue
+from qdformer.data.readers.stamps.catalogue import catalogue_classes, read_catalogue
 from qdformer.data.readers.toy import CLASSES as TOY_CLASSES
 from tests.helpers import PROJECT
 from tests.helpers.audioset import ANIMAL, BARK, CAT, DOG, LEAVES, RAIN, WIND, write_list, write_ontology, youtube_id
@@ -54,7 +54,7 @@ def ontology(tmp_path) -> Ontology:
 def test_every_class_of_every_data_set_maps_or_is_declared_unmappable():
     avsbench = [AVSS.split(), S4.split()]
     assert [len(names) for names in avsbench] == [70, 23]
-    stamps = {info.name for info in classes_of(read_catalogue())}
+    stamps = {info.name for info in catalogue_classes(read_catalogue())}
     toy = {kind.name for kind in TOY_CLASSES}
     table = read_classes_csv()
     assert set(table) == stamps.union(toy, *avsbench)

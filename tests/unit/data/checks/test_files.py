@@ -9,8 +9,8 @@ import soundfile
 from PIL import Image
 
 from qdformer.audio.io.sound_table import sound_row, write_single_sound, write_sound_table
-from qdformer.data.checks import KINDS, Report, check_dataset, check_sounds, stop_on_errors
-from qdformer.data.checks.files import find_specks
+from qdformer.data.checks import KINDS, Report, check_dataset, check_sounds, raise_on_errors
+from qdformer.data.checks.files import find_small_components
 from qdformer.data.layout import DataError
 from qdformer.reporting.check_page import make_page
 from tests.helpers.dataset import write_small
@@ -50,7 +50,7 @@ def test_a_sound_data_set_has_no_error(root):
     assert not report.errors and report.files == 4 * 7
     assert report.clips == {"train": 2, "val": 1, "test": 1}
     assert kinds(report) == {"absent-class": 1, "background-row": 1, "empty-mask": 1}  # of the clip that is silent
-    stop_on_errors(report)
+    raise_on_errors(report)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_damage_is_an_error_that_names_its_clip_and_file(root, file, change, kin
     (error,) = report.errors
     assert (error.kind, error.clip, error.file) == (kind, "b", f"v1m/b/{file}") and problem in error.message
     with pytest.raises(DataError, match=re.escape(f"clip b: v1m/b/{file}: ")):
-        stop_on_errors(report)
+        raise_on_errors(report)
 
 
 def test_pictures_of_one_clip_are_of_one_size(root):
@@ -99,7 +99,7 @@ def test_silence_is_judged_by_the_label_maps_too(root):
     few = labels()
     few[3, 3] = 255
     save_picture(few)(path)
-    assert not check_dataset(root).errors  # not labelled is not sounding
+    assert not check_dataset(root).errors  # not labeled is not sounding
     few[3, 3] = 1
     save_picture(few)(path)
     (error,) = check_dataset(root).errors
@@ -121,7 +121,7 @@ def test_many_problems_come_in_one_message_in_order(root):
             cut(9)(root / "v1m" / uid / "frames" / f"{index}.jpg")
             cut(9)(root / "v1m" / uid / "labels_semantic" / f"{index}.png")
     with pytest.raises(DataError) as caught:
-        stop_on_errors(check_dataset(root))
+        raise_on_errors(check_dataset(root))
     message = str(caught.value)
     assert message.index("clip a") < message.index("clip c") and message.endswith("and 4 more")
 
@@ -132,7 +132,7 @@ def test_rows_that_cannot_be_used_stop_before_a_file_is_opened(root):
     report = check_dataset(root)
     assert report.files == 0
     with pytest.raises(DataError, match="clip ../b: metadata.csv: line 3: '../b' is not a plain name"):
-        stop_on_errors(report)
+        raise_on_errors(report)
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -165,9 +165,9 @@ def test_empty_label_maps(root):
         save_picture(labels(255))(root / "v1m" / "b" / "labels_semantic" / f"{index}.png")
     found = {finding.clip: finding.message for finding in check_dataset(root).by_kind()["empty-mask"]}
     assert found == {
-        "a": "nothing is labelled in 2 of 3 label maps",
-        "b": "nothing is labelled in all 3 label maps, yet its row names cat, dog",
-        "quiet": "nothing is labelled in all 3 label maps",
+        "a": "nothing is labeled in 2 of 3 label maps",
+        "b": "nothing is labeled in all 3 label maps, yet its row names cat, dog",
+        "quiet": "nothing is labeled in all 3 label maps",
     }
 
 
@@ -178,8 +178,8 @@ def test_components_that_touch_at_corners_are_one():
     drawn[50, 60:63] = 1  # a speck of 3 pixels beside the object
     drawn[70:73, 5] = 2  # a speck that is all of its class
     drawn[90, 90] = 255
-    assert find_specks(drawn, 4 / 10_000) == [(1, 3, (60, 50, 63, 51), False), (2, 3, (5, 70, 6, 73), True)]
-    assert find_specks(drawn, 3 / 10_000) == []
+    assert find_small_components(drawn, 4 / 10_000) == [(1, 3, (60, 50, 63, 51), False), (2, 3, (5, 70, 6, 73), True)]
+    assert find_small_components(drawn, 3 / 10_000) == []
 
 
 def test_specks_are_counted_clip_by_clip(root):
@@ -189,15 +189,15 @@ def test_specks_are_counted_clip_by_clip(root):
         drawn[31, 0] = 1
         drawn[0, 45:47] = 1
         save_picture(drawn)(path)
-    report = check_dataset(root, speck=0.002)  # of 32 x 48 pixels: 3.07
-    (finding,) = report.by_kind()["tiny-component"]
+    report = check_dataset(root, min_component_area=0.002)  # of 32 x 48 pixels: 3.07
+    (finding,) = report.by_kind()["small-component"]
     assert finding.message == "4 specks in 2 of 3 label maps; the smallest is dog, 1 of 1,536 pixels"
-    assert finding.values["box"] == [0, 31, 1, 32] and "lone-speck" not in kinds(report)
-    assert "tiny-component" not in kinds(check_dataset(root, speck=0.0005))
+    assert finding.values["box"] == [0, 31, 1, 32] and "only-small-components" not in kinds(report)
+    assert "small-component" not in kinds(check_dataset(root, min_component_area=0.0005))
     drawn = labels()
     drawn[5, 5] = 2
     save_picture(drawn)(path)
-    assert kinds(check_dataset(root, speck=0.002))["lone-speck"] == 1
+    assert kinds(check_dataset(root, min_component_area=0.002))["only-small-components"] == 1
 
 
 def test_sounds(tmp_path):
@@ -228,18 +228,18 @@ def spoil(root):
 
 def test_the_page_shows_everything_and_needs_nothing_else(root):
     spoil(root)
-    report = check_dataset(root, speck=0.002)
+    report = check_dataset(root, min_component_area=0.002)
     page = make_page([report])
     for kind in report.by_kind():
         assert f'-{kind}">' in page and KINDS[kind].title in page
-    assert {"missing-file", "unreadable-file", "wrong-size", "wrong-mode", "class-id", "lone-speck"} <= set(
+    assert {"missing-file", "unreadable-file", "wrong-size", "wrong-mode", "class-id", "only-small-components"} <= set(
         kinds(report)
     )
     sources = re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"'>\s)]+)", page)
     assert sources and all(source.startswith(("data:image/jpeg;base64,", "#")) for source in sources)
     assert "://" not in page and "<script" not in page
     assert "<svg" in page and page.count("<img") >= 6
-    assert page == make_page([check_dataset(root, speck=0.002)])
+    assert page == make_page([check_dataset(root, min_component_area=0.002)])
 
 
 def test_names_in_the_page_are_only_text(root):
@@ -252,7 +252,7 @@ def test_names_in_the_page_are_only_text(root):
 def test_a_report_goes_through_json(root):
     spoil(root)
     report = check_dataset(root)
-    text = json.dumps(report.as_json())
-    assert Report.from_json(json.loads(text)) == report
-    assert text == json.dumps(check_dataset(root).as_json())
+    text = json.dumps(report.to_dict())
+    assert Report.from_dict(json.loads(text)) == report
+    assert text == json.dumps(check_dataset(root).to_dict())
     assert json.loads(text)["kinds"] == {**dict.fromkeys(KINDS, 0), **kinds(report)}

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from qdformer.data.checks import check_dataset, check_table
-from qdformer.data.checks.findings import Sharing, Spanning
-from qdformer.data.checks.lists import nearest
+from qdformer.data.checks import check_clip_list, check_dataset
+from qdformer.data.checks.findings import SplitOverlap, VideoSpan
+from qdformer.data.checks.lists import closest_class
 from qdformer.data.layout import DataError
 from tests.helpers.dataset import write_small
 
@@ -26,7 +26,7 @@ def avss(tmp_path):
         path.write_text(AVSS + "".join(rows))
         indices = {name: index for index, name in enumerate(["background", *classes], start=1)}
         (tmp_path / "label2idx.json").write_text(json.dumps(indices))
-        return check_table(path)
+        return check_clip_list(path)
 
     return write
 
@@ -58,13 +58,13 @@ def test_misspelt_and_unknown_categories(avss):
 
 def test_names_of_classes_that_are_alike_are_no_typos(avss):
     assert not messages(avss(row("a", "a", "man_woman", "train"), classes=("man", "woman")), "class-typo")
-    assert nearest("man", {"woman", "horse"}) is None and nearest("wo man", {"man", "woman"}) == "woman"
+    assert closest_class("man", {"woman", "horse"}) is None and closest_class("wo man", {"man", "woman"}) == "woman"
 
 
 def test_without_a_list_of_classes_the_plain_names_are_taken_for_it(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text(AVSS + row("a", "a", "horse", "train") + row("b", "b", "h orse", "train"))
-    assert "'horse' is likely meant" in messages(check_table(path), "class-typo")[0]
+    assert "'horse' is likely meant" in messages(check_clip_list(path), "class-typo")[0]
 
 
 def test_background_and_off_screen_rows(avss):
@@ -120,11 +120,16 @@ def test_videos_in_several_splits(avss):
         f"metadata.csv: video {b}: train {b}_0_5000; test b2",
     ]
     assert report.sharing == (
-        Sharing("", "test", "train", clips=3, of=4, videos=2),
-        Sharing("v1m", "test", "train", clips=2, of=2, videos=2),
-        Sharing("v1s", "test", "train", clips=1, of=1, videos=1),
+        SplitOverlap("", "test", "train", clips=3, of=4, videos=2),
+        SplitOverlap("v1m", "test", "train", clips=2, of=2, videos=2),
+        SplitOverlap("v1s", "test", "train", clips=1, of=1, videos=1),
     )
-    assert report.spanning == (Spanning("", 2, 4), Spanning("v1m", 1, 2), Spanning("v1s", 0, 2), Spanning("v2", 0, 2))
+    assert report.spanning == (
+        VideoSpan("", 2, 4),
+        VideoSpan("v1m", 1, 2),
+        VideoSpan("v1s", 0, 2),
+        VideoSpan("v2", 0, 2),
+    )
     assert not report.errors
 
 
@@ -136,7 +141,7 @@ def test_composed_clips_come_from_no_video(tmp_path):
 def test_the_lists_of_s4_and_ms3(tmp_path):
     path = tmp_path / "s4.csv"
     path.write_text(f"name,start,category,split\n{VIDEOS[0]},0,race_car,train\n{VIDEOS[1]},0,male_speech,test\n")
-    report = check_table(path)
+    report = check_clip_list(path)
     assert not report.errors and report.clips == {"train": 1, "test": 1}
     assert messages(report, "absent-class") == [
         "s4.csv: 1 class in no clip of train: male_speech",
@@ -145,8 +150,8 @@ def test_the_lists_of_s4_and_ms3(tmp_path):
     assert "s4.csv: 2 clips; the paper of S4 states 4,932" in messages(report, "row-count")
     path = tmp_path / "ms3.csv"
     path.write_text(f"video_id,split\n{VIDEOS[0]}_0,train\n{VIDEOS[0]}_1,test\n{VIDEOS[1]},test\n")
-    report = check_table(path)
-    assert report.sharing == (Sharing("", "test", "train", clips=1, of=2, videos=1),)
+    report = check_clip_list(path)
+    assert report.sharing == (SplitOverlap("", "test", "train", clips=1, of=2, videos=1),)
     assert set(report.by_kind()) == {"shared-video", "row-count"}
 
 
@@ -167,14 +172,14 @@ def test_an_avss_list_as_long_as_the_published_one(avss):
 def test_what_is_no_list(tmp_path):
     path = tmp_path / "x.csv"
     with pytest.raises(DataError, match="x.csv: missing"):
-        check_table(path)
+        check_clip_list(path)
     path.write_text("video,start,split\na,0,train\n")
     with pytest.raises(DataError, match="its columns are video,start,split; expected those of a published list"):
-        check_table(path)
+        check_clip_list(path)
     path.write_text("video_id,split\n")
     with pytest.raises(DataError, match="x.csv: no clips"):
-        check_table(path)
+        check_clip_list(path)
     path.write_text(AVSS + row("a", "a", "dog", "train"))
     (tmp_path / "label2idx.json").write_text("{")
     with pytest.raises(DataError, match="label2idx.json: not valid JSON"):
-        check_table(path)
+        check_clip_list(path)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qdformer.data.checks import check_dataset
-from qdformer.data.obtain import obtain
+from qdformer.data.published import import_published
 from qdformer.reporting.check_page import make_page
 from tests.helpers.avsbench import made_up, write_fake
 
@@ -17,7 +17,7 @@ def take_in(tmp_path, kind, split="published", spoil=None, **layout):
     if spoil is not None:
         spoil(table)
     source = write_fake(tmp_path / "fake", kind, table, **layout)
-    obtain(kind, [str(source)], [], split, tmp_path / "dataset", tmp_path / "cache", progress=False)
+    import_published(kind, [str(source)], [], split, tmp_path / "dataset", tmp_path / "cache", progress=False)
     return tmp_path / "dataset"
 
 
@@ -35,12 +35,12 @@ def test_masks_are_judged_whatever_stands_for_what_sounds(tmp_path):
     speck = np.zeros((48, 64), np.uint8)
     speck[10, 10] = 255
     Image.fromarray(speck).save(masks[1])
-    report = check_dataset(root, speck=0.001)
+    report = check_dataset(root, min_component_area=0.001)
     assert {kind: len(found) for kind, found in report.by_kind().items() if kind != "row-count"} == {
         "empty-mask": 1,
-        "lone-speck": 1,
+        "only-small-components": 1,
     }
-    assert report.by_kind()["lone-speck"][0].message.endswith("the smallest is object, 1 of 3,072 pixels")
+    assert report.by_kind()["only-small-components"][0].message.endswith("the smallest is object, 1 of 3,072 pixels")
     assert make_page([report]).count("<img") == 3
     Image.fromarray(speck).convert("RGB").save(masks[2])
     (error,) = check_dataset(root).errors

@@ -15,9 +15,15 @@ from PIL import Image
 from qdformer.data.checks import check_dataset
 from qdformer.data.dataset import AVSDataset, build_loader
 from qdformer.data.layout import DataError
-from qdformer.data.manifest import read_classes, read_manifest, read_sounding
-from qdformer.data.obtain import obtain
-from qdformer.data.readers.avsbench import LAYOUTS, About, read_about, write_about, youtube_disjoint
+from qdformer.data.manifest import read_classes, read_manifest, read_sounding_names
+from qdformer.data.published import import_published
+from qdformer.data.readers.avsbench import (
+    LAYOUTS,
+    DatasetRecord,
+    read_dataset_record,
+    write_dataset_record,
+    youtube_disjoint,
+)
 from qdformer.utils.archives import ArchiveError
 from qdformer.utils.download import DownloadError
 from tests.helpers.avsbench import made_up, write_fake
@@ -26,7 +32,9 @@ KINDS = tuple(LAYOUTS)
 
 
 def take_in(tmp_path, kind, *sources, digests=(), split="published"):
-    return obtain(kind, map(str, sources), digests, split, tmp_path / "dataset", tmp_path / "cache", progress=False)
+    return import_published(
+        kind, map(str, sources), digests, split, tmp_path / "dataset", tmp_path / "cache", progress=False
+    )
 
 
 @pytest.fixture
@@ -48,7 +56,7 @@ def test_every_path_of_the_manifest_is_there(place, kind):
     for clip in manifest.itertuples():
         assert len(clip.images) == len(clip.labels) == clip.frames
         there = [path for path in clip.labels if path is not None]
-        assert len(there) == clip.labelled and clip.labels[: clip.labelled] == tuple(there)
+        assert len(there) == clip.labeled and clip.labels[: clip.labeled] == tuple(there)
         assert all(path.is_file() for path in (*clip.images, *there, clip.audio))
         assert len(clip.video) == 11 and not clip.silent
     listed = {path for row in manifest.itertuples() for path in (*row.images, *row.labels, row.audio)}
@@ -60,28 +68,28 @@ def test_every_path_of_the_manifest_is_there(place, kind):
 def test_s4(place):
     root = place("s4")
     manifest = read_manifest(root).set_index("split")
-    assert manifest["labelled"].groupby("split").unique().map(list).to_dict() == {"test": [5], "train": [1], "val": [5]}
+    assert manifest["labeled"].groupby("split").unique().map(list).to_dict() == {"test": [5], "train": [1], "val": [5]}
     first = manifest.iloc[0]
     assert first["images"][4] == root / "visual_frames/train/bird_sounds/train_-0000/train_-0000_5.png"
     assert first["audio"] == root / "audio_wav/train/bird_sounds/train_-0000.wav"
     assert first["classes"] == ("bird_sounds",) and first["binary"]
-    assert read_classes(root).names == ("object",) and read_sounding(root) == ("bird_sounds", "dog_sounds")
+    assert read_classes(root).names == ("object",) and read_sounding_names(root) == ("bird_sounds", "dog_sounds")
 
 
 def test_ms3(place):
     root = place("ms3", log_mel=True)
     manifest = read_manifest(root)
-    assert set(manifest["labelled"]) == {5}
+    assert set(manifest["labeled"]) == {5}
     assert manifest["images"][0][0] == root / "visual_frames/train_-0000_0/train_-0000_0.mp4_1.png"
     assert manifest["labels"][0][0] == root / "gt_masks/train/train_-0000_0/train_-0000_0_1.png"
     assert manifest["audio"][0] == root / "audio_log_mel/train/train_-0000_0.pkl"
-    assert manifest["video"][0] == "train_-0000" and read_sounding(root) == ()
+    assert manifest["video"][0] == "train_-0000" and read_sounding_names(root) == ()
 
 
 def test_avss(place):
     root = place("avss")
     manifest = read_manifest(root)
-    sizes = manifest.groupby(["subset", "split"])[["frames", "labelled"]].first()
+    sizes = manifest.groupby(["subset", "split"])[["frames", "labeled"]].first()
     assert sizes.loc[("v1s", "train")].tolist() == [5, 1] and sizes.loc[("v1s", "val")].tolist() == [5, 5]
     assert sizes.loc[("v1m", "train")].tolist() == [5, 5] and sizes.loc[("v2", "train")].tolist() == [10, 10]
     assert set(manifest["classes"].map(len)) == {1}, "off-the-screen is no class"
@@ -148,14 +156,12 @@ def test_masks_become_class_ids_in_batches(place, kind):
         (batch,) = build_loader(dataset, len(manifest))
         assert batch.labels_BTHW.shape == (len(manifest), manifest["frames"].max(), 64, 64)
         assert batch.valid_BT.sum(1).tolist() == manifest["frames"].tolist()
-        assert batch.labelled_BT.sum(1).tolist() == manifest["labelled"].tolist()
-        for clip, labels_THW, labelled_T in zip(
-            manifest.itertuples(), batch.labels_BTHW, batch.labelled_BT, strict=True
-        ):
+        assert batch.labeled_BT.sum(1).tolist() == manifest["labeled"].tolist()
+        for clip, labels_THW, labeled_T in zip(manifest.itertuples(), batch.labels_BTHW, batch.labeled_BT, strict=True):
             expected = read_classes(root).id(clip.classes[0]) if task == "avss" else 1
-            assert labels_THW[labelled_T][:, 12:24, 16:32].unique().tolist() == [expected]
-            assert (labels_THW[labelled_T] == expected).sum() == clip.labelled * 12 * 16
-            assert (labels_THW[~labelled_T] == 255).all()
+            assert labels_THW[labeled_T][:, 12:24, 16:32].unique().tolist() == [expected]
+            assert (labels_THW[labeled_T] == expected).sum() == clip.labeled * 12 * 16
+            assert (labels_THW[~labeled_T] == 255).all()
 
 
 def test_the_split_rule():
@@ -177,10 +183,10 @@ def test_the_rule_and_its_sizes_are_in_the_record(tmp_path):
     about = take_in(tmp_path, "ms3", tmp_path / "fake", split="youtube_disjoint")
     assert about.clips == {"train": 2, "val": 3, "test": 3} and about.left_out == {"train": 1, "val": 0, "test": 0}
     assert json.loads((tmp_path / "dataset" / "dataset.json").read_text())["left_out"]["train"] == 1
-    assert read_about(tmp_path / "dataset").split == "youtube_disjoint"
+    assert read_dataset_record(tmp_path / "dataset").split == "youtube_disjoint"
     manifest = read_manifest(tmp_path / "dataset")
     assert len(manifest) == 8 and manifest.groupby("video")["split"].nunique().max() == 1
-    write_about(tmp_path / "dataset", About("ms3", "published"))
+    write_dataset_record(tmp_path / "dataset", DatasetRecord("ms3", "published"))
     assert len(read_manifest(tmp_path / "dataset")) == 9
 
 
@@ -222,7 +228,9 @@ def test_two_sets_in_one_tree(tmp_path):
     for kind, folder in (("s4", "Single-source"), ("ms3", "Multi-sources")):
         write_fake(tmp_path / "avsbench_data" / folder, kind, made_up(kind, 1))
     for kind in ("s4", "ms3"):
-        obtain(kind, [str(tmp_path / "avsbench_data")], [], "published", tmp_path / kind, tmp_path / "cache", False)
+        import_published(
+            kind, [str(tmp_path / "avsbench_data")], [], "published", tmp_path / kind, tmp_path / "cache", False
+        )
         assert set(read_manifest(tmp_path / kind)["subset"]) == {kind}
         assert not check_dataset(tmp_path / kind).errors
 
@@ -239,17 +247,19 @@ def test_what_is_missing_or_twice_is_named(tmp_path):
     with pytest.raises(DataError, match="in the sources twice"):
         take_in(tmp_path, "s4", fake, write_fake(tmp_path / "again", "s4", made_up("s4", 1)))
     with pytest.raises(DataError, match="a folder has no SHA-256"):
-        obtain("s4", [str(fake)], ["0" * 64], "published", tmp_path / "x", tmp_path / "cache", False)
+        import_published("s4", [str(fake)], ["0" * 64], "published", tmp_path / "x", tmp_path / "cache", False)
     with pytest.raises(DownloadError, match="s4.csv: SHA-256 is .*, expected 0"):
         (tmp_path / "s4.csv").write_bytes((fake / "s4_meta_data.csv").read_bytes())
-        obtain("s4", [str(tmp_path / "s4.csv")], ["0" * 64], "published", tmp_path / "x", tmp_path / "cache", False)
+        import_published(
+            "s4", [str(tmp_path / "s4.csv")], ["0" * 64], "published", tmp_path / "x", tmp_path / "cache", False
+        )
     (fake / "s4_data" / "gt_masks").rename(tmp_path / "away")
     with pytest.raises(DataError, match="s4: no folder gt_masks"):
-        obtain("s4", [str(fake)], [], "published", tmp_path / "x", tmp_path / "cache", False)
+        import_published("s4", [str(fake)], [], "published", tmp_path / "x", tmp_path / "cache", False)
     (tmp_path / "away").rename(fake / "s4_data" / "gt_masks")
     (fake / "s4_data" / "audio_wav").rename(tmp_path / "away")
     with pytest.raises(DataError, match="s4: no folder audio_wav or audio_log_mel"):
-        obtain("s4", [str(fake)], [], "published", tmp_path / "x", tmp_path / "cache", False)
+        import_published("s4", [str(fake)], [], "published", tmp_path / "x", tmp_path / "cache", False)
 
 
 def test_an_archive_that_reaches_out_is_refused(tmp_path):
@@ -265,8 +275,8 @@ def test_masks_of_every_mode_mean_the_same(place):
     root = place("s4")
     mask = read_manifest(root).query("split == 'test'")["labels"].iloc[0][0]
     expected = np.asarray(Image.open(mask).convert("L")) > 0
-    from qdformer.data.labels import open_labels
+    from qdformer.data.labels import open_label_map
 
     for mode in ("1", "L", "P", "RGB"):
         Image.open(mask).convert("L").convert(mode).save(mask)
-        assert np.array_equal(np.asarray(open_labels(mask, True, "avs")) == 1, expected), mode
+        assert np.array_equal(np.asarray(open_label_map(mask, True, "avs")) == 1, expected), mode

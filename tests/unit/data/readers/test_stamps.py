@@ -22,8 +22,8 @@ from qdformer.config.download import Clips, Download
 from qdformer.data.checks import check_dataset, check_sounds
 from qdformer.data.manifest import read_manifest
 from qdformer.data.readers.stamps import compose as composing
-from qdformer.data.readers.stamps.catalogue import Item, choose, classes_of, read_catalogue
-from qdformer.data.readers.stamps.compose import Actor, Assets, Scene, Voice, plan_scene, render_scene
+from qdformer.data.readers.stamps.catalogue import CatalogueItem, catalogue_classes, read_catalogue, select_items
+from qdformer.data.readers.stamps.compose import Actor, Assets, Scene, SoundEvent, plan_scene, render_scene
 from qdformer.data.readers.stamps.fetch import (
     FetchError,
     Source,
@@ -32,7 +32,14 @@ from qdformer.data.readers.stamps.fetch import (
     read_qt_resources,
     read_sound_catalogue,
 )
-from qdformer.data.readers.stamps.sounds import LOUDNESS, PEAK, play, read_sound, tidy_noise, tidy_source
+from qdformer.data.readers.stamps.sounds import (
+    LOUDNESS,
+    PEAK,
+    normalize_noise,
+    normalize_recording,
+    read_sound,
+    render_sound_event,
+)
 from qdformer.utils.constants import SAMPLE_RATE, SPLITS
 
 DOWNLOAD = Download(dataset="stamps", seed=3, clips=Clips(train=5, val=1, test=2), frames=3, image_size=64)
@@ -280,24 +287,24 @@ def test_fetch_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture(scope="module")
-def catalogue() -> list[Item]:
+def catalogue() -> list[CatalogueItem]:
     return read_catalogue()
 
 
-def test_every_split_can_show_and_play_every_class(catalogue: list[Item]) -> None:
-    classes = classes_of(catalogue)
+def test_every_split_can_show_and_play_every_class(catalogue: list[CatalogueItem]) -> None:
+    classes = catalogue_classes(catalogue)
     assert len(classes) >= 24
     assert sum(info.unseen for info in classes) >= 10
     for info in classes:
         for split in SPLITS:
-            assert choose(catalogue, "picture", split, info.name), (info.name, split)
-            assert choose(catalogue, "sound", split, info.name), (info.name, split)
+            assert select_items(catalogue, "picture", split, info.name), (info.name, split)
+            assert select_items(catalogue, "sound", split, info.name), (info.name, split)
     for role in ("clutter", "background", "noise"):
         for split in SPLITS:
-            assert choose(catalogue, role, split), (role, split)
+            assert select_items(catalogue, role, split), (role, split)
 
 
-def test_splits_share_nothing_but_what_serves_all(catalogue: list[Item]) -> None:
+def test_splits_share_nothing_but_what_serves_all(catalogue: list[CatalogueItem]) -> None:
     users = defaultdict(list)
     for item in catalogue:
         users[item.source.sha256].append(item)
@@ -312,10 +319,10 @@ def test_splits_share_nothing_but_what_serves_all(catalogue: list[Item]) -> None
     assert all(item.role in ("picture", "sound") for item in catalogue if item.split == "all")
 
 
-def test_catalogue_rows_are_whole(catalogue: list[Item]) -> None:
+def test_catalogue_rows_are_whole(catalogue: list[CatalogueItem]) -> None:
     for item in catalogue:
         assert len(item.source.sha256) == 64 and int(item.source.sha256, 16), item
-        assert item.licence, item
+        assert item.license, item
         assert item.source.path.startswith("usr/share/") and ".." not in item.source.path.split("/"), item
         assert (item.role in ("picture", "sound")) == bool(item.name), item
 
@@ -342,20 +349,20 @@ def test_read_sound_takes_a_part_as_16_khz_mono(tmp_path: Path) -> None:
 def test_tidy_source_evens_out_loudness_and_gaps() -> None:
     silence = np.zeros(SAMPLE_RATE, dtype=np.float32)
     audio = np.concatenate([silence, tone(0.5), silence, tone(0.5, level=0.2), silence])
-    tidy = tidy_source(audio)
+    tidy = normalize_recording(audio)
     assert 1.0 < len(tidy) / SAMPLE_RATE < 1.5  # 3 s of silence became one short gap
     assert rms(tidy) == pytest.approx(LOUDNESS, rel=0.25)
     click = np.zeros(SAMPLE_RATE, dtype=np.float32)
     click[8000] = 1.0
-    assert np.abs(tidy_source(click)).max() <= PEAK + 1e-6
-    assert rms(tidy_noise(np.concatenate([silence, tone(1), silence]))) == pytest.approx(LOUDNESS, rel=0.1)
+    assert np.abs(normalize_recording(click)).max() <= PEAK + 1e-6
+    assert rms(normalize_noise(np.concatenate([silence, tone(1), silence]))) == pytest.approx(LOUDNESS, rel=0.1)
 
 
 @pytest.mark.parametrize("seconds", [0.2, 1.3, 9.0])
 def test_play_sounds_when_it_should_and_at_no_other_time(seconds: float) -> None:
     on_T = np.array([False, True, True, False, True])
-    recording = tidy_source(tone(seconds))
-    audio = play(recording, on_T, 1.05, np.random.default_rng(0))
+    recording = normalize_recording(tone(seconds))
+    audio = render_sound_event(recording, on_T, 1.05, np.random.default_rng(0))
     assert audio.shape == (5 * SAMPLE_RATE,)
     for second, on in enumerate(on_T):
         level = rms(audio[second * SAMPLE_RATE : (second + 1) * SAMPLE_RATE])
@@ -376,19 +383,21 @@ def assets() -> Assets:
 
     def add(name: str, role: str, split: str, content) -> None:
         number = len(items)
-        item = Item(name, role, split, None, None, Source("made-up", f"{number}", digest(b"%d" % number)), "none")
+        item = CatalogueItem(
+            name, role, split, None, None, Source("made-up", f"{number}", digest(b"%d" % number)), "none"
+        )
         items.append(item)
         (sounds if isinstance(content, np.ndarray) else pictures)[item] = content
 
     for number, name in enumerate(["alpha", "beta", "gamma", "delta"]):
         for split in ("train", "test") if name == "alpha" else ("all",):
             add(name, "picture", split, square((60 * number, 200, 30), 40 + 10 * number))
-            add(name, "sound", split, tidy_source(tone(0.7 + number, 300 * (number + 1))))
+            add(name, "sound", split, normalize_recording(tone(0.7 + number, 300 * (number + 1))))
     for split in SPLITS:
         add("", "clutter", split, square((200, 30, 200)))
         add("", "background", split, Image.new("RGB", (90, 80), (100, 120, 140)))
-        add("", "noise", split, tidy_noise(tone(1.0, 90)))
-    return Assets(items, classes_of(items), pictures, sounds)
+        add("", "noise", split, normalize_noise(tone(1.0, 90)))
+    return Assets(items, catalogue_classes(items), pictures, sounds)
 
 
 def plans(assets: Assets, count: int = 80) -> list[Scene]:
@@ -399,16 +408,16 @@ def test_scenes_keep_the_rules(assets: Assets) -> None:
     scenes = plans(assets)
     for scene in scenes:
         visible = [actor.label for actor in scene.actors if actor.label]
-        heard = [voice.label for voice in scene.voices]
-        assert 1 <= len(visible) <= 3 and len(scene.actors) <= composing.MOST_ACTORS
+        heard = [voice.label for voice in scene.sound_events]
+        assert 1 <= len(visible) <= 3 and len(scene.actors) <= composing.MAX_ACTORS
         assert heard[0] in visible and len(set(heard)) == len(heard)
         assert scene.subset == ("v1s" if len(heard) == 1 else "v1m")
-        on_VT = np.stack([voice.on_T for voice in scene.voices])
-        assert on_VT.any(1).all() and on_VT.sum(0).max() <= composing.LOUDEST_TOGETHER
+        on_VT = np.stack([voice.on_T for voice in scene.sound_events])
+        assert on_VT.any(1).all() and on_VT.sum(0).max() <= composing.MAX_SIMULTANEOUS_SOUNDS
         for actor in scene.actors:
-            assert (actor.side_T >= composing.SIDES[0]).all() and (actor.side_T <= composing.SIDES[1]).all()
-        for item in [scene.background, *(a.item for a in scene.actors), *(v.item for v in scene.voices)]:
-            alternatives = choose(assets.items, item.role, scene.split, item.name)
+            assert (actor.side_T >= composing.SIDE_RANGE[0]).all() and (actor.side_T <= composing.SIDE_RANGE[1]).all()
+        for item in [scene.background, *(a.item for a in scene.actors), *(v.item for v in scene.sound_events)]:
+            alternatives = select_items(assets.items, item.role, scene.split, item.name)
             assert item in alternatives
     assert len({scene.uid for scene in scenes}) == len(scenes)
 
@@ -423,19 +432,19 @@ def test_scenes_hold_all_that_makes_it_hard(assets: Assets) -> None:
         return [actor.label for actor in scene.actors if actor.label]
 
     def heard(scene: Scene) -> set[int]:
-        return {voice.label for voice in scene.voices}
+        return {voice.label for voice in scene.sound_events}
 
     assert share(lambda scene: 0 in [actor.label for actor in scene.actors]) > 0.2  # clutter
     assert share(lambda scene: set(labels(scene)) - heard(scene)) > 0.1  # mute objects
     assert share(lambda scene: heard(scene) - set(labels(scene))) > 0.03  # sounds from outside
     assert share(lambda scene: len(set(labels(scene))) < len(labels(scene))) > 0.03  # two of a class
-    assert share(lambda scene: not np.any([voice.on_T for voice in scene.voices], axis=0).all()) > 0.2  # silence
-    assert share(lambda scene: any(np.diff(voice.on_T).any() for voice in scene.voices)) > 0.3  # changes
+    assert share(lambda scene: not np.any([voice.on_T for voice in scene.sound_events], axis=0).all()) > 0.2  # silence
+    assert share(lambda scene: any(np.diff(voice.on_T).any() for voice in scene.sound_events)) > 0.3  # changes
 
 
 def test_leading_classes_take_turns(assets: Assets) -> None:
     for start in range(0, 20, 4):
-        leading = [plan_scene(assets, DOWNLOAD, "train", start + i)[0].voices[0].label for i in range(4)]
+        leading = [plan_scene(assets, DOWNLOAD, "train", start + i)[0].sound_events[0].label for i in range(4)]
         assert sorted(leading) == [1, 2, 3, 4]
 
 
@@ -445,10 +454,12 @@ def still_actor(assets: Assets, name: str, label: int, centre: float, side: floa
     return Actor(item, label, place, np.full(3, side), np.zeros(3), flip=False)
 
 
-def still_scene(assets: Assets, actors: list[Actor], voices: list[tuple[int, list[int]]]) -> Scene:
+def still_scene(assets: Assets, actors: list[Actor], sound_events: list[tuple[int, list[int]]]) -> Scene:
     sounds = {item.name: item for item in assets.items if item.role == "sound"}
     names = [info.name for info in assets.classes]
-    heard = [Voice(label, sounds[names[label - 1]], np.array(on, dtype=bool), 0.0, 1.0) for label, on in voices]
+    heard = [
+        SoundEvent(label, sounds[names[label - 1]], np.array(on, dtype=bool), 0.0, 1.0) for label, on in sound_events
+    ]
     background = next(item for item in assets.items if item.role == "background")
     return Scene("still", "train", "v1m", actors, heard, background)
 
@@ -467,7 +478,7 @@ def test_labels_follow_sound_and_occlusion(assets: Assets) -> None:
     assert np.abs(audio).max() <= 1
 
 
-def test_two_of_one_class_are_both_labelled(assets: Assets) -> None:
+def test_two_of_one_class_are_both_labeled(assets: Assets) -> None:
     pair = [still_actor(assets, "beta", 2, centre, 0.25) for centre in (0.25, 0.75)]
     _, labels, _ = render_scene(still_scene(assets, pair, [(2, [1, 0, 0])]), assets, DOWNLOAD, np.random.default_rng(0))
     assert (labels[0] == 2).sum() == pytest.approx(2 * 16 * 16, rel=0.1)

@@ -46,13 +46,13 @@ def test_rows_agree_with_the_label_maps(toy):
         assert shown == set(clip.classes)
 
 
-def test_what_is_labelled_can_be_heard_and_silence_is_silent(toy):
+def test_what_is_labeled_can_be_heard_and_silence_is_silent(toy):
     changing = 0
     for clip in read_manifest(toy / "dataset").itertuples():
         audio, rate = soundfile.read(clip.audio)
-        labelled = labels_of(clip).reshape(clip.frames, -1).any(axis=1)
+        labeled = labels_of(clip).reshape(clip.frames, -1).any(axis=1)
         loud = np.abs(audio.reshape(clip.frames, rate)).max(axis=1) > 0.01
-        assert loud[labelled].all()
+        assert loud[labeled].all()
         assert clip.silent == (not audio.any())
         changing += len({tuple(np.unique(picture)) for picture in labels_of(clip)}) > 1
     assert changing >= 9  # of 18 clips: what sounds changes within them

@@ -43,10 +43,10 @@ def perfect(labels: torch.Tensor, queries: int = 3, sure: float = 30.0) -> QDFor
     return QDFormerOutput(*(x.requires_grad_() for x in (classes, boxes, masks)))
 
 
-def score(output: QDFormerOutput, labels: torch.Tensor, labelled: torch.Tensor | None = None, **changes):
+def score(output: QDFormerOutput, labels: torch.Tensor, labeled: torch.Tensor | None = None, **changes):
     criterion = Criterion(LOSS.model_copy(update=changes), CLASSES)
     everywhere = yes(*labels.shape[:2])
-    return criterion(output, labels, everywhere, everywhere if labelled is None else labelled)
+    return criterion(output, labels, everywhere, everywhere if labeled is None else labeled)
 
 
 def test_targets_of_a_scene():
@@ -65,7 +65,7 @@ def test_masks_at_odd_sizes_are_shares_of_their_blocks():
     assert targets.masks_BGTP.flatten().tolist() == [0.5, 0.5, 0, 0]
 
 
-def test_pixels_not_labelled_are_not_judged():
+def test_pixels_not_labeled_are_not_judged():
     labels = scene()
     labels[0, 0, :4] = IGNORE
     targets = targets_of(labels, torch.tensor([[True, False]]), CLASSES)
@@ -119,13 +119,13 @@ def test_the_order_of_the_queries_does_not_matter():
 
 
 def test_frames_without_ground_truth_do_not_count():
-    labelled = torch.tensor([[True, False]])
+    labeled = torch.tensor([[True, False]])
     output = perfect(scene(), sure=2.0)
-    first = score(output, scene(), labelled)["total"]
+    first = score(output, scene(), labeled)["total"]
     with torch.no_grad():
         for x in (output.class_logits_BTNC, output.boxes_BTN4, output.mask_logits_BTNHW):
             x[:, 1] = 0.3
-    torch.testing.assert_close(score(output, scene(), labelled)["total"], first)
+    torch.testing.assert_close(score(output, scene(), labeled)["total"], first)
 
 
 def test_clips_without_objects_teach_silence_only():
@@ -138,7 +138,7 @@ def test_clips_without_objects_teach_silence_only():
     assert output.mask_logits_BTNHW.grad is not None  # a distributed step waits for every gradient
 
 
-def test_no_labelled_frame_at_all_is_finite():
+def test_no_labeled_frame_at_all_is_finite():
     losses = score(perfect(scene()), scene(), torch.zeros(1, 2, dtype=torch.bool))
     assert float(losses["total"].detach()) == 0
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from qdformer.data.layout import DataError
 from qdformer.data.manifest import read_classes, read_manifest
-from qdformer.data.readers.avsbench import LAYOUTS, About, Kind, Layout, SplitRule, write_about
+from qdformer.data.readers.avsbench import LAYOUTS, DatasetRecord, Kind, Layout, SplitRule, write_dataset_record
 from qdformer.utils.archives import unpack
 from qdformer.utils.constants import SPLITS
 from qdformer.utils.download import check_sha256, fetch, is_url
@@ -21,7 +21,7 @@ _DEPTH = 6  # folders of a release lie no deeper than this in what is named
 _LISTED = 5
 
 
-def obtain(
+def import_published(
     kind: Kind,
     sources: Iterable[str],
     digests: Iterable[str],
@@ -29,7 +29,7 @@ def obtain(
     dataset: Path,
     cache: Path,
     progress: bool = True,
-) -> About:
+) -> DatasetRecord:
     """Write the folder `dataset`: the set's files under their published names, none of them changed, and its record.
 
     Args:
@@ -149,17 +149,17 @@ def _place(path: Path, target: Path, ours: bool) -> None:
     shutil.copyfile(path, target)
 
 
-def _record(kind: Kind, split: SplitRule, sources: tuple[dict[str, str | None], ...], dataset: Path) -> About:
+def _record(kind: Kind, split: SplitRule, sources: tuple[dict[str, str | None], ...], dataset: Path) -> DatasetRecord:
     """Write `dataset.json`, with the sizes that the split rule gives; reads the tables, and so judges them."""
-    write_about(dataset, About(kind, "published"))
+    write_dataset_record(dataset, DatasetRecord(kind, "published"))
     read_classes(dataset)
     published = read_manifest(dataset)["split"].value_counts()
-    write_about(dataset, About(kind, split))
+    write_dataset_record(dataset, DatasetRecord(kind, split))
     clips = read_manifest(dataset)["split"].value_counts()
     sizes = {name: int(clips.get(name, 0)) for name in SPLITS}
     left_out = {name: int(published.get(name, 0)) - sizes[name] for name in SPLITS}
-    about = About(kind, split, sources, sizes, left_out)
-    write_about(dataset, about)
+    about = DatasetRecord(kind, split, sources, sizes, left_out)
+    write_dataset_record(dataset, about)
     return about
 
 
