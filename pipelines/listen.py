@@ -12,9 +12,9 @@ import numpy as np
 from pipelines.cli import command_main
 from pipelines.workspace import open_workspace, preset_settings
 from qdformer.audio.io.read import AudioError, read_audio
-from qdformer.audio.io.write import quantize, write_sound
-from qdformer.audio.noise.collect import read_noises
-from qdformer.audio.noise.mixing import choose_noise, mix_at_snr
+from qdformer.audio.io.write import quantize, write_audio
+from qdformer.audio.noise.collect import read_noise_table
+from qdformer.audio.noise.mixing import mix_at_snr, select_noise
 from qdformer.config.settings import Settings
 from qdformer.data.layout import DataError
 from qdformer.data.manifest import read_manifest
@@ -48,15 +48,15 @@ def listen(settings: Settings, workspace: Path, uid: str, snr_db: float | None) 
         )
         panels = {"clip": clean}
     else:
-        noises = read_noises(workspace / "data" / "noise")
+        noises = read_noise_table(workspace / "data" / "noise")
         pool = list(noises["path"][noises["split"] == clip["split"]])
         if not pool:
             raise AudioError(f"{workspace / 'data' / 'noise'}: no noise of the split {clip['split']}; try SNR=clean")
-        noise = choose_noise(pool, settings.mix.seed, uid, len(clean))
+        noise = select_noise(pool, settings.mix.seed, uid, len(clean))
         mix = mix_at_snr(clean, noise.audio, snr_db)
         target, bits, audio = workspace / "listen" / f"{uid}-snr{snr_db:g}", mix.bits, mix.audio
         start, scaled = noise.offset / SAMPLE_RATE, f", both × {mix.scale:.3f}" if mix.scale < 1 else ""
-        title = f"{uid} · SNR {_decibels(mix.achieved_snr)} · noise {noise.path.name} from {start:.2f} s{scaled}"
+        title = f"{uid} · SNR {_decibels(mix.snr_db)} · noise {noise.path.name} from {start:.2f} s{scaled}"
         panels = {
             "clip": clean * np.float32(mix.scale),
             "noise": noise.audio * np.float32(mix.gain * mix.scale),
@@ -64,7 +64,7 @@ def listen(settings: Settings, workspace: Path, uid: str, snr_db: float | None) 
         }
     sound, picture = target.with_name(f"{target.name}.wav"), target.with_name(f"{target.name}.png")
     sound.parent.mkdir(exist_ok=True)
-    write_sound(sound, audio, bits)
+    write_audio(sound, audio, bits)
     plots.save(plots.spectrograms(panels, SAMPLE_RATE, title), picture)
     return sound, picture
 

@@ -22,7 +22,7 @@ import yaml
 from qdformer.config.base import SettingsError
 from qdformer.config.presets import is_default, merge, overrides_path, preset_values
 from qdformer.config.settings import Settings, parse_settings, read_yaml
-from qdformer.utils.digests import file_sha256, identity, tree_sha256
+from qdformer.utils.digests import file_sha256, short_digest, tree_sha256
 from qdformer.utils.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -127,7 +127,7 @@ def provenance(workspace: Path) -> dict[str, str]:
     lock, lock_file = locked_outs(workspace), workspace / "dvc.lock"
 
     def outs(prefix: str) -> str:
-        return identity(path + md5 for path, md5 in sorted(lock.items()) if path.startswith(prefix))
+        return short_digest(path + md5 for path, md5 in sorted(lock.items()) if path.startswith(prefix))
 
     tags = {
         "preset": workspace.name if workspace.parent.name == "workspaces" else "default",

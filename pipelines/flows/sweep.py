@@ -19,7 +19,7 @@ from pipelines.flows.pipeline import run_dvc_repro
 from pipelines.flows.terminal import markdown_table, print_table, run_flow
 from pipelines.workspace import open_workspace, preset_settings, provenance, tracking_environment, workspace_lock
 from qdformer.config.settings import Settings, parse_settings
-from qdformer.utils.digests import identity
+from qdformer.utils.digests import short_digest
 
 CONDITION = "clean"
 COMPARED = ("davis_jf", "miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f")
@@ -136,7 +136,7 @@ def _identity(settings: Settings, workspace: Path) -> str:
         tags["data_digest"],
         tags["code_digest"],
     ]
-    return identity(parts)
+    return short_digest(parts)
 
 
 def _kept_identity(out: Path) -> str | None:

@@ -17,7 +17,7 @@ from pipelines.stages.features import feature_recipe
 from pipelines.workspace import provenance
 from qdformer import tracking
 from qdformer.audio.features.store import FeatureStore
-from qdformer.audio.noise.collect import read_noises
+from qdformer.audio.noise.collect import read_noise_table
 from qdformer.config.settings import Settings
 from qdformer.data.dataset import AVSDataset, Batch, build_loader
 from qdformer.data.manifest import read_manifest
@@ -62,9 +62,9 @@ def evaluate_checkpoint(
         if name == "shuffled":
             return Shuffled(store, frames, seed)
         if name == "silence":
-            return Constant(made.load().silence(1)[0], frames)
+            return Constant(made.load().embed_silence(1)[0], frames)
         if name == "noise":
-            return noise_features(clips, read_noises(workspace / "data" / "noise"), made.load(), settings.mix.seed)
+            return noise_features(clips, read_noise_table(workspace / "data" / "noise"), made.load(), settings.mix.seed)
         if name == "offscreen":
             return OffScreen(store, clips, usable, seed)
         return store

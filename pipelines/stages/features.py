@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.audio.features.extract import Clip, Executor, Recipe, embed_here, make_features
+from qdformer.audio.features.extract import Clip, EmbedderConfig, Executor, embed_in_threads, extract_features
 from qdformer.audio.noise.mixing import read_condition
 from qdformer.config.features import Features
 from qdformer.config.settings import Settings
@@ -16,11 +16,11 @@ from qdformer.utils.digests import file_sha256
 WEIGHTS = Path("models", "vggish", "vggish.safetensors")
 
 
-def feature_recipe(settings: Features, workspace: Path) -> Recipe:
+def feature_recipe(settings: Features, workspace: Path) -> EmbedderConfig:
     """What the workspace's features are made with, by absolute paths: a Ray worker's folder is not ours."""
     weights = workspace.resolve() / WEIGHTS
     pca = Path(settings.pca).expanduser().resolve() if settings.pca else None
-    return Recipe(
+    return EmbedderConfig(
         weights, file_sha256(weights), settings.short_clips, settings.centre, pca, settings.pca_sha256 if pca else ""
     )
 
@@ -34,7 +34,7 @@ def features(settings: Settings, condition: str, workspace: Path) -> None:
     workspace = workspace.resolve()
     manifest = read_condition(workspace / "data" / "mixed" / condition)
     clips = [Clip(row.uid, row.audio, row.frames) for row in manifest.itertuples()]
-    summary = make_features(
+    summary = extract_features(
         workspace / "data" / "features" / f"{condition}.h5",
         clips,
         feature_recipe(settings.features, workspace),
@@ -52,10 +52,10 @@ def features(settings: Settings, condition: str, workspace: Path) -> None:
 
 def _executor() -> Executor:
     if not os.environ.get("RAY_ADDRESS"):
-        return embed_here
-    from qdformer.audio.features.ray_executor import embed_over_ray  # Ray takes seconds to import
+        return embed_in_threads
+    from qdformer.audio.features.ray_executor import embed_on_ray  # Ray takes seconds to import
 
-    return embed_over_ray
+    return embed_on_ray
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.audio.noise.collect import read_noises
+from qdformer.audio.noise.collect import read_noise_table
 from qdformer.audio.noise.mixing import write_condition
 from qdformer.config.base import SettingsError
 from qdformer.config.settings import Settings
@@ -20,7 +20,7 @@ def mix(settings: Settings, condition: str, data: Path) -> None:
     manifest = write_condition(
         data / "mixed" / condition,
         read_manifest(data / "dataset"),
-        read_noises(data / "noise"),
+        read_noise_table(data / "noise"),
         settings.mix.conditions[condition],
         settings.mix.noisy_splits,
         settings.mix.seed,

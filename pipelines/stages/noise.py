@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from pipelines.cli import stage_main
-from qdformer.audio.io.sound_table import read_sounds
-from qdformer.audio.noise.audioset import read_classes_csv
-from qdformer.audio.noise.collect import collect_audioset, copy_noises, no_noises
+from qdformer.audio.io.sound_table import read_sound_table
+from qdformer.audio.noise.audioset import read_class_mapping
+from qdformer.audio.noise.collect import collect_audioset_noises, copy_dataset_noises, write_empty_noise_table
 from qdformer.config.noise import Noise
 from qdformer.config.settings import Settings
 from qdformer.data.manifest import read_sounding_names
@@ -25,11 +25,13 @@ def noise(settings: Noise, data: Path, cache: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if settings.source == "dataset":
-        table = copy_noises(partial, data / "sounds", read_sounds(data / "sounds"))
+        table = copy_dataset_noises(partial, data / "sounds", read_sound_table(data / "sounds"))
     elif settings.source == "audioset":
-        table = collect_audioset(partial, settings, read_sounding_names(data / "dataset") or read_classes_csv(), cache)
+        table = collect_audioset_noises(
+            partial, settings, read_sounding_names(data / "dataset") or read_class_mapping(), cache
+        )
     else:
-        table = no_noises(partial)
+        table = write_empty_noise_table(partial)
     folder = data / "noise"
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

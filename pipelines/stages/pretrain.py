@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.cli import stage_main
 from qdformer.audio.vggish.model import load_vggish, save_vggish
-from qdformer.audio.vggish.official import fetch_weights
+from qdformer.audio.vggish.official import resolve_weights
 from qdformer.audio.vggish.pretrain import pretrain_vggish
 from qdformer.config.pretrain import Pretrain
 from qdformer.config.settings import Settings
@@ -18,7 +18,7 @@ def pretrain(settings: Pretrain, sounds: Path, out: Path, cache: Path) -> None:
     """Write `out/vggish.safetensors`, and `out/record.json` which says what these weights are."""
     started = time.monotonic()
     if settings.weights == "official":
-        source = fetch_weights(settings.official_source, settings.official_sha256, cache)
+        source = resolve_weights(settings.official_source, settings.official_sha256, cache)
         vggish = load_vggish(source, settings.official_sha256)
         record = {
             "weights": "official",

@@ -22,7 +22,7 @@ from qdformer.config.train import Augment, Resize, Task
 from qdformer.data.augment import View, sample_view
 from qdformer.data.labels import open_label_map
 from qdformer.data.layout import DataError
-from qdformer.utils.constants import EMBEDDING_SIZE, IGNORE
+from qdformer.utils.constants import EMBEDDING_SIZE, IGNORE_INDEX
 
 _SIZE_STEP = 32  # batches are padded to a multiple of it, the coarsest stride of the model
 
@@ -97,7 +97,7 @@ class AVSDataset(Dataset):
         view = sample_view(self.augment, np.random.default_rng([self.seed, epoch, index])) if self.augment else None
 
         images = np.stack([self._read_image(path, view) for path in clip.images])
-        labels = np.full(images.shape[:3], IGNORE, np.uint8)
+        labels = np.full(images.shape[:3], IGNORE_INDEX, np.uint8)
         for second, path in enumerate(clip.labels):
             if path is not None:
                 labels[second] = self._resize(open_label_map(path, clip.binary, self.task), view, labels=True)
@@ -143,7 +143,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     height, width = (_round_up(max(sample.labels_THW.shape[axis] for sample in samples), _SIZE_STEP) for axis in (1, 2))
     images = torch.zeros((count, frames, 3, height, width), dtype=torch.uint8)
     audio = torch.zeros((count, frames, EMBEDDING_SIZE))
-    labels = torch.full((count, frames, height, width), IGNORE, dtype=torch.int64)
+    labels = torch.full((count, frames, height, width), IGNORE_INDEX, dtype=torch.int64)
     lengths = torch.tensor([[len(sample.audio_TA)] for sample in samples])
     labeled = torch.tensor([[sample.labeled] for sample in samples])
     for item, sample in enumerate(samples):

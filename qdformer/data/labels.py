@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from qdformer.config.train import Task
-from qdformer.utils.constants import IGNORE
+from qdformer.utils.constants import IGNORE_INDEX
 
 OBJECT = "object"
 """The one class of the task avs: whatever sounds."""
 
-_AVS = [0] + [1] * (IGNORE - 1) + [IGNORE]
+_AVS = [0] + [1] * (IGNORE_INDEX - 1) + [IGNORE_INDEX]
 _BINARY = [0] + [1] * 255
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qdformer.audio.io.write import PEAK, check_samples, quantize, write_sound
-from qdformer.utils.constants import IGNORE, SAMPLE_RATE
+from qdformer.audio.io.write import PCM16_MAX, check_waveform, quantize, write_audio
+from qdformer.utils.constants import IGNORE_INDEX, SAMPLE_RATE
 from qdformer.utils.errors import InputError
 from qdformer.utils.files import write_rows, write_text
 
@@ -123,7 +123,7 @@ def write_clip(
         if not is_safe_name(name):
             raise DataError(f"clip {uid!r}: {name!r} cannot be a folder's name (letters, digits, '_', '-', inner '.')")
     count, height, width = _check_pictures(uid, frames_THWC, labels_THW)
-    check_samples(f"clip {uid}: audio", audio)
+    check_waveform(f"clip {uid}: audio", audio)
     if len(audio) != count * sample_rate:
         raise DataError(f"clip {uid}: audio has {len(audio)} samples; expected {count} s x {sample_rate} Hz")
 
@@ -139,7 +139,7 @@ def write_clip(
         label_image = Image.fromarray(labels_THW[index])
         label_image.putpalette(PALETTE)  # shows the classes in colours; the pixel values stay class ids
         label_image.save(label)
-    write_sound(audio_path(partial), quantize(audio * PEAK, 16), sample_rate=sample_rate)
+    write_audio(audio_path(partial), quantize(audio * PCM16_MAX, 16), sample_rate=sample_rate)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder
@@ -179,12 +179,12 @@ def _describe(array: np.ndarray) -> str:
 
 
 def _make_palette() -> list[int]:
-    """256 RGB colours: black background, white for `IGNORE`, hues a golden ratio apart between."""
+    """256 RGB colours: black background, white for `IGNORE_INDEX`, hues a golden ratio apart between."""
     index = np.arange(256)
     hue = (index * 0.618034) % 1.0
     rgb = 0.5 + 0.5 * np.cos(2 * np.pi * (hue[:, None] + np.array([0.0, 2 / 3, 1 / 3])))
     palette = (55 + 200 * rgb).astype(np.uint8)
-    palette[0], palette[IGNORE] = 0, 255
+    palette[0], palette[IGNORE_INDEX] = 0, 255
     return palette.ravel().tolist()
 
 

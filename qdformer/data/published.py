@@ -14,7 +14,7 @@ from qdformer.data.manifest import read_classes, read_manifest
 from qdformer.data.readers.avsbench import LAYOUTS, DatasetRecord, Kind, Layout, SplitRule, write_dataset_record
 from qdformer.utils.archives import unpack
 from qdformer.utils.constants import SPLITS
-from qdformer.utils.download import check_sha256, fetch, is_url
+from qdformer.utils.download import check_sha256, download, is_url
 from qdformer.utils.tables import read_table
 
 _DEPTH = 6  # folders of a release lie no deeper than this in what is named
@@ -48,7 +48,7 @@ def import_published(
     sources, digests = list(sources), list(digests)
     roots, records = [], []
     for source, sha256 in zip(sources, digests or [""] * len(sources), strict=True):
-        path = fetch(source, cache, sha256, progress) if is_url(source) else Path(source).expanduser()
+        path = download(source, cache, sha256, progress) if is_url(source) else Path(source).expanduser()
         name = source.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
         if path.is_dir():
             if sha256:

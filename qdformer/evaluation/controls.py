@@ -14,9 +14,9 @@ import numpy as np
 import pandas
 from tqdm import tqdm
 
-from qdformer.audio.features.extract import CHUNK_CLIPS, Embedder
+from qdformer.audio.features.extract import CLIPS_PER_CHUNK, Embedder
 from qdformer.audio.io.read import read_audio
-from qdformer.audio.noise.mixing import SILENT_CLIP_RMS, choose_noise, rms
+from qdformer.audio.noise.mixing import SILENT_CLIP_REFERENCE_RMS, rms, select_noise
 from qdformer.data.layout import DataError
 from qdformer.utils.constants import SAMPLE_RATE
 
@@ -112,9 +112,9 @@ def noise_features(
     """What background noise alone gives for each clip: [T, 128] float32 by uid.
 
     It is the noise that the stage mix lays under the clip with this `seed`, of the clip's split; where the data set
-    has no noises at all, white noise, as in AVSBench-Robust. Its RMS is `SILENT_CLIP_RMS`, which mixing takes for
-    that of a silent clip. `clips` has uid, split and frames of the manifest; `noises` is
-    `qdformer.audio.noise.collect.read_noises`.
+    has no noises at all, white noise, as in AVSBench-Robust. Its RMS is `SILENT_CLIP_REFERENCE_RMS`, which mixing takes
+    for that of a silent clip. `clips` has uid, split and frames of the manifest; `noises` is
+    `qdformer.audio.noise.collect.read_noise_table`.
 
     Raises:
         AudioError: a noise cannot be read or is silent, or the clip's split has none where others have.
@@ -126,8 +126,8 @@ def noise_features(
     results: dict[str, np.ndarray] = {}
     rows = list(clips.itertuples())
     with tqdm(total=len(rows), desc="features of noise", unit="clip", disable=None) as bar:
-        for start in range(0, len(rows), CHUNK_CLIPS):
-            chunk = rows[start : start + CHUNK_CLIPS]
+        for start in range(0, len(rows), CLIPS_PER_CHUNK):
+            chunk = rows[start : start + CLIPS_PER_CHUNK]
             sounds = []
             for clip in chunk:
                 samples = clip.frames * SAMPLE_RATE
@@ -135,9 +135,9 @@ def noise_features(
                     words = np.frombuffer(_draw(seed, clip.uid, "white"), np.uint32)
                     sound = np.random.default_rng(words).uniform(-1, 1, samples).astype(np.float32)
                 else:
-                    sound = choose_noise(pools[clip.split], seed, clip.uid, samples, read).audio
-                sounds.append(sound * np.float32(SILENT_CLIP_RMS / rms(sound)))
-            embedded = embedder.embed_sounds(sounds, [clip.frames for clip in chunk])
+                    sound = select_noise(pools[clip.split], seed, clip.uid, samples, read).audio
+                sounds.append(sound * np.float32(SILENT_CLIP_REFERENCE_RMS / rms(sound)))
+            embedded = embedder.embed_waveforms(sounds, [clip.frames for clip in chunk])
             results |= {clip.uid: values for clip, values in zip(chunk, embedded, strict=True)}
             bar.update(len(chunk))
     return results

@@ -25,7 +25,7 @@ from qdformer.metrics import (
 )
 from qdformer.metrics.clips import all_gather, gather_by_index
 from qdformer.metrics.semantic import nanmean
-from qdformer.utils.constants import IGNORE
+from qdformer.utils.constants import IGNORE_INDEX
 from qdformer.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -145,12 +145,12 @@ def evaluate(
                     batch, index, semantic_BTHW[index], class_probs_BTC[index], labeled_BT[index]
                 )
             kept_F = np.flatnonzero(labeled_BT[index])
-            kept_F = kept_F[(labels_BTHW[index, kept_F] != IGNORE).any(axis=(1, 2))]
+            kept_F = kept_F[(labels_BTHW[index, kept_F] != IGNORE_INDEX).any(axis=(1, 2))]
             if not kept_F.size:
                 continue
             area = _image_area(labels_BTHW[index, kept_F])
             truth_FHW = labels_BTHW[index, kept_F][area]
-            ignored_FHW = truth_FHW == IGNORE
+            ignored_FHW = truth_FHW == IGNORE_INDEX
             present = _present_classes(truth_FHW, ignored_FHW, uid, classes)
             sounding_FHW = (truth_FHW > 0) & ~ignored_FHW
             own = scores.update(
@@ -312,7 +312,7 @@ def _image_area(truth_FHW: np.ndarray) -> tuple[slice, slice, slice]:
     Left in, padding would lend an object cut off by the frame's edge a boundary there, and change DAVIS's
     tolerance, according to which other clips are in the batch.
     """
-    labeled_HW = (truth_FHW != IGNORE).any(axis=0)
+    labeled_HW = (truth_FHW != IGNORE_INDEX).any(axis=0)
     height, width = (int(np.flatnonzero(labeled_HW.any(axis=axis))[-1]) + 1 for axis in (1, 0))
     return slice(None), slice(height), slice(width)
 
@@ -330,8 +330,8 @@ def _picture(
     batch: Batch, index: int, semantic_THW: np.ndarray, class_probs_TC: np.ndarray, labeled_T: np.ndarray
 ) -> Picture:
     kept_T = _array(batch.valid_BT[index])
-    truth_THW = np.where(labeled_T[:, None, None], _array(batch.labels_BTHW[index]), IGNORE)
-    area = _image_area(truth_THW) if (truth_THW != IGNORE).any() else (slice(None),)
+    truth_THW = np.where(labeled_T[:, None, None], _array(batch.labels_BTHW[index]), IGNORE_INDEX)
+    area = _image_area(truth_THW) if (truth_THW != IGNORE_INDEX).any() else (slice(None),)
     return Picture(
         uid=batch.uids[index],
         images_THWC=np.moveaxis(_array(batch.images_BTCHW[index]), 1, -1)[kept_T][area].copy(),

@@ -21,7 +21,7 @@ import torch
 from qdformer.metrics.avsbench import BETA_SQUARED
 from qdformer.metrics.bootstrap import resample_counts
 from qdformer.metrics.clips import ClipAccumulator, MetricError, check_same_shape
-from qdformer.utils.constants import IGNORE
+from qdformer.utils.constants import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def dataset_level(pred: torch.Tensor, target: torch.Tensor, num_classes: int) ->
 
 def _scores(pred: torch.Tensor, target: torch.Tensor, num_classes: int) -> SemanticScores:
     pred_NHW, target_NHW = check_same_shape("N H W", pred=pred, target=target)
-    for name, ids, allowed in (("pred", pred_NHW, ()), ("target", target_NHW, (IGNORE,))):
+    for name, ids, allowed in (("pred", pred_NHW, ()), ("target", target_NHW, (IGNORE_INDEX,))):
         if ids.dtype.kind not in "biu":
             raise MetricError(f"{name} is {ids.dtype}; expected class ids, whole numbers")
         if ((ids < 0) | (ids >= num_classes) & ~np.isin(ids, allowed)).any():
@@ -109,7 +109,7 @@ def frame_confusion(predicted_FHW: np.ndarray, truth_FHW: np.ndarray, classes: i
     frames = len(truth_FHW)
     pairs_FHW = truth_FHW.astype(np.int64) * classes + predicted_FHW
     pairs_FHW += np.arange(frames)[:, None, None] * classes**2
-    counted = pairs_FHW[truth_FHW != IGNORE]
+    counted = pairs_FHW[truth_FHW != IGNORE_INDEX]
     return FrameConfusion(np.bincount(counted, minlength=frames * classes**2).reshape(frames, classes, classes))
 
 

@@ -16,7 +16,7 @@ from qdformer.data.checks.findings import KINDS, Finding, Report
 from qdformer.data.labels import to_class_ids
 from qdformer.data.layout import PALETTE
 from qdformer.reporting.html import STYLE, data_uri
-from qdformer.utils.constants import IGNORE
+from qdformer.utils.constants import IGNORE_INDEX
 
 SHOWN = 20
 """Findings of a kind that the page shows; the JSON beside it has all."""
@@ -174,7 +174,9 @@ def _overlay(picture: Path, label: Path, binary: bool) -> Image.Image:
         ground = image.convert("RGB")
         labels = to_class_ids(labels, binary, "avss").resize(ground.size, Image.Resampling.NEAREST)
         shown = Image.blend(ground, Image.new("RGB", ground.size), 0.45)
-        shown.paste(_coloured(labels), mask=Image.fromarray(np.isin(np.asarray(labels), (0, IGNORE), invert=True)))
+        shown.paste(
+            _coloured(labels), mask=Image.fromarray(np.isin(np.asarray(labels), (0, IGNORE_INDEX), invert=True))
+        )
     return shown
 
 

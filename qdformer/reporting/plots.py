@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas
 
-from qdformer.utils.constants import IGNORE
+from qdformer.utils.constants import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -544,7 +544,7 @@ def _draw_block(
 ) -> None:
     """One clip; all lengths in inches, y downwards."""
     head, left, gap, width, height = layout
-    present = sorted((set(np.unique(picture.truth_THW)) | set(np.unique(picture.prediction_THW))) - {0, IGNORE})
+    present = sorted((set(np.unique(picture.truth_THW)) | set(np.unique(picture.prediction_THW))) - {0, IGNORE_INDEX})
     axes.text(left, 0.15, picture.uid, fontsize=8, fontweight="bold", va="center")
     legend = [(classes.names[class_id - 1], colours[class_id]) for class_id in present]
     _chips(axes, left, 0.31, legend or [("nothing labeled, nothing predicted", (0.8, 0.8, 0.8))])
@@ -575,7 +575,7 @@ def overlay(image_HWC: np.ndarray, labels_HW: np.ndarray, colours: np.ndarray) -
     `image_HWC` is uint8; label 255 (no ground truth) is faded to white.
     """
     grey_HW1 = image_HWC.mean(axis=-1, keepdims=True) / 255
-    labeled_HW = labels_HW != IGNORE
+    labeled_HW = labels_HW != IGNORE_INDEX
     object_HW = (labels_HW > 0) & labeled_HW
     tint_HWC = colours[np.where(labeled_HW, labels_HW, 0)]
     inner_HW = object_HW.copy()

@@ -114,7 +114,7 @@ def training_run(
     """
     store = _Store()
     params = _flatten(settings.model_dump(exclude={"sweep"}))
-    identity = digests.identity([json.dumps(params, sort_keys=True), *_inputs(provenance), parent])
+    identity = digests.short_digest([json.dumps(params, sort_keys=True), *_inputs(provenance), parent])
     tags = {
         **provenance,
         **_prefixed("machine", environment.describe_machine()),
@@ -146,7 +146,7 @@ def parent_run(settings: Settings, provenance: Mapping[str, str], name: str) -> 
     A group of the same settings, data and code is gone on with, finished or not.
     """
     store = _Store()
-    identity = digests.identity([settings.model_dump_json(), *_inputs(provenance), name])
+    identity = digests.short_digest([settings.model_dump_json(), *_inputs(provenance), name])
     tags = {
         **provenance,
         **_prefixed("machine", environment.describe_machine()),
@@ -210,7 +210,7 @@ def log_evaluation(
     store = _Store()
     experiment, checkpoint_sha256 = experiment_name(settings), digests.file_sha256(checkpoint)
     metrics = sorted((reports / "metrics").glob("*.json"))
-    evaluation_sha256 = digests.identity(map(digests.file_sha256, metrics))
+    evaluation_sha256 = digests.short_digest(map(digests.file_sha256, metrics))
     run = find_run(experiment, checkpoint_sha256, parent)
     if run is None:
         tags = {**provenance, **_conventions(settings), "recorded": "from files"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qdformer.config.train import Train
-from qdformer.utils.digests import file_sha256, identity, tree_sha256
+from qdformer.utils.digests import file_sha256, short_digest, tree_sha256
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE = (
@@ -42,4 +42,4 @@ class Job:
     def digest(self) -> str:
         """What the result depends on: settings, data and code. A run is resumed only under the same digest."""
         trees = [self.dataset, *(PACKAGE / name for name in CODE)]
-        return identity([self.recipe.model_dump_json(), file_sha256(self.features), *map(tree_sha256, trees)])
+        return short_digest([self.recipe.model_dump_json(), file_sha256(self.features), *map(tree_sha256, trees)])

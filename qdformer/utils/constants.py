@@ -6,7 +6,7 @@ SAMPLE_RATE = 16_000
 EMBEDDING_SIZE = 128
 """Length of VGGish's embedding of one second of sound."""
 
-IGNORE = 255
+IGNORE_INDEX = 255
 """Value of the pixels of a label map that are not judged."""
 
 SPLITS = ("train", "val", "test")

@@ -22,6 +22,6 @@ def tree_sha256(root: Path) -> str:
     return digest.hexdigest()
 
 
-def identity(parts: Iterable[object]) -> str:
+def short_digest(parts: Iterable[object]) -> str:
     """A short name, 16 hexadecimal digits, for all of `parts` together."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]

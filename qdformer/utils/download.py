@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from qdformer.utils.digests import file_sha256, identity
+from qdformer.utils.digests import file_sha256, short_digest
 from qdformer.utils.errors import InputError
 
 _CHUNK = 1 << 20
@@ -27,7 +27,7 @@ def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def fetch(url: str, cache: str | Path, sha256: str = "", progress: bool = True) -> Path:
+def download(url: str, cache: str | Path, sha256: str = "", progress: bool = True) -> Path:
     """Download `url` into the folder `cache` once, and return the file's path.
 
     Args:
@@ -39,7 +39,7 @@ def fetch(url: str, cache: str | Path, sha256: str = "", progress: bool = True) 
     Raises:
         DownloadError: it cannot be fetched (what came is kept), or has another digest (it is removed).
     """
-    name = f"{sha256[:16] or identity([url])}-{url.split('?')[0].rsplit('/', 1)[-1]}"
+    name = f"{sha256[:16] or short_digest([url])}-{url.split('?')[0].rsplit('/', 1)[-1]}"
     target = Path(cache) / name
     if target.is_file() and file_sha256(target).startswith(sha256):
         return target

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def partial_of(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """Where a file or folder lies until it is whole: hidden, in the same folder, so that moving it is one step."""
     return path.with_name(f".{path.name}.partial")
 
@@ -19,7 +19,7 @@ def partial_of(path: Path) -> Path:
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole, in a folder made if need be; where that fails, `path` is as it was. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
+    partial = partial_path(path)
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
@@ -45,7 +45,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, o
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill in the block; it takes the place of `path` at the block's end, if that is reached."""
-    partial = partial_of(path)
+    partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

@@ -29,15 +29,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvggish import torchvggish, vggish_input
 from tqdm import tqdm
 
-from qdformer.audio.features.extract import BATCH_PATCHES, CHUNK_CLIPS, Clip, Embedder, Recipe, make_features
+from qdformer.audio.features.extract import (
+    CLIPS_PER_CHUNK,
+    PATCHES_PER_BATCH,
+    Clip,
+    Embedder,
+    EmbedderConfig,
+    extract_features,
+)
 from qdformer.audio.features.store import FeatureStore, write_features
 from qdformer.audio.io.read import read_audio
 from qdformer.audio.noise.mixing import mix_at_snr
-from qdformer.audio.vggish.model import VGGish, log_mel_patches
+from qdformer.audio.vggish.log_mel import log_mel_patches
+from qdformer.audio.vggish.model import VGGish
 from qdformer.utils.constants import SAMPLE_RATE
 
 SECONDS, ROUNDS = 5, 2
-CLIPS, RIVAL_CLIPS = 2 * CHUNK_CLIPS * torch.get_num_threads(), 6
+CLIPS, RIVAL_CLIPS = 2 * CLIPS_PER_CHUNK * torch.get_num_threads(), 6
 FORMATS = {"16 kHz mono": (16_000, 1), "44.1 kHz stereo": (44_100, 2)}
 GOALS = {"16 kHz mono": 1.8, "44.1 kHz stereo": 3.0}
 NETWORK_GOAL = 1.25
@@ -45,7 +53,7 @@ MATRIX = 2048
 
 
 @dataclass(frozen=True)
-class Loaded(Recipe):
+class Loaded(EmbedderConfig):
     """A recipe whose network is in memory already."""
 
     embedder: Embedder | None = None
@@ -105,8 +113,8 @@ def _write_clips(folder: Path, rate: int, channels: int) -> list[Clip]:
 def _network(clock: Clock, embedder: Embedder, theirs: torch.nn.Module) -> None:
     """The network alone, and the rate at which this machine multiplies matrices just now."""
     threads = torch.get_num_threads()
-    patches = torch.randn(CHUNK_CLIPS * threads * SECONDS, 1, 96, 64)
-    batches = patches.split(BATCH_PATCHES)
+    patches = torch.randn(CLIPS_PER_CHUNK * threads * SECONDS, 1, 96, 64)
+    batches = patches.split(PATCHES_PER_BATCH)
     matrix = torch.randn(MATRIX, MATRIX)
     clock.time(
         "matrix product, all threads together", lambda: [matrix @ matrix for _ in range(2 * threads)], 2 * threads
@@ -117,7 +125,7 @@ def _network(clock: Clock, embedder: Embedder, theirs: torch.nn.Module) -> None:
         clock.time(
             "ours network",
             lambda: _all(pool, [partial(embedder._run, batch) for batch in batches]),
-            CHUNK_CLIPS * threads,
+            CLIPS_PER_CHUNK * threads,
         )
     rival = patches.split(SECONDS)[:RIVAL_CLIPS]
     clock.time("torchvggish network", lambda: [theirs(clip) for clip in rival], RIVAL_CLIPS)
@@ -140,7 +148,7 @@ def _parts(clock: Clock, name: str, clips: Sequence[Clip], folder: Path) -> None
         )
         timed("ours log-mel", [partial(log_mel_patches, samples, SAMPLE_RATE) for samples in audio])
         features = [(clip.uid, np.zeros((SECONDS, 128), np.float32)) for clip in clips]
-        info = Recipe(Path(), "", "repeat").info(name)
+        info = EmbedderConfig(Path(), "", "repeat").info(name)
         clock.time(f"ours write {name}", lambda: write_features(folder / "write.h5", features, info), len(clips))
         sounds = timed("torchvggish decode", [partial(soundfile.read, clip.path, dtype="int16") for clip in clips])
         timed(
@@ -154,7 +162,7 @@ def _whole(
 ) -> None:
     recipe = Loaded(Path(), "", "repeat", embedder=embedder)
     path = folder / f"ours {name}.h5"
-    make = partial(make_features, path, clips, recipe, name, folder / "cache", progress=False)
+    make = partial(extract_features, path, clips, recipe, name, folder / "cache", progress=False)
     clock.time(f"ours end to end {name}", make, len(clips))
 
     def torchvggish_path() -> None:

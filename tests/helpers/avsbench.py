@@ -17,7 +17,7 @@ import pandas
 import soundfile
 from PIL import Image
 
-from qdformer.audio.vggish.model import log_mel_patches
+from qdformer.audio.vggish.log_mel import log_mel_patches
 from qdformer.data.readers.avsbench import BINARY_FRAMES, LAYOUTS, SEMANTIC_FRAMES
 
 RATE = 16000

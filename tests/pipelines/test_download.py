@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.flows.data import parse_source
 from pipelines.stages import download as stage
-from qdformer.audio.io.sound_table import read_sounds
+from qdformer.audio.io.sound_table import read_sound_table
 from qdformer.config.base import SettingsError
 from qdformer.config.download import Clips, Download
 from qdformer.data.manifest import read_manifest
@@ -35,7 +35,7 @@ def test_a_published_set_has_no_single_sounds(tmp_path):
     stage.download(settings, tmp_path / "data", tmp_path / "cache")
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == OUTS
     assert len(read_manifest(tmp_path / "data" / "dataset")) == 3
-    assert read_sounds(tmp_path / "data" / "sounds").empty
+    assert read_sound_table(tmp_path / "data" / "sounds").empty
     with pytest.raises(SettingsError, match=r"download.source is empty.*make data DATASET=s4 SOURCE="):
         stage.download(Download(dataset="s4"), tmp_path / "other", tmp_path / "cache")
 

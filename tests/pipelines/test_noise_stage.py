@@ -13,7 +13,7 @@ import pytest
 from pipelines.stages.mix import mix
 from pipelines.stages.noise import noise
 from qdformer.audio.io.read import AudioError
-from qdformer.audio.noise.collect import read_noises
+from qdformer.audio.noise.collect import read_noise_table
 from qdformer.audio.noise.mixing import read_condition
 from qdformer.config.download import Clips, Download
 from qdformer.config.settings import load_settings, parse_settings
@@ -48,7 +48,7 @@ def test_no_noise_is_a_table_without_any(data, tmp_path):
     values["sweep"]["conditions"] = ["clean"]
     settings = parse_settings(values)
     noise(settings.noise, data, tmp_path / "cache")
-    assert len(read_noises(data / "noise")) == 0 and (data / "noise.sha256").is_file()
+    assert len(read_noise_table(data / "noise")) == 0 and (data / "noise.sha256").is_file()
     mix(settings, "clean", data)
     assert len(read_condition(data / "mixed" / "clean")) == 4
 

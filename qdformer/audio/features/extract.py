@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from qdformer.audio.features.store import FeatureInfo, Journal, ShortClips, write_features
 from qdformer.audio.io.read import AudioError, read_audio
-from qdformer.audio.vggish.log_mel_pickle import is_log_mel, read_log_mel
-from qdformer.audio.vggish.model import PATCH_SAMPLES, centred_patches, load_pca, load_vggish, log_mel_patches
+from qdformer.audio.vggish.log_mel import PATCH_SAMPLES, centered_patches, log_mel_patches
+from qdformer.audio.vggish.log_mel_pickle import is_log_mel_file, read_log_mel
+from qdformer.audio.vggish.model import load_pca, load_vggish
 from qdformer.utils.constants import EMBEDDING_SIZE, SAMPLE_RATE
 
-BATCH_PATCHES = 16  # as fast as larger ones, with a quarter of the memory of 64
-CHUNK_CLIPS = 16  # clips of T frames fill T batches
+PATCHES_PER_BATCH = 16  # as fast as larger ones, with a quarter of the memory of 64
+CLIPS_PER_CHUNK = 16  # clips of T frames fill T batches
 
 
 class Clip(NamedTuple):
@@ -57,7 +58,7 @@ class Embedding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EmbedderConfig:
     """What embeddings are made with, as files and settings, so that it can be sent to other machines.
 
     `weights_sha256` and `pca_sha256` are digests that the files must have, or their first digits.
@@ -94,7 +95,7 @@ class Embedder:
     ) -> None:
         self.vggish, self.short_clips, self.pca = vggish, short_clips, pca
         self.centre = centre
-        self._cut = centred_patches if centre else log_mel_patches
+        self._cut = centered_patches if centre else log_mel_patches
 
     def embed(self, clips: Sequence[Clip]) -> list[Embedding]:
         """Embed a few clips; call it where `torch.get_num_threads()` is 1."""
@@ -112,17 +113,17 @@ class Embedder:
             results += [Embedding(clip, own) for clip, own in zip(usable, embedded, strict=True)]
         return results
 
-    def embed_sounds(self, sounds: Sequence[np.ndarray], frames: Sequence[int]) -> list[np.ndarray]:
+    def embed_waveforms(self, sounds: Sequence[np.ndarray], frames: Sequence[int]) -> list[np.ndarray]:
         """Embed a few sounds [S] float32 at 16 kHz: [T, 128] float32 for each, T being its number in `frames`."""
         return self._embed([self._patches(sound)[:T] for sound, T in zip(sounds, frames, strict=True)], frames)
 
-    def silence(self, frames: int) -> np.ndarray:
+    def embed_silence(self, frames: int) -> np.ndarray:
         """What digital silence of `frames` frames gives: [T, 128] float32."""
         return self._run(self._patches(np.zeros(0, np.float32))).numpy().repeat(frames, axis=0)
 
     def _read(self, path: Path) -> Tensor:
         """The patches of a sound file, or those that AVSBench has published in its place."""
-        if not is_log_mel(path):
+        if not is_log_mel_file(path):
             return self._patches(read_audio(path))
         if self.centre:
             raise AudioError(f"{path}: a spectrogram cannot be cut anew; features.centre needs the sound (audio_wav)")
@@ -135,8 +136,8 @@ class Embedder:
     def _run(self, patches_P1FM: Tensor) -> Tensor:
         """The embeddings [P, 128], computed in batches of one shape."""
         results = []
-        for batch in patches_P1FM.split(BATCH_PATCHES):
-            filled = torch.cat([batch, batch.new_zeros(BATCH_PATCHES - len(batch), *batch.shape[1:])])
+        for batch in patches_P1FM.split(PATCHES_PER_BATCH):
+            filled = torch.cat([batch, batch.new_zeros(PATCHES_PER_BATCH - len(batch), *batch.shape[1:])])
             embeddings = self.vggish(filled)
             results.append((self.pca(embeddings) if self.pca else embeddings)[: len(batch)])
         return torch.cat(results)
@@ -151,12 +152,12 @@ class Embedder:
         return np.concatenate([embeddings, np.repeat(fill, frames - len(embeddings), axis=0)])
 
 
-Executor = Callable[[Recipe, Iterable[list[Clip]]], Iterator[list[Embedding]]]
+Executor = Callable[[EmbedderConfig, Iterable[list[Clip]]], Iterator[list[Embedding]]]
 """Embeds chunks of clips; gives each chunk's results as they get ready, in any order. It draws the
 next chunk only when a worker is about to want it, so that little waits in memory."""
 
 
-def embed_here(recipe: Recipe, chunks: Iterable[list[Clip]]) -> Iterator[list[Embedding]]:
+def embed_in_threads(recipe: EmbedderConfig, chunks: Iterable[list[Clip]]) -> Iterator[list[Embedding]]:
     """An `Executor` on threads of this process, as many as PyTorch would use (`OMP_NUM_THREADS` sets it)."""
     embedder, threads = recipe.load(), torch.get_num_threads()
     chunks = iter(chunks)
@@ -173,7 +174,7 @@ def embed_here(recipe: Recipe, chunks: Iterable[list[Clip]]) -> Iterator[list[Em
 
 
 @dataclass(frozen=True)
-class Summary:
+class ExtractionSummary:
     """How a run ended: clips written, of which a run before had left `resumed`, and (uid, reason) of those left out."""
 
     written: int
@@ -181,16 +182,16 @@ class Summary:
     left_out: list[tuple[str, str]]
 
 
-def make_features(
+def extract_features(
     path: str | Path,
     clips: Sequence[Clip],
-    recipe: Recipe,
+    recipe: EmbedderConfig,
     condition: str,
     cache: str | Path,
     bad_clips: float = 0.0,
-    executor: Executor = embed_here,
+    executor: Executor = embed_in_threads,
     progress: bool = True,
-) -> Summary:
+) -> ExtractionSummary:
     """Write the feature file `path` of a condition; a run that was killed goes on where it was.
 
     Args:
@@ -226,12 +227,12 @@ def make_features(
         usable = (clip.uid for clip in clips if clip.uid not in problems)
         written = write_features(path, ((uid, journal.read(uid)) for uid in usable), info, [uid for uid, _ in left_out])
         journal.finish()
-    return Summary(written, len(clips) - len(missing), left_out)
+    return ExtractionSummary(written, len(clips) - len(missing), left_out)
 
 
 def _chunks(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
-    for start in range(0, len(clips), CHUNK_CLIPS):
-        yield list(clips[start : start + CHUNK_CLIPS])
+    for start in range(0, len(clips), CLIPS_PER_CHUNK):
+        yield list(clips[start : start + CLIPS_PER_CHUNK])
 
 
 def _check_share(left_out: list[tuple[str, str]], clips: int, allowed: float) -> None:

@@ -9,17 +9,17 @@ from itertools import cycle, islice
 import ray
 import torch
 
-from qdformer.audio.features.extract import Clip, Embedder, Embedding, Recipe
+from qdformer.audio.features.extract import Clip, Embedder, EmbedderConfig, Embedding
 
-IN_FLIGHT = 2  # chunks for each worker: one in work, one waiting
-RESTARTS = 2  # of a worker that dies, or whose node does; its chunk is done again
+CHUNKS_PER_WORKER = 2  # chunks for each worker: one in work, one waiting
+MAX_RESTARTS = 2  # of a worker that dies, or whose node does; its chunk is done again
 
 
-@ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)
-class Worker:
+@ray.remote(num_cpus=1, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
+class EmbedWorker:
     """Holds the network on one CPU."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: EmbedderConfig) -> None:
         torch.set_num_threads(1)
         self._recipe = recipe
         self._embedder: Embedder | None = None
@@ -30,18 +30,18 @@ class Worker:
         return self._embedder.embed(chunk)
 
 
-def embed_over_ray(recipe: Recipe, chunks: Iterable[list[Clip]]) -> Iterator[list[Embedding]]:
+def embed_on_ray(recipe: EmbedderConfig, chunks: Iterable[list[Clip]]) -> Iterator[list[Embedding]]:
     """An `Executor` with a worker for each CPU of the cluster that `RAY_ADDRESS` names, or of the open session.
 
-    At most `IN_FLIGHT` chunks for each worker are on their way, and each result is dropped from Ray's
+    At most `CHUNKS_PER_WORKER` chunks for each worker are on their way, and each result is dropped from Ray's
     store when it was taken, so that the data set is never in memory as a whole.
     """
     with _session():
-        workers = [Worker.remote(recipe) for _ in range(max(1, int(ray.cluster_resources().get("CPU", 1))))]
+        workers = [EmbedWorker.remote(recipe) for _ in range(max(1, int(ray.cluster_resources().get("CPU", 1))))]
         work = iter(chunks)
         running = {
             worker.embed.remote(chunk): worker
-            for worker, chunk in zip(islice(cycle(workers), IN_FLIGHT * len(workers)), work, strict=False)
+            for worker, chunk in zip(islice(cycle(workers), CHUNKS_PER_WORKER * len(workers)), work, strict=False)
         }
         try:
             while running:

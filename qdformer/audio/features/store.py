@@ -32,7 +32,7 @@ import numpy as np
 from qdformer.utils.constants import SAMPLE_RATE
 from qdformer.utils.errors import InputError
 
-VERSION = 2
+FORMAT_VERSION = 2
 ShortClips = Literal["repeat", "zero"]
 _GROUP, _LEFT_OUT = "embeddings", "left_out"
 
@@ -54,7 +54,7 @@ class FeatureInfo:
     centre: bool = False
     pca: str = ""
     sample_rate: int = SAMPLE_RATE
-    version: int = VERSION
+    version: int = FORMAT_VERSION
 
 
 def write_features(
@@ -302,8 +302,8 @@ def _read_info(path: Path) -> tuple[FeatureInfo, frozenset[str]]:
     try:
         with h5py.File(path, "r") as file:
             version = file.attrs["version"]
-            if version != VERSION:
-                raise FeatureError(f"{path}: features of version {version}, expected {VERSION}; make them again")
+            if version != FORMAT_VERSION:
+                raise FeatureError(f"{path}: features of version {version}, expected {FORMAT_VERSION}; make them again")
             values = {name: file.attrs[name] for name in FeatureInfo.__dataclass_fields__}
             complete = _GROUP in file and len(file[_GROUP]) == file.attrs["clips"]
             left_out = frozenset(file[_LEFT_OUT].asstr()[()] if _LEFT_OUT in file else ())

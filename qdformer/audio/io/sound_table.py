@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 
 from qdformer.audio.io.read import AudioError
-from qdformer.audio.io.write import PEAK, check_samples, quantize, write_sound
+from qdformer.audio.io.write import PCM16_MAX, check_waveform, quantize, write_audio
 from qdformer.utils.constants import SAMPLE_RATE, SPLITS
 from qdformer.utils.files import write_rows
 from qdformer.utils.tables import read_table
@@ -28,8 +28,8 @@ def sound_row(path: str, *, role: str, split: str, label: str = "") -> dict[str,
 
 def write_single_sound(root: Path, path: str, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     """Write one mono sound, float [samples] within -1..1, as 16-bit `{root}/{path}` (.flac or .wav)."""
-    check_samples(f"sound {path}", audio)
-    write_sound(Path(root) / path, quantize(audio * PEAK, 16), sample_rate=sample_rate)
+    check_waveform(f"sound {path}", audio)
+    write_audio(Path(root) / path, quantize(audio * PCM16_MAX, 16), sample_rate=sample_rate)
 
 
 def write_sound_table(root: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -37,7 +37,7 @@ def write_sound_table(root: Path, rows: Sequence[Mapping[str, str]]) -> None:
     write_rows(Path(root) / "sounds.csv", SOUND_COLUMNS, rows)
 
 
-def read_sounds(root: str | Path) -> pandas.DataFrame:
+def read_sound_table(root: str | Path) -> pandas.DataFrame:
     """Read `sounds.csv`; one row per sound, in the file's order.
 
     Columns: path (Path, with `root`), role ('source' or 'noise'), split, label (class name, '' for noise).

@@ -12,11 +12,11 @@ from qdformer.audio.io.read import AudioError
 from qdformer.utils.constants import SAMPLE_RATE
 from qdformer.utils.files import write_bytes
 
-PEAK = 1.0 - 1.0 / 32768
+PCM16_MAX = 1.0 - 1.0 / 32768
 """The largest sample that a file of 16 bits holds; the smallest is -1."""
 
 
-def check_samples(what: str, samples: np.ndarray) -> None:
+def check_waveform(what: str, samples: np.ndarray) -> None:
     """Raise `AudioError`, which names `what`, unless `samples` are finite floats [S] within -1..1."""
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
         raise AudioError(f"{what} is {samples.dtype} {list(samples.shape)}; expected float [samples]")
@@ -31,7 +31,7 @@ def quantize(samples: np.ndarray, bits: int) -> np.ndarray:
     return (np.clip(np.round(samples * float(steps)), -steps, steps - 1) / steps).astype(np.float32)
 
 
-def write_sound(path: str | Path, samples: np.ndarray, bits: int = 16, sample_rate: int = SAMPLE_RATE) -> None:
+def write_audio(path: str | Path, samples: np.ndarray, bits: int = 16, sample_rate: int = SAMPLE_RATE) -> None:
     """Write [samples] or [samples, channels], as `quantize` returns them for `bits` (16 or 24), as `.flac` or `.wav`.
 
     Raises:

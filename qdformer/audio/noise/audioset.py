@@ -77,7 +77,7 @@ class Ontology:
                 f" ({type(error).__name__}: {error})"
             ) from None
 
-    def ids(self, names: Iterable[str]) -> list[str]:
+    def resolve_ids(self, names: Iterable[str]) -> list[str]:
         """The ids of classes given by name or id; raise `AudioSetError` for one that is unknown or ambiguous."""
         by_name = defaultdict(list)
         for mid, name in self.names.items():
@@ -138,7 +138,7 @@ def _parse(line: str, path: Path, number: int) -> Segment:
     )
 
 
-def read_classes_csv(path: Path = CLASSES_CSV) -> dict[str, tuple[str, ...]]:
+def read_class_mapping(path: Path = CLASSES_CSV) -> dict[str, tuple[str, ...]]:
     """For each class of a target data set the ids of the AudioSet classes it sounds as; none: declared unmappable."""
     table: dict[str, tuple[str, ...]] = {}
     with path.open(encoding="utf-8", newline="") as file:
@@ -148,13 +148,13 @@ def read_classes_csv(path: Path = CLASSES_CSV) -> dict[str, tuple[str, ...]]:
     return table
 
 
-def labels_on_screen(classes: Iterable[str], ontology: Ontology) -> frozenset[str]:
+def labels_of_classes(classes: Iterable[str], ontology: Ontology) -> frozenset[str]:
     """The ids of all labels that objects of these classes can sound as.
 
     Raises:
         AudioSetError: a class is not in `audioset_classes.csv`, or the ontology lacks an id of it.
     """
-    table = read_classes_csv()
+    table = read_class_mapping()
     mids: set[str] = set()
     for name in classes:
         if name not in table:
@@ -166,8 +166,10 @@ def labels_on_screen(classes: Iterable[str], ontology: Ontology) -> frozenset[st
     return ontology.with_descendants(mids)
 
 
-def select(lists: Iterable[str | Path], wanted: frozenset[str], forbidden: frozenset[str], seed: int) -> list[Segment]:
-    """The segments with a wanted label and no forbidden one, in an order that `seed` and their names give.
+def select_segments(
+    lists: Iterable[str | Path], wanted: frozenset[str], excluded: frozenset[str], seed: int
+) -> list[Segment]:
+    """The segments with a wanted label and no excluded one, in an order that `seed` and their names give.
 
     A segment that stands in several lists is taken once.
     """
@@ -175,12 +177,12 @@ def select(lists: Iterable[str | Path], wanted: frozenset[str], forbidden: froze
     for path in lists:
         for segment in read_segments(path):
             labels = frozenset(segment.labels)
-            if labels & wanted and not labels & forbidden:
+            if labels & wanted and not labels & excluded:
                 chosen.setdefault(segment.name, segment)
     return sorted(chosen.values(), key=lambda segment: (_digest(seed, segment.name), segment.name))
 
 
-def split_of(youtube_id: str, counts: Mapping[str, int], seed: int) -> str:
+def assign_split(youtube_id: str, counts: Mapping[str, int], seed: int) -> str:
     """The split that a video belongs to: drawn from `seed` and its id alone, in proportion to `counts`."""
     place = int.from_bytes(_digest(seed, youtube_id)[:8]) % sum(counts.values())
     for split, count in sorted(counts.items()):
@@ -190,7 +192,7 @@ def split_of(youtube_id: str, counts: Mapping[str, int], seed: int) -> str:
     raise AssertionError("counts are positive")
 
 
-def index_clips(folder: str | Path) -> dict[str, list[Clip]]:
+def index_clip_files(folder: str | Path) -> dict[str, list[Clip]]:
     """The sounds and videos below `folder` by the YouTube id that their names hold.
 
     Names: `{id}`, `{id}_{start}` or `{id}_{start}_{end}`, in seconds or milliseconds, with or without a Y
@@ -208,7 +210,7 @@ def index_clips(folder: str | Path) -> dict[str, list[Clip]]:
     return dict(index)
 
 
-def find_clip(index: Mapping[str, list[Clip]], segment: Segment) -> Path | None:
+def find_clip_file(index: Mapping[str, list[Clip]], segment: Segment) -> Path | None:
     """The file of a segment: one whose name tells its start, else one without a start."""
     clips = index.get(segment.youtube_id, [])
     starts = (segment.start, 1000 * segment.start)

@@ -23,15 +23,15 @@ from typing import Literal
 import numpy as np
 
 from qdformer.audio.io.read import AudioError
-from qdformer.audio.io.write import quantize, write_sound
+from qdformer.audio.io.write import quantize, write_audio
 from qdformer.audio.noise.audioset import AudioSetError, Segment
 
-REQUEST_SECONDS = 2.0
+REQUEST_INTERVAL_SECONDS = 2.0
 """From the start of one request to YouTube to that of the next, at least."""
-TRIES = 5
-FIRST_WAIT, LONGEST_WAIT = 5.0, 120.0
+MAX_ATTEMPTS = 5
+INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 5.0, 120.0
 """Seconds before the second try, doubled before each further one up to the longest."""
-FAILURES_IN_A_ROW = 5
+MAX_CONSECUTIVE_FAILURES = 5
 
 Outcome = Literal["fetched", "gone", "failed"]
 
@@ -90,8 +90,8 @@ class Fetcher:
         if segment.youtube_id in self.gone:
             return None, "gone"
         yt_dlp = _import_yt_dlp()
-        wait = FIRST_WAIT
-        for attempt in range(1, TRIES + 1):
+        wait = INITIAL_BACKOFF_SECONDS
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             self._keep_rate()
             try:
                 track = self._download(yt_dlp, segment.youtube_id)
@@ -104,12 +104,12 @@ class Fetcher:
                 if kind == "gone":
                     self._write_gone(segment.youtube_id, reason)
                     return None, "gone"
-                if attempt < TRIES:
+                if attempt < MAX_ATTEMPTS:
                     self._sleep(wait)
-                    wait = min(2 * wait, LONGEST_WAIT)
+                    wait = min(2 * wait, MAX_BACKOFF_SECONDS)
                 elif kind == "network":
                     raise FetchError(
-                        f"{segment.youtube_id}: YouTube cannot be reached after {TRIES} tries: {reason}."
+                        f"{segment.youtube_id}: YouTube cannot be reached after {MAX_ATTEMPTS} tries: {reason}."
                         " What was fetched is kept: the same command goes on from here"
                     ) from None
                 else:
@@ -141,11 +141,11 @@ class Fetcher:
     def _keep_rate(self) -> None:
         if (early := self._next_request - self._now()) > 0:
             self._sleep(early)
-        self._next_request = self._now() + REQUEST_SECONDS
+        self._next_request = self._now() + REQUEST_INTERVAL_SECONDS
 
     def _failed(self, segment: Segment, reason: str) -> tuple[None, Outcome]:
         self._failures += 1
-        if self._failures >= FAILURES_IN_A_ROW:
+        if self._failures >= MAX_CONSECUTIVE_FAILURES:
             raise FetchError(
                 f"{self._failures} videos failed one after another, {segment.youtube_id} the last: {reason}."
                 " A newer yt-dlp may help: pip install --upgrade yt-dlp"
@@ -219,7 +219,7 @@ def _cut(track: Path, segment: Segment, target: Path) -> None:
         track.unlink()
         raise AudioError(f"{track.name}: ends before {segment.start} s, where the segment starts")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_sound(target, quantize(samples, 16), sample_rate=rate)
+    write_audio(target, quantize(samples, 16), sample_rate=rate)
 
 
 def _say_nothing(message: str) -> None:

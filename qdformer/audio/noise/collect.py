@@ -2,8 +2,8 @@
 
     {folder}/noise.csv   one row per recording and split: path, split, source, labels, youtube_id, start
 
-The noises of AudioSet are FLAC of 16 kHz, mono, 16 bits, with a peak of `PEAK`: mixing sets their level. Those of the
-data set are its files as they are.
+The noises of AudioSet are FLAC of 16 kHz, mono, 16 bits, with a peak of `NOISE_PEAK`: mixing sets their level. Those of
+the data set are its files as they are.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ import pandas
 from tqdm import tqdm
 
 from qdformer.audio.io.read import AudioError, read_audio
-from qdformer.audio.io.write import quantize, write_sound
+from qdformer.audio.io.write import quantize, write_audio
 from qdformer.audio.noise.audioset import (
     AudioSetError,
     Ontology,
     Segment,
-    find_clip,
-    index_clips,
-    labels_on_screen,
-    select,
-    split_of,
+    assign_split,
+    find_clip_file,
+    index_clip_files,
+    labels_of_classes,
+    select_segments,
 )
-from qdformer.audio.noise.mixing import SILENT_RMS, rms
+from qdformer.audio.noise.mixing import SILENCE_RMS, rms
 from qdformer.config.noise import Noise
 from qdformer.utils.constants import SAMPLE_RATE
 from qdformer.utils.tables import read_table
 
-COLUMNS = ("path", "split", "source", "labels", "youtube_id", "start")
-PEAK = 0.9
+NOISE_COLUMNS = ("path", "split", "source", "labels", "youtube_id", "start")
+NOISE_PEAK = 0.9
 _TALLIED = ("picked", "found", "fetched", "gone", "failed", "missing", "unreadable", "silent")
 _LONGER = 1.0  # seconds by which a file may pass its segment's length before it counts as the whole video
 
 
-def copy_noises(folder: str | Path, sounds_root: str | Path, sounds: pandas.DataFrame) -> pandas.DataFrame:
+def copy_dataset_noises(folder: str | Path, sounds_root: str | Path, sounds: pandas.DataFrame) -> pandas.DataFrame:
     """Copy the noises of a data set's sounds to `folder`, under the same names and in the same order.
 
-    `sounds` is `qdformer.data.manifest.read_sounds(sounds_root)`. Returns the table written as `noise.csv`.
+    `sounds` is `qdformer.data.manifest.read_sound_table(sounds_root)`. Returns the table written as `noise.csv`.
 
     Raises:
         AudioError: there is none.
@@ -63,12 +63,12 @@ def copy_noises(folder: str | Path, sounds_root: str | Path, sounds: pandas.Data
     return _write_table(folder, rows)
 
 
-def no_noises(folder: str | Path) -> pandas.DataFrame:
+def write_empty_noise_table(folder: str | Path) -> pandas.DataFrame:
     """Write a `noise.csv` without a noise, for runs that mix none; returns the table."""
     return _write_table(Path(folder), [])
 
 
-def collect_audioset(
+def collect_audioset_noises(
     folder: str | Path, settings: Noise, classes: Iterable[str], cache: str | Path
 ) -> pandas.DataFrame:
     """Write `settings.count` noises from AudioSet for each split to `folder`; none has a label of `classes`.
@@ -84,21 +84,23 @@ def collect_audioset(
     from qdformer.audio.noise.audioset_fetch import Fetcher
 
     ontology = Ontology(settings.ontology)
-    wanted = ontology.with_descendants(ontology.ids(settings.labels))
-    forbidden = labels_on_screen(classes, ontology)
-    index = index_clips(settings.folder) if settings.folder else {}
+    wanted = ontology.with_descendants(ontology.resolve_ids(settings.labels))
+    excluded = labels_of_classes(classes, ontology)
+    index = index_clip_files(settings.folder) if settings.folder else {}
     fetcher = Fetcher(cache)
-    candidates = select(settings.segments, wanted, forbidden, settings.seed)
+    candidates = select_segments(settings.segments, wanted, excluded, settings.seed)
     rows, problems = [], []
     for split, count in settings.count.items():
         tally: Counter[str] = Counter()
-        eligible = [item for item in candidates if split_of(item.youtube_id, settings.count, settings.seed) == split]
+        eligible = [
+            item for item in candidates if assign_split(item.youtube_id, settings.count, settings.seed) == split
+        ]
         with tqdm(total=count, desc=f"noise {split}", unit="clip", disable=None) as bar:
             for segment in eligible:
                 if tally["usable"] == count:
                     break
                 tally["picked"] += 1
-                path, outcome = find_clip(index, segment) or fetcher.cached(segment), "found"
+                path, outcome = find_clip_file(index, segment) or fetcher.cached(segment), "found"
                 if path is None:
                     path, outcome = fetcher.fetch(segment) if settings.fetch else (None, "missing")
                 tally[outcome] += 1
@@ -118,13 +120,13 @@ def collect_audioset(
     return _write_table(Path(folder), rows)
 
 
-def read_noises(folder: str | Path) -> pandas.DataFrame:
+def read_noise_table(folder: str | Path) -> pandas.DataFrame:
     """Read `noise.csv`; one row per noise and split, in the file's order, with `path` as a Path.
 
     Raises:
         AudioError: the table is missing, broken or lacks a column.
     """
-    table = read_table(Path(folder) / "noise.csv", COLUMNS, AudioError, writer="noise")
+    table = read_table(Path(folder) / "noise.csv", NOISE_COLUMNS, AudioError, writer="noise")
     return table.assign(path=[Path(folder) / value for value in table["path"]])
 
 
@@ -136,13 +138,13 @@ def _convert(path: Path, segment: Segment, split: str, folder: Path, tally: Coun
         tally["unreadable"] += 1
         tqdm.write(f"noise left out: {error}", file=sys.stderr)
         return None
-    if rms(audio) <= SILENT_RMS:
+    if rms(audio) <= SILENCE_RMS:
         tally["silent"] += 1
         tqdm.write(f"noise left out: {path}: is silent", file=sys.stderr)
         return None
     name = f"{split}/{segment.name}.flac"
     (folder / split).mkdir(parents=True, exist_ok=True)
-    write_sound(folder / name, quantize(audio * (PEAK / np.abs(audio).max()), 16))
+    write_audio(folder / name, quantize(audio * (NOISE_PEAK / np.abs(audio).max()), 16))
     return {
         "path": name,
         "split": split,
@@ -163,6 +165,6 @@ def _cut(audio: np.ndarray, segment: Segment, path: Path) -> np.ndarray:
 
 
 def _write_table(folder: Path, rows: list[dict]) -> pandas.DataFrame:
-    table = pandas.DataFrame(rows, columns=list(COLUMNS))
+    table = pandas.DataFrame(rows, columns=list(NOISE_COLUMNS))
     table.to_csv(folder / "noise.csv", index=False, lineterminator="\n")
     return table

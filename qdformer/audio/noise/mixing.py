@@ -7,11 +7,11 @@ Rules:
   place, at every SNR: they are drawn from the seed and the clip's id alone, so that neither the
   order of the clips nor which others are mixed matters.
 - Where the sum would clip, clip and noise are scaled down together, which keeps the SNR.
-- The file is FLAC of 16 bits. Where rounding to them would move the SNR by more than `TOLERANCE_DB`
+- The file is FLAC of 16 bits. Where rounding to them would move the SNR by more than `SNR_TOLERANCE_DB`
   (a clip that is nearly silent, or noise far beneath it) it is FLAC of 24 bits. No dither is added.
-- The SNR is measured on the samples of the written file; off by more than `TOLERANCE_DB` is an `AudioError`.
-- What has an RMS of `SILENT_RMS` or less is silent. A silent clip has no power to measure against: noise
-  is laid as if the clip's RMS were `SILENT_CLIP_RMS`, and its SNR is minus infinity.
+- The SNR is measured on the samples of the written file; off by more than `SNR_TOLERANCE_DB` is an `AudioError`.
+- What has an RMS of `SILENCE_RMS` or less is silent. A silent clip has no power to measure against: noise
+  is laid as if the clip's RMS were `SILENT_CLIP_REFERENCE_RMS`, and its SNR is minus infinity.
 - A piece of noise that is silent is drawn anew; a noise that stays silent is an `AudioError`.
 """
 
@@ -32,12 +32,12 @@ import pandas
 from tqdm import tqdm
 
 from qdformer.audio.io.read import AudioError, read_audio
-from qdformer.audio.io.write import quantize, write_sound
+from qdformer.audio.io.write import quantize, write_audio
 from qdformer.utils.tables import read_table
 
-SILENT_RMS = 1e-4  # -80 dB of full scale, three 16-bit steps: nothing but the dither of a recording
-SILENT_CLIP_RMS = 0.05
-TOLERANCE_DB = 0.01
+SILENCE_RMS = 1e-4  # -80 dB of full scale, three 16-bit steps: nothing but the dither of a recording
+SILENT_CLIP_REFERENCE_RMS = 0.05
+SNR_TOLERANCE_DB = 0.01
 _PEAK = 1.0 - 1.0 / 32768  # the largest 16-bit sample
 _DRAWS = 20
 _RECORDINGS_KEPT = 64  # in memory; an AudioSet segment takes 0.6 MB
@@ -46,7 +46,7 @@ MANIFEST_COLUMNS = ("uid", "split", "frames", "audio", "noise", "offset", "gain"
 
 
 @dataclass(frozen=True)
-class Mix:
+class Mixture:
     """A clip with noise: round(scale * (clean + gain * noise)) in steps of `bits`."""
 
     audio: np.ndarray
@@ -55,14 +55,14 @@ class Mix:
     """Factor on the noise."""
     scale: float
     """Factor on the sum; 1 where nothing would clip."""
-    achieved_snr: float
+    snr_db: float
     """In dB, after scaling and rounding; minus infinity for a silent clip."""
     bits: int
     """Of a sample: 16, or 24 where 16 do not hold the SNR."""
 
 
 @dataclass(frozen=True)
-class NoisePiece:
+class NoiseSegment:
     """Where a clip's noise comes from."""
 
     path: Path
@@ -72,7 +72,7 @@ class NoisePiece:
     """[S] float32."""
 
 
-def mix_at_snr(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> Mix:
+def mix_at_snr(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> Mixture:
     """Add `noise` [S] to `clean` [S] at `snr_db` over the whole clip.
 
     Raises:
@@ -81,29 +81,29 @@ def mix_at_snr(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> Mix:
     if clean.shape != noise.shape or clean.ndim != 1:
         raise AudioError(f"clip {list(clean.shape)} and noise {list(noise.shape)} must be mono and of one length")
     clean, noise = clean.astype(np.float64), noise.astype(np.float64)
-    if rms(noise) <= SILENT_RMS:
+    if rms(noise) <= SILENCE_RMS:
         raise AudioError("the noise is silent")
-    silent = rms(clean) <= SILENT_RMS
-    gain = (SILENT_CLIP_RMS if silent else rms(clean)) / rms(noise) * 10.0 ** (-snr_db / 20.0)
+    silent = rms(clean) <= SILENCE_RMS
+    gain = (SILENT_CLIP_REFERENCE_RMS if silent else rms(clean)) / rms(noise) * 10.0 ** (-snr_db / 20.0)
     mixed = clean + gain * noise
     scale = min(1.0, _PEAK / float(np.abs(mixed).max()))
     for bits in (16, 24):
         audio = quantize(mixed * scale, bits)
-        achieved = achieved_snr(clean, audio, scale)
-        if silent or abs(achieved - snr_db) <= TOLERANCE_DB:
-            return Mix(audio, gain, scale, achieved, bits)
+        achieved = measure_snr(clean, audio, scale)
+        if silent or abs(achieved - snr_db) <= SNR_TOLERANCE_DB:
+            return Mixture(audio, gain, scale, achieved, bits)
     level = 20.0 * math.log10(rms(clean))
     raise AudioError(
         f"an SNR of {snr_db:g} dB cannot be held: a clip of {level:.0f} dB full scale gets {achieved:.3f} dB in 24 bits"
     )
 
 
-def achieved_snr(clean: np.ndarray, mixed: np.ndarray, scale: float) -> float:
+def measure_snr(clean: np.ndarray, mixed: np.ndarray, scale: float) -> float:
     """The SNR in dB of `mixed` [S], over the whole clip, where `scale * clean` [S] is the signal and the rest is noise.
 
     Minus infinity for a silent clip, infinity where nothing was added.
     """
-    if rms(clean) <= SILENT_RMS:
+    if rms(clean) <= SILENCE_RMS:
         return -math.inf
     added = rms(mixed - scale * clean.astype(np.float64))
     return 20.0 * math.log10(scale * rms(clean) / added) if added else math.inf
@@ -114,9 +114,9 @@ def rms(samples: np.ndarray) -> float:
     return math.sqrt(float(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
 
 
-def choose_noise(
+def select_noise(
     noises: Sequence[Path], seed: int, uid: str, samples: int, read: Callable[[Path], np.ndarray] = read_audio
-) -> NoisePiece:
+) -> NoiseSegment:
     """The noise of clip `uid`: a recording and a place in it that depend on `seed` and `uid` alone.
 
     Every recording's name has a rank of its own for the clip, and the first is taken: one that comes or goes changes
@@ -138,8 +138,8 @@ def choose_noise(
         places = len(recording) - samples + 1 if len(recording) >= samples else len(recording)
         offset = int(random.integers(places))
         piece = np.take(recording, np.arange(offset, offset + samples), mode="wrap")
-        if rms(piece) > SILENT_RMS:
-            return NoisePiece(path, offset, piece)
+        if rms(piece) > SILENCE_RMS:
+            return NoiseSegment(path, offset, piece)
     raise AudioError(f"{path}: the noise is silent")
 
 
@@ -161,7 +161,7 @@ def write_condition(
     Args:
         folder: where to write; replaced if it is there.
         clips: `qdformer.data.manifest.read_manifest`: uid, split, frames, audio.
-        noises: `qdformer.audio.noise.collect.read_noises`: path, split.
+        noises: `qdformer.audio.noise.collect.read_noise_table`: path, split.
 
     Raises:
         AudioError: clips or noises are not usable (the message counts and names them), or a split has no noise.
@@ -205,7 +205,7 @@ def _write_noisy(
         name = f"{clip.uid}.flac"
         try:
             clean = read_audio(clip.audio)
-            noise = choose_noise(pools[clip.split], seed, clip.uid, len(clean), read_noise)
+            noise = select_noise(pools[clip.split], seed, clip.uid, len(clean), read_noise)
             mix = mix_at_snr(clean, noise.audio, snr_db)
             achieved = _write_checked(folder / name, clean, mix, snr_db)
         except AudioError as error:
@@ -230,14 +230,14 @@ def _write_noisy(
     return rows
 
 
-def _write_checked(path: Path, clean: np.ndarray, mix: Mix, snr_db: float) -> float:
+def _write_checked(path: Path, clean: np.ndarray, mix: Mixture, snr_db: float) -> float:
     """Write the mix as FLAC and return the SNR of what the file holds."""
     import soundfile
 
-    write_sound(path, mix.audio, mix.bits)
+    write_audio(path, mix.audio, mix.bits)
     written, _ = soundfile.read(path, dtype="float32")
-    achieved = achieved_snr(clean, written, mix.scale)
-    if math.isfinite(mix.achieved_snr) and not abs(achieved - snr_db) <= TOLERANCE_DB:
+    achieved = measure_snr(clean, written, mix.scale)
+    if math.isfinite(mix.snr_db) and not abs(achieved - snr_db) <= SNR_TOLERANCE_DB:
         raise AudioError(f"{path.name}: written with an SNR of {achieved:.3f} dB, asked {snr_db:g} dB")
     return achieved
 

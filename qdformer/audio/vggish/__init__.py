@@ -1,5 +1,6 @@
 """VGGish: its front end and network, its published files, and its training here."""
 
-from qdformer.audio.vggish.model import VGGish, load_vggish, log_mel_patches
+from qdformer.audio.vggish.log_mel import log_mel_patches
+from qdformer.audio.vggish.model import VGGish, load_vggish
 
 __all__ = ["VGGish", "load_vggish", "log_mel_patches"]

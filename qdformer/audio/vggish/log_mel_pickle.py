@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from qdformer.audio.io.read import LOG_MEL_SUFFIX, AudioError
-from qdformer.audio.vggish.model import BANDS, PATCH_FRAMES
+from qdformer.audio.vggish.log_mel import N_MELS, PATCH_FRAMES
 
 _DTYPES = [np.dtype(kind) for kind in (np.float32, np.float64)]
 
 
-def is_log_mel(path: Path) -> bool:
+def is_log_mel_file(path: Path) -> bool:
     """Whether the file holds a spectrogram, not sound."""
     return path.suffix == LOG_MEL_SUFFIX
 
@@ -42,9 +42,9 @@ def read_log_mel(path: Path) -> Tensor:
         raise AudioError(f"{path}: cannot be read as a log-mel spectrogram: {error}") from None
     if isinstance(value, np.ndarray) and value.dtype in _DTYPES:
         value = torch.from_numpy(value)
-    if not isinstance(value, Tensor) or value.shape[1:] != (1, PATCH_FRAMES, BANDS) or not len(value):
+    if not isinstance(value, Tensor) or value.shape[1:] != (1, PATCH_FRAMES, N_MELS) or not len(value):
         shape = list(value.shape) if isinstance(value, (Tensor, np.ndarray)) else type(value).__name__
-        raise AudioError(f"{path}: holds {shape}; expected patches [P, 1, {PATCH_FRAMES}, {BANDS}]")
+        raise AudioError(f"{path}: holds {shape}; expected patches [P, 1, {PATCH_FRAMES}, {N_MELS}]")
     if not torch.isfinite(value).all():
         raise AudioError(f"{path}: holds numbers that are NaN or infinite")
     return value.detach().float()

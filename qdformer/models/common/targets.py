@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from qdformer.models.common.boxes import boxes_of_masks
 from qdformer.models.common.fpn import MASK_STRIDE
-from qdformer.utils.constants import IGNORE
+from qdformer.utils.constants import IGNORE_INDEX
 from qdformer.utils.errors import InputError
 
 
@@ -42,12 +42,14 @@ def targets_of(labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_classes:
 
     Objects of one class make one target, as the labels do not tell them apart.
     """
-    judged_BTHW = (labels_BTHW != IGNORE) & labeled_BT[..., None, None]
+    judged_BTHW = (labels_BTHW != IGNORE_INDEX) & labeled_BT[..., None, None]
     labels_BTHW = labels_BTHW.where(judged_BTHW, 0)
     B = len(labels_BTHW)
     present_BC = torch.stack([torch.bincount(clip.flatten(), minlength=num_classes + 1).bool() for clip in labels_BTHW])
     if present_BC.shape[1] > num_classes + 1:
-        raise InputError(f"class id {int(labels_BTHW.max())} in the labels; expected 0..{num_classes} or {IGNORE}")
+        raise InputError(
+            f"class id {int(labels_BTHW.max())} in the labels; expected 0..{num_classes} or {IGNORE_INDEX}"
+        )
     ids = [clip[1:].nonzero().flatten().tolist() for clip in present_BC.cpu()]
     most = max(map(len, ids), default=0)
     device = labels_BTHW.device

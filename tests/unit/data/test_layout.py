@@ -36,7 +36,7 @@ def test_a_clip_is_whole_or_absent_and_can_be_replaced(tmp_path, monkeypatch):
     def full_disk(*args, **named):
         raise OSError("no space left")
 
-    monkeypatch.setattr(layout, "write_sound", full_disk)
+    monkeypatch.setattr(layout, "write_audio", full_disk)
     with pytest.raises(OSError, match="no space left"):
         write_clip(tmp_path, "v1m", "a", frames, labels, audio)
     assert not (tmp_path / "v1m" / "a").exists()

@@ -10,8 +10,8 @@ import torch
 
 from qdformer.audio.features.extract import Clip, Embedder
 from qdformer.audio.io.read import AudioError
-from qdformer.audio.noise.collect import COLUMNS
-from qdformer.audio.noise.mixing import SILENT_CLIP_RMS, choose_noise
+from qdformer.audio.noise.collect import NOISE_COLUMNS
+from qdformer.audio.noise.mixing import SILENT_CLIP_REFERENCE_RMS, select_noise
 from qdformer.data.layout import DataError
 from qdformer.evaluation.controls import OffScreen, noise_features
 
@@ -83,7 +83,7 @@ def noises(folder, *splits):
         path = folder / f"{index}.wav"
         soundfile.write(path, np.random.default_rng(index).normal(0, 0.1, 9 * 16000).clip(-1, 1), 16000)
         rows.append({"path": path, "split": split})
-    return pandas.DataFrame(rows, columns=list(COLUMNS))
+    return pandas.DataFrame(rows, columns=list(NOISE_COLUMNS))
 
 
 def test_noise_is_that_which_is_mixed_in_alone(tmp_path):
@@ -92,8 +92,8 @@ def test_noise_is_that_which_is_mixed_in_alone(tmp_path):
     assert list(heard) == CLIPS["uid"].tolist()
     own = [pool["path"][0], pool["path"][2]]
     for clip in CLIPS.itertuples():
-        piece = choose_noise(own, 4, clip.uid, clip.frames * 16000).audio
-        level = piece * np.float32(SILENT_CLIP_RMS / np.sqrt(np.mean(piece.astype(np.float64) ** 2)))
+        piece = select_noise(own, 4, clip.uid, clip.frames * 16000).audio
+        level = piece * np.float32(SILENT_CLIP_REFERENCE_RMS / np.sqrt(np.mean(piece.astype(np.float64) ** 2)))
         soundfile.write(tmp_path / "alone.wav", level, 16000, subtype="FLOAT")
         (alone,) = EMBEDDER.embed([Clip(clip.uid, tmp_path / "alone.wav", clip.frames)])
         assert np.array_equal(heard[clip.uid], alone.embeddings)
@@ -108,6 +108,8 @@ def test_without_noises_it_is_white(tmp_path):
     again = noise_features(CLIPS[1:], noises(tmp_path), EMBEDDER, seed=4)
     assert all(np.array_equal(again[uid], heard[uid]) for uid in again)
     assert len({values[0].tobytes() for values in heard.values()}) == 6
-    uniform = np.random.default_rng(0).uniform(-1, 1, 5 * 16000).astype(np.float32) * np.sqrt(3) * SILENT_CLIP_RMS
-    (expected,) = EMBEDDER.embed_sounds([uniform], [5])
+    uniform = (
+        np.random.default_rng(0).uniform(-1, 1, 5 * 16000).astype(np.float32) * np.sqrt(3) * SILENT_CLIP_REFERENCE_RMS
+    )
+    (expected,) = EMBEDDER.embed_waveforms([uniform], [5])
     assert heard["c"].mean(axis=0) == pytest.approx(expected.mean(axis=0), abs=0.05)

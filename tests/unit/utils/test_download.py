@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from qdformer.utils.download import DownloadError, fetch, is_url
+from qdformer.utils.download import DownloadError, download, is_url
 
 CONTENT = bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -64,38 +64,38 @@ def test_it_goes_on_where_it_stopped_and_is_fetched_once(server, tmp_path):
     server.cut = 1000
     for _ in range(2):
         with pytest.raises(DownloadError, match="they are kept, and a new try goes on"):
-            fetch(server.url, tmp_path, progress=False)
+            download(server.url, tmp_path, progress=False)
     server.cut = 0
-    path = fetch(server.url, tmp_path, progress=False)
+    path = download(server.url, tmp_path, progress=False)
     assert path.read_bytes() == CONTENT and path.name.endswith("-set.tar")
     assert server.ranges == [None, "bytes=1000-", "bytes=2000-"]
-    assert fetch(server.url, tmp_path, progress=False) == path and len(server.ranges) == 3
+    assert download(server.url, tmp_path, progress=False) == path and len(server.ranges) == 3
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_that_changed_in_between_is_fetched_anew(server, tmp_path):
     server.cut = 1000
     with pytest.raises(DownloadError):
-        fetch(server.url, tmp_path, progress=False)
+        download(server.url, tmp_path, progress=False)
     server.content, server.version, server.cut = CONTENT[::-1], '"2"', 0
-    assert fetch(server.url, tmp_path, progress=False).read_bytes() == CONTENT[::-1]
+    assert download(server.url, tmp_path, progress=False).read_bytes() == CONTENT[::-1]
 
 
 def test_one_that_was_complete_but_not_yet_named(server, tmp_path):
     server.cut = len(CONTENT)
     name = f"{DIGEST[:16]}-set.tar"
     (tmp_path / f"{name}.partial").write_bytes(CONTENT)
-    assert fetch(server.url, tmp_path, DIGEST, progress=False).read_bytes() == CONTENT
+    assert download(server.url, tmp_path, DIGEST, progress=False).read_bytes() == CONTENT
     (tmp_path / name).rename(tmp_path / f"{name}.partial")
     server.content = CONTENT[:-1]  # longer than what the server has: not the same file
     with pytest.raises(DownloadError, match="cannot be fetched"):
-        fetch(server.url, tmp_path, DIGEST, progress=False)
+        download(server.url, tmp_path, DIGEST, progress=False)
 
 
 def test_another_digest_and_a_server_that_is_away(server, tmp_path):
     with pytest.raises(DownloadError, match=rf"SHA-256 is {DIGEST}, expected 12345678"):
-        fetch(server.url, tmp_path, "12345678", progress=False)
+        download(server.url, tmp_path, "12345678", progress=False)
     assert not list(tmp_path.iterdir())
     with pytest.raises(DownloadError, match="http://127.0.0.1:9/x: cannot be fetched"):
-        fetch("http://127.0.0.1:9/x", tmp_path, progress=False)
+        download("http://127.0.0.1:9/x", tmp_path, progress=False)
     assert is_url("https://a/b.zip") and not is_url("/a/b.zip") and not is_url("file:///a")

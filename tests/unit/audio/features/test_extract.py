@@ -15,13 +15,14 @@ import soundfile
 import torch
 
 from qdformer.audio.features import extract as features_module
-from qdformer.audio.features.extract import Clip, Embedder, Recipe, embed_here, make_features
+from qdformer.audio.features.extract import Clip, Embedder, EmbedderConfig, embed_in_threads, extract_features
 from qdformer.audio.features.store import FeatureError, FeatureStore, Journal
 from qdformer.audio.io.read import AudioError
-from qdformer.audio.vggish.model import VGGish, log_mel, log_mel_patches, save_vggish
+from qdformer.audio.vggish.log_mel import log_mel, log_mel_patches
+from qdformer.audio.vggish.model import VGGish, save_vggish
 from tests.helpers import PROJECT
 
-RECIPE = Recipe(Path("none"), "a" * 64, "repeat")
+RECIPE = EmbedderConfig(Path("none"), "a" * 64, "repeat")
 
 
 class Echo(torch.nn.Module):
@@ -98,7 +99,7 @@ def test_padding_follows_the_pca_step(tmp_path):
 def test_silence_is_what_a_silent_clip_gives(tmp_path):
     for options in ({}, {"centre": True}, {"pca": Double()}):
         silent = embed(tmp_path, np.zeros(32000, np.float32), 2, "repeat", **options)
-        np.testing.assert_array_equal(Embedder(Echo(), "repeat", **options).silence(2), silent)
+        np.testing.assert_array_equal(Embedder(Echo(), "repeat", **options).embed_silence(2), silent)
 
 
 def test_a_patch_has_the_same_bits_in_any_company(tmp_path):
@@ -117,7 +118,7 @@ def test_the_number_of_workers_changes_no_byte(tmp_path, echo, monkeypatch):
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         path = tmp_path / f"{threads}.h5"
-        summary = make_features(path, clips, RECIPE, "clean", tmp_path / "cache", progress=False)
+        summary = extract_features(path, clips, RECIPE, "clean", tmp_path / "cache", progress=False)
         assert (summary.written, summary.resumed, summary.left_out) == (50, 0, [])
         written.append(path.read_bytes())
     assert written[0] == written[1]
@@ -135,7 +136,7 @@ def test_chunks_are_drawn_as_they_are_wanted(tmp_path, echo):
 
     clips = write_clips(tmp_path, 30, seconds=1.0)
     bound = 2 * torch.get_num_threads() + 1
-    for taken, _ in enumerate(embed_here(RECIPE, chunks()), start=1):
+    for taken, _ in enumerate(embed_in_threads(RECIPE, chunks()), start=1):
         assert drawn <= taken + bound
     assert drawn == 30
 
@@ -162,13 +163,13 @@ def test_bad_sounds_are_named_and_the_rest_is_kept(tmp_path, echo, monkeypatch):
         clips.insert(3 * place, Clip(name, tmp_path / name, 2))
     path, cache = tmp_path / "clean.h5", tmp_path / "cache"
     with pytest.raises(AudioError, match=r"5 of 25 clips cannot be used, and features.bad_clips allows 10.0%") as error:
-        make_features(path, clips, RECIPE, "clean", cache, bad_clips=0.1, progress=False)
+        extract_features(path, clips, RECIPE, "clean", cache, bad_clips=0.1, progress=False)
     for name, reason in reasons.items():
         assert f"clip {name}: {tmp_path / name}: " in str(error.value)
         assert any(part in str(error.value) for part in reason.split("|"))
     assert not path.exists()
 
-    summary = make_features(path, clips, RECIPE, "clean", cache, bad_clips=0.2, progress=False)
+    summary = extract_features(path, clips, RECIPE, "clean", cache, bad_clips=0.2, progress=False)
     assert (summary.written, summary.resumed) == (20, 20)
     assert [uid for uid, _ in summary.left_out] == list(reasons)
     store = FeatureStore(path)
@@ -176,26 +177,26 @@ def test_bad_sounds_are_named_and_the_rest_is_kept(tmp_path, echo, monkeypatch):
 
     for name in reasons:  # mended, they alone are computed
         soundfile.write(tmp_path / name, np.zeros(32000), 16000)
-    summary = make_features(path, clips, RECIPE, "clean", cache, progress=False)
+    summary = extract_features(path, clips, RECIPE, "clean", cache, progress=False)
     assert (summary.written, summary.left_out) == (25, [])
 
 
 def test_while_another_makes_the_same_features_they_are_left_alone(tmp_path, echo):
     path, clips = tmp_path / "clean.h5", write_clips(tmp_path, 3)
-    make_features(path, clips, RECIPE, "clean", tmp_path / "cache", progress=False)
+    extract_features(path, clips, RECIPE, "clean", tmp_path / "cache", progress=False)
     before = path.read_bytes()
     with (
         Journal(tmp_path / "cache" / "clean.journal", RECIPE.info("clean")),
         pytest.raises(FeatureError, match="another process is making the features of clean"),
     ):
-        make_features(path, clips[:1], RECIPE, "clean", tmp_path / "cache", progress=False)
+        extract_features(path, clips[:1], RECIPE, "clean", tmp_path / "cache", progress=False)
     assert path.read_bytes() == before
 
 
 def test_no_usable_clip_is_an_error_whatever_is_allowed(tmp_path, echo):
     clips = [Clip("a", tmp_path / "a.wav", 2)]
     with pytest.raises(AudioError, match="1 of 1 clips cannot be used"):
-        make_features(tmp_path / "a.h5", clips, RECIPE, "clean", tmp_path, bad_clips=1.0, progress=False)
+        extract_features(tmp_path / "a.h5", clips, RECIPE, "clean", tmp_path, bad_clips=1.0, progress=False)
 
 
 def write_container(path: Path, samples: np.ndarray, rate: int, layout: str) -> None:
@@ -267,7 +268,7 @@ if moment == "replace":
     store.os.replace = counted(store.os.replace)
 if moment == "finish":
     store.Journal.finish = lambda journal: die()
-features.make_features(folder / "clean.h5", read_clips(folder), RECIPE, "clean", folder / "cache", progress=False)
+features.extract_features(folder / "clean.h5", read_clips(folder), RECIPE, "clean", folder / "cache", progress=False)
 print("saved")
 """
 
@@ -299,12 +300,12 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, echo, monkeypatch, moment, 
     """SIGKILL at every kind of moment; the second run starts from what was ready, and gives the same bytes."""
     clips = write_clips(tmp_path, 64)
     (tmp_path / "clips.json").write_text(json.dumps([clip.uid for clip in clips]))
-    make_features(tmp_path / "whole.h5", clips, RECIPE, "clean", tmp_path / "other", progress=False)
+    extract_features(tmp_path / "whole.h5", clips, RECIPE, "clean", tmp_path / "other", progress=False)
     done = run_python(KILLED, tmp_path, moment, when)
     assert done.returncode == -9 and done.stdout == "", done.stderr
     assert (tmp_path / "clean.h5").exists() == (moment == "finish")
 
-    summary = make_features(tmp_path / "clean.h5", clips, RECIPE, "clean", tmp_path / "cache", progress=False)
+    summary = extract_features(tmp_path / "clean.h5", clips, RECIPE, "clean", tmp_path / "cache", progress=False)
     assert resumed <= summary.resumed and (resumed != 1 or summary.resumed < 64)
     assert summary.written == 64
     assert (tmp_path / "clean.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
@@ -315,16 +316,16 @@ EXECUTORS = """
 import sys
 from pathlib import Path
 import ray
-from qdformer.audio.features.ray_executor import embed_over_ray
-from qdformer.audio.features.extract import Clip, Recipe, make_features
+from qdformer.audio.features.ray_executor import embed_on_ray
+from qdformer.audio.features.extract import Clip, EmbedderConfig, extract_features
 from qdformer.utils.digests import file_sha256
 
 folder = Path(sys.argv[1])
 weights = folder / "vggish.safetensors"
-recipe = Recipe(weights, file_sha256(weights), "repeat")
+recipe = EmbedderConfig(weights, file_sha256(weights), "repeat")
 clips = [Clip(path.stem, path, 2) for path in sorted(folder.glob("*.wav"))]
 ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
-summary = make_features(folder / "ray.h5", clips, recipe, "clean", folder / "ray", 0.1, embed_over_ray, progress=False)
+summary = extract_features(folder / "ray.h5", clips, recipe, "clean", folder / "ray", 0.1, embed_on_ray, progress=False)
 print(summary.written, summary.left_out)
 """
 
@@ -338,8 +339,8 @@ def test_a_ray_cluster_gives_the_same_bytes(tmp_path):
     clips = write_clips(tmp_path, 40)
     clips[7].path.write_bytes(b"no sound")
     clips.sort(key=lambda clip: clip.path.name)
-    recipe = Recipe(weights, digest, "repeat")
-    make_features(tmp_path / "here.h5", clips, recipe, "clean", tmp_path / "here", 0.1, progress=False)
+    recipe = EmbedderConfig(weights, digest, "repeat")
+    extract_features(tmp_path / "here.h5", clips, recipe, "clean", tmp_path / "here", 0.1, progress=False)
     done = run_python(EXECUTORS, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("39 [('clip7', ")
@@ -351,7 +352,7 @@ import sys, threading, time
 from pathlib import Path
 import psutil, torch
 from qdformer.audio.features import extract as features
-from qdformer.audio.features.extract import Clip, Recipe, make_features
+from qdformer.audio.features.extract import Clip, EmbedderConfig, extract_features
 
 class Small(torch.nn.Module):
     def __init__(self):
@@ -370,8 +371,8 @@ def watch():
         peak = max(peak, process.memory_info().rss)
 watcher = threading.Thread(target=watch)
 watcher.start()
-make_features(folder / f"{count}.h5", clips, Recipe(Path("none"), "a", "repeat"), "clean", folder / str(count),
-              progress=False)
+extract_features(folder / f"{count}.h5", clips, EmbedderConfig(Path("none"), "a", "repeat"), "clean",
+                 folder / str(count), progress=False)
 over.set()
 watcher.join()
 print(peak)

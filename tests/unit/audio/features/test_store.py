@@ -19,7 +19,7 @@ import pytest
 
 from qdformer.audio.features import store as store_module
 from qdformer.audio.features.store import (
-    VERSION,
+    FORMAT_VERSION,
     FeatureError,
     FeatureInfo,
     FeatureStore,
@@ -84,7 +84,7 @@ def test_each_clip_is_one_chunk_and_attributes_say_how_it_was_made(stored):
             "centre": False,
             "pca": "",
             "sample_rate": 16000,
-            "version": VERSION,
+            "version": FORMAT_VERSION,
             "clips": 3,
         }
 
@@ -99,7 +99,7 @@ def test_other_weights_and_settings_are_refused_by_both_names(stored):
 def test_another_version_is_refused(stored):
     with h5py.File(stored, "a") as file:
         file.attrs["version"] = 99
-    with pytest.raises(FeatureError, match=f"version 99, expected {VERSION}"):
+    with pytest.raises(FeatureError, match=f"version 99, expected {FORMAT_VERSION}"):
         FeatureStore(stored)
 
 

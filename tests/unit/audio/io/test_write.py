@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from qdformer.audio.io.write import quantize, write_sound
+from qdformer.audio.io.write import quantize, write_audio
 
 
 @pytest.mark.parametrize("bits", [16, 24])
@@ -17,14 +17,14 @@ def test_a_file_holds_the_samples_exactly(tmp_path, bits):
     steps = 2 ** (bits - 1)
     samples = np.array([-steps, -1, 0, 1, 3, steps - 1] * 100) / steps
     for suffix in ("flac", "wav"):
-        write_sound(tmp_path / f"a.{suffix}", samples, bits)
+        write_audio(tmp_path / f"a.{suffix}", samples, bits)
         assert np.array_equal(soundfile.read(tmp_path / f"a.{suffix}", dtype="float64")[0], samples)
         assert soundfile.info(tmp_path / f"a.{suffix}").subtype == f"PCM_{bits}"
 
 
 def test_stereo_at_another_rate(tmp_path):
     samples = quantize(np.random.default_rng(0).uniform(-1, 1, (500, 2)), 16)
-    write_sound(tmp_path / "a.flac", samples, sample_rate=44100)
+    write_audio(tmp_path / "a.flac", samples, sample_rate=44100)
     read, rate = soundfile.read(tmp_path / "a.flac")
     assert rate == 44100 and np.array_equal(read, samples)
 
@@ -39,10 +39,10 @@ def test_a_full_disk_is_told_and_the_file_stays_as_it_was(tmp_path, monkeypatch)
         self.touch()
         raise OSError(errno.ENOSPC, "No space left on device", str(self))
 
-    write_sound(tmp_path / "a.flac", np.zeros(10))
+    write_audio(tmp_path / "a.flac", np.zeros(10))
     before = (tmp_path / "a.flac").read_bytes()
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     with pytest.raises(OSError, match="No space left"):
-        write_sound(tmp_path / "a.flac", np.ones(10) / 2)
+        write_audio(tmp_path / "a.flac", np.ones(10) / 2)
     assert [path.name for path in tmp_path.iterdir()] == ["a.flac"]
     assert (tmp_path / "a.flac").read_bytes() == before

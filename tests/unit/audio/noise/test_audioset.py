@@ -16,13 +16,13 @@ from qdformer.audio.noise.audioset import (
     AudioSetError,
     Ontology,
     Segment,
-    find_clip,
-    index_clips,
-    labels_on_screen,
-    read_classes_csv,
+    assign_split,
+    find_clip_file,
+    index_clip_files,
+    labels_of_classes,
+    read_class_mapping,
     read_segments,
-    select,
-    split_of,
+    select_segments,
 )
 from qdformer.config.settings import load_settings
 from qdformer.data.readers.stamps.catalogue import catalogue_classes, read_catalogue
@@ -56,7 +56,7 @@ def test_every_class_of_every_data_set_maps_or_is_declared_unmappable():
     assert [len(names) for names in avsbench] == [70, 23]
     stamps = {info.name for info in catalogue_classes(read_catalogue())}
     toy = {kind.name for kind in TOY_CLASSES}
-    table = read_classes_csv()
+    table = read_class_mapping()
     assert set(table) == stamps.union(toy, *avsbench)
     assert {name for name, mids in table.items() if not mids} == toy
 
@@ -114,12 +114,12 @@ def test_missing_and_wrong_files_are_named(tmp_path):
 
 
 def test_classes_by_name_and_id(ontology, tmp_path):
-    assert ontology.ids(["Wind", RAIN, "rustling LEAVES"]) == [WIND, RAIN, LEAVES]
+    assert ontology.resolve_ids(["Wind", RAIN, "rustling LEAVES"]) == [WIND, RAIN, LEAVES]
     with pytest.raises(AudioSetError, match=r"no class 'Wnd'; near it: 'Wind'"):
-        ontology.ids(["Wnd"])
+        ontology.resolve_ids(["Wnd"])
     double = Ontology(write_ontology(tmp_path / "double.json", {DOG: ("Dog", []), CAT: ("dog", [])}))
     with pytest.raises(AudioSetError, match=f"2 classes are called 'Dog': say {DOG} or {CAT}"):
-        double.ids(["Dog"])
+        double.resolve_ids(["Dog"])
 
 
 def test_descendants_even_in_a_circle(ontology, tmp_path):
@@ -131,21 +131,23 @@ def test_descendants_even_in_a_circle(ontology, tmp_path):
 
 
 def test_labels_on_screen_are_those_of_the_classes_and_below(ontology):
-    assert labels_on_screen(["dog"], ontology) == {DOG, BARK}
-    assert labels_on_screen(["circle"], ontology) == frozenset()
+    assert labels_of_classes(["dog"], ontology) == {DOG, BARK}
+    assert labels_of_classes(["circle"], ontology) == frozenset()
     with pytest.raises(AudioSetError, match="no row for the class 'unicorn'"):
-        labels_on_screen(["dog", "unicorn"], ontology)
+        labels_of_classes(["dog", "unicorn"], ontology)
     with pytest.raises(AudioSetError, match="no class with the id '/m/0mkg'"):  # accordion's; not in this ontology
-        labels_on_screen(["accordion"], ontology)
+        labels_of_classes(["accordion"], ontology)
 
 
 def test_a_segment_with_what_can_be_seen_is_left_out_and_a_general_label_is_not(ontology, tmp_path):
     fit = [(youtube_id(0), 0, [WIND]), (youtube_id(1), 0, [LEAVES]), (youtube_id(2), 0, [ANIMAL, WIND])]
     unfit = [(youtube_id(3), 0, [WIND, DOG]), (youtube_id(4), 0, [BARK, WIND]), (youtube_id(5), 0, [RAIN])]
     path = write_list(tmp_path / "a.csv", fit + unfit)
-    wanted, forbidden = ontology.with_descendants([WIND]), labels_on_screen(["dog"], ontology)
-    assert {segment.youtube_id for segment in select([path], wanted, forbidden, 0)} == {name for name, *_ in fit}
-    assert len(select([path], wanted, labels_on_screen([], ontology), 0)) == 5
+    wanted, excluded = ontology.with_descendants([WIND]), labels_of_classes(["dog"], ontology)
+    assert {segment.youtube_id for segment in select_segments([path], wanted, excluded, 0)} == {
+        name for name, *_ in fit
+    }
+    assert len(select_segments([path], wanted, labels_of_classes([], ontology), 0)) == 5
 
 
 def test_the_order_is_the_seed_s_not_the_list_s(tmp_path):
@@ -153,7 +155,7 @@ def test_the_order_is_the_seed_s_not_the_list_s(tmp_path):
     one, other = write_list(tmp_path / "a.csv", segments), write_list(tmp_path / "b.csv", segments[::-1])
 
     def order(paths: list[Path], seed: int) -> list[str]:
-        return [segment.youtube_id for segment in select(paths, frozenset({WIND}), frozenset(), seed)]
+        return [segment.youtube_id for segment in select_segments(paths, frozenset({WIND}), frozenset(), seed)]
 
     assert order([one], 0) == order([other], 0) == order([one, other], 0)
     assert order([one], 0) != order([one], 1)
@@ -163,10 +165,10 @@ def test_the_order_is_the_seed_s_not_the_list_s(tmp_path):
 
 def test_a_video_belongs_to_one_split_in_proportion_to_the_counts():
     counts = {"train": 60, "val": 10, "test": 30}
-    splits = [split_of(youtube_id(number), counts, 0) for number in range(3000)]
-    assert splits == [split_of(youtube_id(number), counts, 0) for number in range(3000)]
+    splits = [assign_split(youtube_id(number), counts, 0) for number in range(3000)]
+    assert splits == [assign_split(youtube_id(number), counts, 0) for number in range(3000)]
     turned = dict(reversed(counts.items()))
-    assert splits == [split_of(youtube_id(number), turned, 0) for number in range(3000)]
+    assert splits == [assign_split(youtube_id(number), turned, 0) for number in range(3000)]
     for split, count in counts.items():
         assert splits.count(split) / 3000 == pytest.approx(count / 100, abs=0.03)
 
@@ -177,25 +179,25 @@ def test_clips_in_their_customary_names(tmp_path):
     for name in [*names, "notes.wav", "-6abcdefghi.json", "-7abcdefghi_x.wav", "-8abcdefghi_0.wav"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    index = index_clips(tmp_path)
+    index = index_clip_files(tmp_path)
     for name in names:
         stem = Path(name).name.removeprefix("Y")
-        assert find_clip(index, Segment(stem[:11], 30.0, 40.0, (WIND,))) == tmp_path / name
-    assert find_clip(index, Segment("-6abcdefghi", 30.0, 40.0, (WIND,))) is None
-    assert find_clip(index, Segment("-7abcdefghi", 30.0, 40.0, (WIND,))) is None
-    assert find_clip(index, Segment("-8abcdefghi", 30.0, 40.0, (WIND,))) is None  # another part of that video
-    assert find_clip(index, Segment("-8abcdefghi", 0.0, 10.0, (WIND,))) == tmp_path / "-8abcdefghi_0.wav"
+        assert find_clip_file(index, Segment(stem[:11], 30.0, 40.0, (WIND,))) == tmp_path / name
+    assert find_clip_file(index, Segment("-6abcdefghi", 30.0, 40.0, (WIND,))) is None
+    assert find_clip_file(index, Segment("-7abcdefghi", 30.0, 40.0, (WIND,))) is None
+    assert find_clip_file(index, Segment("-8abcdefghi", 30.0, 40.0, (WIND,))) is None  # another part of that video
+    assert find_clip_file(index, Segment("-8abcdefghi", 0.0, 10.0, (WIND,))) == tmp_path / "-8abcdefghi_0.wav"
 
 
 def test_an_id_that_starts_with_y_and_a_name_that_tells_the_start(tmp_path):
     for name in ("Yabcdefghij.wav", "YYbcdefghijk.wav", "-9abcdefghi.wav", "-9abcdefghi_30.wav"):
         (tmp_path / name).touch()
-    index = index_clips(tmp_path)
+    index = index_clip_files(tmp_path)
     assert set(index) == {"Yabcdefghij", "Ybcdefghijk", "-9abcdefghi"}
-    assert find_clip(index, Segment("-9abcdefghi", 30.0, 40.0, (WIND,))) == tmp_path / "-9abcdefghi_30.wav"
-    assert find_clip(index, Segment("-9abcdefghi", 50.0, 60.0, (WIND,))) == tmp_path / "-9abcdefghi.wav"
+    assert find_clip_file(index, Segment("-9abcdefghi", 30.0, 40.0, (WIND,))) == tmp_path / "-9abcdefghi_30.wav"
+    assert find_clip_file(index, Segment("-9abcdefghi", 50.0, 60.0, (WIND,))) == tmp_path / "-9abcdefghi.wav"
     with pytest.raises(AudioSetError, match="none: no such folder"):
-        index_clips(tmp_path / "none")
+        index_clip_files(tmp_path / "none")
 
 
 def test_all_kinds_of_video_that_can_be_read_are_found():

@@ -12,11 +12,11 @@ import soundfile
 
 from qdformer.audio.noise.audioset import Segment
 from qdformer.audio.noise.audioset_fetch import (
-    FAILURES_IN_A_ROW,
-    FIRST_WAIT,
-    LONGEST_WAIT,
-    REQUEST_SECONDS,
-    TRIES,
+    INITIAL_BACKOFF_SECONDS,
+    MAX_ATTEMPTS,
+    MAX_BACKOFF_SECONDS,
+    MAX_CONSECUTIVE_FAILURES,
+    REQUEST_INTERVAL_SECONDS,
     Fetcher,
     FetchError,
 )
@@ -180,7 +180,7 @@ def test_a_network_that_comes_back_is_waited_for_twice_as_long_each_time(tmp_pat
     youtube.answers[youtube_id(1)] = [youtube.offline(), youtube.http(503), youtube.http(429), None]
     path, outcome = fetcher(tmp_path, youtube).fetch(segment(1))
     assert outcome == "fetched" and path.is_file()
-    assert youtube.clock.slept == [FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]
+    assert youtube.clock.slept == [INITIAL_BACKOFF_SECONDS, 2 * INITIAL_BACKOFF_SECONDS, 4 * INITIAL_BACKOFF_SECONDS]
     assert not (tmp_path / "gone.txt").exists()
 
 
@@ -192,25 +192,25 @@ def test_a_network_that_stays_away_ends_the_fetch_and_is_no_gone_video(tmp_path,
     def answer() -> Exception:
         return youtube.failure(words) if words else youtube.offline()
 
-    youtube.answers[youtube_id(1)] = [answer() for _ in range(TRIES)]
+    youtube.answers[youtube_id(1)] = [answer() for _ in range(MAX_ATTEMPTS)]
     with pytest.raises(FetchError, match=r"cannot be reached after 5 tries: .*the same command goes on from here"):
         fetcher(tmp_path, youtube).fetch(segment(1))
-    assert len(youtube.requests) == TRIES
+    assert len(youtube.requests) == MAX_ATTEMPTS
     assert not (tmp_path / "gone.txt").exists()
     assert (tmp_path / "tracks" / f"{youtube_id(1)}.wav.part").exists()  # the next run goes on from it
     assert fetcher(tmp_path, youtube).fetch(segment(1))[1] == "fetched"
 
 
 def test_waits_do_not_grow_without_end(tmp_path, youtube, monkeypatch):
-    monkeypatch.setattr("qdformer.audio.noise.audioset_fetch.TRIES", 9)
+    monkeypatch.setattr("qdformer.audio.noise.audioset_fetch.MAX_ATTEMPTS", 9)
     youtube.answers[youtube_id(1)] = [youtube.offline() for _ in range(9)]
     with pytest.raises(FetchError):
         fetcher(tmp_path, youtube).fetch(segment(1))
-    assert max(youtube.clock.slept) == LONGEST_WAIT and len(youtube.clock.slept) == 8
+    assert max(youtube.clock.slept) == MAX_BACKOFF_SECONDS and len(youtube.clock.slept) == 8
 
 
 def test_a_failure_of_one_video_is_passed_over_this_time(tmp_path, youtube):
-    youtube.answers[youtube_id(1)] = [youtube.http(403) for _ in range(TRIES)]
+    youtube.answers[youtube_id(1)] = [youtube.http(403) for _ in range(MAX_ATTEMPTS)]
     first = fetcher(tmp_path, youtube)
     assert first.fetch(segment(1)) == (None, "failed")
     assert first.fetch(segment(2))[1] == "fetched"
@@ -226,12 +226,12 @@ def test_a_track_that_ends_before_its_segment_is_a_failure_and_not_asked_for_twi
 
 def test_failures_of_all_videos_end_the_fetch(tmp_path, youtube):
     session = fetcher(tmp_path, youtube)
-    for number in range(FAILURES_IN_A_ROW):
-        youtube.answers[youtube_id(number)] = [youtube.failure("Requested format is not available")] * TRIES
-    for number in range(FAILURES_IN_A_ROW - 1):
+    for number in range(MAX_CONSECUTIVE_FAILURES):
+        youtube.answers[youtube_id(number)] = [youtube.failure("Requested format is not available")] * MAX_ATTEMPTS
+    for number in range(MAX_CONSECUTIVE_FAILURES - 1):
         assert session.fetch(segment(number)) == (None, "failed")
     with pytest.raises(FetchError, match="5 videos failed one after another, .*format.*: pip install --upgrade yt-dlp"):
-        session.fetch(segment(FAILURES_IN_A_ROW - 1))
+        session.fetch(segment(MAX_CONSECUTIVE_FAILURES - 1))
 
 
 def test_requests_keep_their_distance(tmp_path, youtube):
@@ -242,7 +242,7 @@ def test_requests_keep_their_distance(tmp_path, youtube):
     session.fetch(segment(4))
     session.fetch(segment(5))
     times = [time for _, time in youtube.requests]
-    assert np.diff(times).tolist() == pytest.approx([REQUEST_SECONDS] * 4 + [10.0])
+    assert np.diff(times).tolist() == pytest.approx([REQUEST_INTERVAL_SECONDS] * 4 + [10.0])
 
 
 def test_without_yt_dlp_the_extra_is_named(tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 
 from qdformer.audio.io.read import AudioError, read_audio
-from qdformer.audio.io.sound_table import read_sounds, sound_row, write_single_sound, write_sound_table
+from qdformer.audio.io.sound_table import read_sound_table, sound_row, write_single_sound, write_sound_table
 from qdformer.audio.noise import audioset_fetch
 from qdformer.audio.noise.audioset import AudioSetError
-from qdformer.audio.noise.collect import collect_audioset, copy_noises, read_noises
+from qdformer.audio.noise.collect import collect_audioset_noises, copy_dataset_noises, read_noise_table
 from qdformer.audio.noise.mixing import write_condition
 from qdformer.config.noise import Noise
 from tests.helpers.audioset import BARK, RAIN, WIND, write_list, write_ontology, write_tone, youtube_id
@@ -43,12 +43,12 @@ def audioset(tmp_path) -> Noise:
 
 def collect(settings: Noise, tmp_path: Path, name: str = "noise") -> pandas.DataFrame:
     (tmp_path / name).mkdir()
-    return collect_audioset(tmp_path / name, settings, ["dog"], tmp_path / "cache")
+    return collect_audioset_noises(tmp_path / name, settings, ["dog"], tmp_path / "cache")
 
 
 def test_each_split_gets_its_own_videos_and_none_with_a_dog(audioset, tmp_path):
     collect(audioset, tmp_path)
-    table = read_noises(tmp_path / "noise")
+    table = read_noise_table(tmp_path / "noise")
     assert table["split"].value_counts().to_dict() == {"train": 6, "test": 4}
     assert table["youtube_id"].is_unique
     assert not any(int(name[-7:]) % 4 == 3 for name in table["youtube_id"])
@@ -163,7 +163,7 @@ def test_the_noises_serve_the_mixing(audioset, tmp_path):
     collect(audioset, tmp_path)
     clip = write_tone(tmp_path / "clip.wav", seconds=5)
     clips = pandas.DataFrame([{"uid": "a", "split": "test", "frames": 5, "audio": clip}])
-    manifest = write_condition(tmp_path / "snr5", clips, read_noises(tmp_path / "noise"), 5.0, ["test"], seed=0)
+    manifest = write_condition(tmp_path / "snr5", clips, read_noise_table(tmp_path / "noise"), 5.0, ["test"], seed=0)
     assert manifest["snr_achieved"].tolist() == pytest.approx([5.0], abs=0.01)
     assert manifest["noise"][0].endswith("_30000.flac")
 
@@ -184,8 +184,8 @@ def sounds(tmp_path) -> Path:
 def test_the_data_set_s_noises_keep_their_order_names_and_bytes(sounds, tmp_path):
     folder = tmp_path / "noise"
     folder.mkdir()
-    copy_noises(folder, sounds, read_sounds(sounds))
-    table = read_noises(folder)
+    copy_dataset_noises(folder, sounds, read_sound_table(sounds))
+    table = read_noise_table(folder)
     assert [(path.name, split) for path, split in zip(table["path"], table["split"], strict=True)] == [
         ("z.flac", "test"),
         ("a.flac", "test"),
@@ -198,14 +198,14 @@ def test_the_data_set_s_noises_keep_their_order_names_and_bytes(sounds, tmp_path
 
 
 def test_a_data_set_without_noise_is_told(sounds, tmp_path):
-    table = read_sounds(sounds)
+    table = read_sound_table(sounds)
     with pytest.raises(AudioError, match=r"sounds.csv: no sound with the role noise"):
-        copy_noises(tmp_path / "noise", sounds, table[table["role"] == "source"])
+        copy_dataset_noises(tmp_path / "noise", sounds, table[table["role"] == "source"])
 
 
 def test_a_missing_or_damaged_table_is_named(tmp_path):
     with pytest.raises(AudioError, match="noise.csv: missing; the stage noise writes it"):
-        read_noises(tmp_path)
+        read_noise_table(tmp_path)
     (tmp_path / "noise.csv").write_text("path,split\na,test\n")
     with pytest.raises(AudioError, match="noise.csv: no column source"):
-        read_noises(tmp_path)
+        read_noise_table(tmp_path)

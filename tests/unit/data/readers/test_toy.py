@@ -6,7 +6,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from qdformer.audio.io.sound_table import read_sounds
+from qdformer.audio.io.sound_table import read_sound_table
 from qdformer.config.download import Clips, Download
 from qdformer.data.checks import check_dataset, check_sounds
 from qdformer.data.manifest import read_classes, read_manifest
@@ -59,7 +59,7 @@ def test_what_is_labeled_can_be_heard_and_silence_is_silent(toy):
 
 
 def test_every_class_and_noise_has_its_sounds(toy):
-    sounds = read_sounds(toy / "sounds")
+    sounds = read_sound_table(toy / "sounds")
     sources = sounds[sounds["role"] == "source"]
     assert set(zip(sources["split"], sources["label"], strict=True)) == {
         (split, kind.name) for split in ("train", "val", "test") for kind in CLASSES

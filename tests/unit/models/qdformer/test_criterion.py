@@ -9,7 +9,7 @@ from qdformer.models import LayerOutput, QDFormerOutput
 from qdformer.models.common.boxes import boxes_of_masks, generalized_iou
 from qdformer.models.common.targets import targets_of
 from qdformer.models.qdformer.criterion import Criterion
-from qdformer.utils.constants import IGNORE
+from qdformer.utils.constants import IGNORE_INDEX
 from qdformer.utils.errors import InputError
 from tests.helpers.model import CLASSES, LOSS, make_clips, make_model
 
@@ -67,7 +67,7 @@ def test_masks_at_odd_sizes_are_shares_of_their_blocks():
 
 def test_pixels_not_labeled_are_not_judged():
     labels = scene()
-    labels[0, 0, :4] = IGNORE
+    labels[0, 0, :4] = IGNORE_INDEX
     targets = targets_of(labels, torch.tensor([[True, False]]), CLASSES)
     assert targets.classes_BG.tolist() == [[1]]
     assert targets.weights_BTP[0, 0].tolist() == [0] * 4 + [1] * 12
