@@ -21,13 +21,13 @@ from qdformer.evaluation.evaluate import Picture
 from qdformer.metrics.conventions import PROTOCOLS
 from qdformer.reporting.html import STYLE
 from qdformer.reporting.media import figure, film, sound
-from qdformer.reporting.plots import TITLES, class_colours, overlay
+from qdformer.reporting.plots import METRIC_TITLES, class_colors, overlay
 from qdformer.reporting.result import Result
 
 HEARD_FROM = 0.3
 """Probability from which a class counts as heard."""
 _HEARD, _CLEAN = 4, "clean"  # classes named for each clip
-_TITLES = {**TITLES, "miou_seen": "mIoU, seen classes", "miou_unseen": "mIoU, unseen classes"}
+_TITLES = {**METRIC_TITLES, "miou_seen": "mIoU, seen classes", "miou_unseen": "mIoU, unseen classes"}
 _FIGURES = {
     "robustness": "Scores over the signal-to-noise ratio",
     "training": "Training",
@@ -76,7 +76,7 @@ def make_page(result: Result, classes: Classes, about: About, sounds: Mapping[st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    colours = class_colours(len(classes))
+    colours = class_colors(len(classes))
     shown = [name for name in result.figures if name not in _LEFT_OUT]
     return environment.get_template("page.html").render(
         style=STYLE,

@@ -15,6 +15,7 @@ from PIL import Image
 from qdformer.evaluation.evaluate import Picture
 from qdformer.evaluation.tokens import ClipTokens
 from qdformer.reporting import plots
+from qdformer.reporting.plots import colors
 
 CLASSES = SimpleNamespace(names=tuple(f"class-{index}" for index in range(1, 25)), unseen=(True, False) * 12)
 
@@ -37,17 +38,17 @@ def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def test_class_colours_are_far_apart_and_do_not_depend_on_their_number():
-    colours = plots.class_colours(70)
+def test_class_colors_are_far_apart_and_do_not_depend_on_their_number():
+    colours = plots.class_colors(70)
     assert colours.shape == (71, 3) and (colours[0] == 0).all() and colours.min() >= 0 and colours.max() <= 1
-    assert np.array_equal(colours[:25], plots.class_colours(24))
+    assert np.array_equal(colours[:25], plots.class_colors(24))
     for count, least, least_dichromatic in ((24, 0.09, 0.05), (70, 0.04, 0.02)):
         own = colours[1 : count + 1]
         for seen, far in [
             (own, least),
-            *((plots._dichromatic(own, kind), least_dichromatic) for kind in ("protan", "deutan")),
+            *((colors.simulate_color_blindness(own, kind), least_dichromatic) for kind in ("protan", "deutan")),
         ]:
-            places = plots._oklab(seen)
+            places = colors.oklab(seen)
             apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
             assert apart[~np.eye(count, dtype=bool)].min() > far
 
@@ -56,7 +57,7 @@ def test_picture_grid_names_what_is_seen_and_heard():
     shown = texts(plots.picture_grid([picture(), picture(frames=2)], CLASSES))
     assert shown.count("clip_0") == 2 and "class-7" in shown
     assert "class-7 0.75" in shown and "class-9 0.75" in shown
-    assert "nothing heard" in texts(plots.picture_grid([picture()], CLASSES, heard_from=0.8))
+    assert "no class" in texts(plots.picture_grid([picture()], CLASSES, threshold=0.8))
     with pytest.raises(ValueError, match="at least one clip"):
         plots.picture_grid([], CLASSES)
 
@@ -64,7 +65,7 @@ def test_picture_grid_names_what_is_seen_and_heard():
 def test_overlay_marks_objects_and_fades_what_is_not_labeled():
     image, labels = np.full((20, 20, 3), 100, np.uint8), np.zeros((20, 20), np.uint8)
     labels[4:12, 4:12], labels[16:] = 1, 255
-    drawn = plots.overlay(image, labels, plots.class_colours(1)).astype(int)
+    drawn = plots.overlay(image, labels, plots.class_colors(1)).astype(int)
     assert np.ptp(drawn[0, 0]) == 0 and np.ptp(drawn[8, 8]) > 30
     assert (drawn[4, 4] > drawn[8, 8]).all()
     assert drawn[18, 5].min() > 200

@@ -1,0 +1,63 @@
+"""Curves of a training run."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pandas
+
+from qdformer.reporting.plots.colors import class_colors
+from qdformer.reporting.plots.style import ACCENT, new_figure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.figure import Figure
+
+_PANELS = {
+    "codebook perplexity": ["codebook_perplexity", "codebook_perplexity_local"],
+    "similarity of a clip's tokens": ["token_similarity"],
+    "gradient norm": ["gradient_norm"],
+    "learning rate": ["learning_rate"],
+}
+
+
+def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Losses, codebook perplexity, token similarity, gradient norm and learning rate over the epochs.
+
+    `history` holds one row per epoch, as `qdformer.training` writes it. Every column that belongs to no other panel
+    is a loss; a panel without a column is left out. Raises `ValueError` for an empty history.
+    """
+    if not history:
+        raise ValueError("training curves need at least one epoch")
+    table = pandas.DataFrame(list(history)).set_index("epoch")
+    not_losses = {"total", "seconds", *(name for names in _PANELS.values() for name in names)}
+    losses = [name for name in table.columns if name not in not_losses]
+    present = {
+        title: [name for name in names if name in table]
+        for title, names in {"total loss": ["total"], "losses": losses, **_PANELS}.items()
+    }
+    panels = {title: names for title, names in present.items() if names}
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with new_figure(3.9 * columns, 2.7 * rows) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (title, names) in zip(grid, panels.items(), strict=False):
+            colors = class_colors(len(names))[1:] * 0.85 if len(names) > 1 else [ACCENT]
+            for name, color in zip(names, colors, strict=True):
+                axes.plot(table.index, table[name], color=color, marker="o", markersize=3, linewidth=1.6, label=name)
+            axes.set_title(title)
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+            axes.set_xlim(table.index[0] - 0.3, table.index[-1] + 0.3)
+            if title == "learning rate":
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0)
+            if len(names) > 1:
+                axes.legend(fontsize=7.5, ncols=2 if len(names) > 4 else 1, handlelength=1.2, columnspacing=1)
+        for axes in grid[len(panels) :]:
+            axes.axis("off")
+        figure.tight_layout(w_pad=2, h_pad=1.5)
+    return figure
