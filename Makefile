@@ -1,6 +1,8 @@
 # `make` prints what there is. DATA=NAME picks a preset of pipelines/presets/; without it, params.yaml is taken as it is.
 
-PYTHON ?= python3.11
+# An interpreter to make .venv with, in place of the first of PYTHONS that works. A .venv that exists is kept as it is.
+PYTHON ?=
+PYTHONS := python3.13 python3.12 python3.11
 DATA ?=
 METADATA ?=
 CRON ?= 0 3 * * *
@@ -21,12 +23,28 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
+# Sets $$python. To be on PATH is not enough: a pyenv shim fails for a version that is not activated, and Debian has
+# ensurepip, without which venv fails halfway, in a package of its own.
+SUPPORTED := import sys; sys.exit("python%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split())
+define FIND_PYTHON
+hint=; for python in $(or $(PYTHON),$(PYTHONS)); do \
+  "$$python" -c 'import venv, ensurepip; $(SUPPORTED)' 2>/dev/null && break; \
+  "$$python" -c '$(SUPPORTED)' 2>/dev/null && \
+    hint="$$hint; $$python has no ensurepip: on Debian and Ubuntu, apt install $${python##*/}-venv"; \
+  python=; \
+done; \
+test -n "$$python" || { \
+  echo "make: $(if $(PYTHON),PYTHON=$(PYTHON) cannot,none of $(PYTHONS) can) be used:" \
+    "install Python 3.13, 3.12 or 3.11, or say PYTHON=/path/to/python3.11$$hint" >&2; \
+  exit 1; \
+}
+endef
+
 setup: $(READY) ## Make .venv with the exact versions of requirements.lock
 
 $(READY): requirements.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found: install Python 3.11 or say PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing requirements.lock into $(VENV) (some minutes the first time) ..."
+	@test -x $(BIN)/python || { $(FIND_PYTHON); "$$python" -m venv $(VENV); }
+	@echo "Installing requirements.lock into $(VENV) ($$($(BIN)/python -V); some minutes the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
@@ -75,10 +93,17 @@ ui: setup ## Serve the MLflow dashboard on 127.0.0.1 (PORT=5000)
 lint: setup ## Check style
 	@ruff check . && ruff format --check .
 
+# Made with the oldest Python, since a release that has dropped it could not be installed there; then see that pip takes
+# the pins under the newer ones too. A package that only some of them need, or in another version, gets its line by hand,
+# with a marker (NAME==1.2; python_version >= "3.12"), and --exclude NAME below. Lines with a marker are kept.
+# The CUDA libraries are left to torch, which names their versions: a build for the CPU needs none of them.
 lock: ## Rewrite requirements.lock from pyproject.toml
-	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
+	@rm -rf .cache/lock && $(or $(PYTHON),$(lastword $(PYTHONS))) -m venv .cache/lock
 	@.cache/lock/bin/python -m pip install --quiet '.[dev]'
-	@{ sed -n '/^#/p' requirements.lock; .cache/lock/bin/python -m pip freeze --exclude qdformer --exclude setuptools | sed 's/+[a-z0-9.]*$$//'; } > requirements.lock.new
+	@{ sed -n '/^#/p' requirements.lock; \
+	   .cache/lock/bin/python -m pip freeze --exclude qdformer --exclude setuptools \
+	     | sed -E 's/\+[a-z0-9.]*$$//; /^(cuda-|nvidia-[^m]|triton==)/d'; \
+	   sed -n '/^[^#].*;/p' requirements.lock; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && rm -rf .cache/lock build
 
 clean: ## Remove everything that was computed (keeps .venv, downloads and the MLflow record)
