@@ -36,7 +36,7 @@ def check_workspace(name: str) -> None:
     reports = workspace / "reports"
     if changed := modified_folders(workspace / "data"):
         settings = preset_settings(name).check
-        show_reports([check_dataset(workspace / "data" / "dataset", settings.speck, settings.tolerate)])
+        show_reports([check_dataset(workspace / "data" / "dataset", settings.min_component_area, settings.tolerate)])
         raise DataError(
             f"{', '.join(map(str, changed))}: changed since the stage download made it, and judged above as it is; "
             f"make repro{f' DATA={name}' if name else ''} puts back what was made"

@@ -15,7 +15,7 @@ from qdformer.config.presets import preset_values
 from qdformer.config.settings import parse_settings
 from qdformer.config.train import Train
 from qdformer.models.qdformer.model import QDFormer
-from qdformer.training.cost import Part, peak_memory, random_clip, summarise
+from qdformer.training.cost import Part, peak_memory, random_clip, summarize
 from qdformer.utils.errors import InputError
 
 BAD_SETTINGS = 2
@@ -32,7 +32,7 @@ def show(train: Train, title: str) -> None:
         model.backbone.freeze(settings.frozen_stages)  # as pretrained weights would be
     clip = random_clip(FRAMES, train.image_size)
     memory = peak_memory(model, train.loss, *clip)  # first: what a process once held it may keep
-    parts = summarise(model, *clip)
+    parts = summarize(model, *clip)
     whole = Part("all", *(sum(column) for column in list(zip(*map(astuple, parts), strict=True))[1:]))
 
     table = Table(title=title, title_justify="left")
@@ -53,8 +53,8 @@ def show(train: Train, title: str) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     side = train.image_size
     print(
-        f"Backbone {settings.backbone}, {settings.encoder} encoder, width {settings.width}; task {train.task} with "
-        f"{classes} as the number of classes.\n"
+        f"Backbone {settings.backbone}, {settings.encoder} encoder, hidden_dim {settings.hidden_dim}; "
+        f"task {train.task} with {classes} classes.\n"
         f"One forward pass of one clip: {FRAMES} frames of {side} x {side} pixels, float32, on the CPU with "
         f"{torch.get_num_threads()} threads; medians of 3.\n"
         "GFLOP: matrix products and convolutions, a multiply-add being two.\n"

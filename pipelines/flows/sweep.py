@@ -149,9 +149,9 @@ def _session_if(needed: bool) -> Iterator[None]:
     if not needed:
         yield
         return
-    from qdformer.training.launch import session  # Ray and torch take seconds to import
+    from qdformer.training.launch import ray_session  # Ray and torch take seconds to import
 
-    with session():
+    with ray_session():
         yield
 
 

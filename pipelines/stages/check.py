@@ -17,7 +17,10 @@ from qdformer.data.checks import check_dataset, check_sounds, raise_on_errors
 
 def check(settings: Check, data: Path, reports: Path) -> None:
     """Report what is wrong, then write `data/dataset.sha256` and `data/sounds.sha256`, or raise `DataError`."""
-    dataset, sounds = check_dataset(data / "dataset", settings.speck, settings.tolerate), check_sounds(data / "sounds")
+    dataset, sounds = (
+        check_dataset(data / "dataset", settings.min_component_area, settings.tolerate),
+        check_sounds(data / "sounds"),
+    )
     found = [dataset, sounds] if sounds.files else [dataset]  # a published set has no single sounds
     save_reports(found, reports)
     show_reports(found, reports)

@@ -21,7 +21,7 @@ def feature_recipe(settings: Features, workspace: Path) -> EmbedderConfig:
     weights = workspace.resolve() / WEIGHTS
     pca = Path(settings.pca).expanduser().resolve() if settings.pca else None
     return EmbedderConfig(
-        weights, file_sha256(weights), settings.short_clips, settings.centre, pca, settings.pca_sha256 if pca else ""
+        weights, file_sha256(weights), settings.short_clips, settings.center, pca, settings.pca_sha256 if pca else ""
     )
 
 

@@ -40,20 +40,21 @@ class Model(Section):
     `qdformer.models.qdformer.quantizer.Quantizer`.
     """
 
+    name: Literal["qdformer"]
     backbone: Literal["efficientnet_lite0", "resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5"]
     backbone_weights: Annotated[str, AfterValidator(_weights_source)] | None
     backbone_sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None
     frozen_stages: Count
     encoder: Literal["light", "deformable"]
     fusion_stride: Literal[8, 16, 32]
-    width: Annotated[int, Field(ge=16, multiple_of=16)]
+    hidden_dim: Annotated[int, Field(ge=16, multiple_of=16)]
     num_heads: Positive
     ffn_dim: Positive
     encoder_layers: Positive
     decoder_layers: Positive
-    prototypes: Positive
+    num_prototypes: Positive
     share_prototypes: bool
-    codes: Positive
+    codebook_size: Positive
     codebook: Literal["loss", "ema"]
     normalize_codes: bool
     reset_dead_codes_after: Count
@@ -82,8 +83,8 @@ class Model(Section):
             raise ValueError(
                 f"frozen_stages ({self.frozen_stages}) must not be above {stages}, the stages of {self.backbone}"
             )
-        if self.width % self.num_heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})")
         if not self.decompose and (self.quantize or self.recombine or self.calibrate):
             raise ValueError("quantize, recombine and calibrate need decompose: true")
         if self.separate and self.decompose:

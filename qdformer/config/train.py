@@ -31,12 +31,12 @@ class Augment(Section):
     """Random views of the training clips, each the same in all frames of a clip.
 
     `flip` is the share of clips mirrored left to right; a crop's side is `crop` to 1 of the frame's; brightness,
-    contrast and saturation are multiplied by 1 - `colour` to 1 + `colour`, each colour channel by half as much.
+    contrast and saturation are multiplied by 1 - `color` to 1 + `color`, each color channel by half as much.
     """
 
     flip: Share
     crop: Annotated[float, Field(gt=0, le=1)]
-    colour: Annotated[float, Field(ge=0, lt=1)]
+    color: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Train(Section):

@@ -58,8 +58,8 @@ def sample_view(augment: Augment, generator: np.random.Generator) -> View:
         corner=tuple(generator.random(2)),
         side=generator.uniform(augment.crop, 1),
         flipped=generator.random() < augment.flip,
-        brightness=around_one(augment.colour),
-        contrast=around_one(augment.colour),
-        saturation=around_one(augment.colour),
-        tint_3=around_one(augment.colour / 2, 3),
+        brightness=around_one(augment.color),
+        contrast=around_one(augment.color),
+        saturation=around_one(augment.color),
+        tint_3=around_one(augment.color / 2, 3),
     )

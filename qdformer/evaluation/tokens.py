@@ -59,7 +59,7 @@ class AudioTokens:
         if (stats := output.quantization) is not None:
             codes = stats.local_codes_BTN
             codes = stats.global_codes_BN[:, None].expand_as(named_BTN) if codes is None else codes
-            self._count(query_class_BTN, codes.cpu().numpy(), len(stats.global_use_K))
+            self._count(query_class_BTN, codes.cpu().numpy(), len(stats.global_counts_K))
 
     def _count(self, query_class_BTN: np.ndarray, codes_BTN: np.ndarray, codes: int) -> None:
         if self.code_counts_CK is None:

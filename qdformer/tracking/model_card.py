@@ -77,7 +77,7 @@ def _recipe(settings: Settings) -> str:
             f"- sound: VGGish, {vggish[settings.pretrain.weights]}",
             f"- picture: {model.backbone} from {start}, {model.frozen_stages} of its stages frozen; "
             f"{train.resize} side {train.image_size}",
-            f"- QDFormer: width {model.width}, {model.encoder_layers} + {model.decoder_layers} layers, "
+            f"- QDFormer: width {model.hidden_dim}, {model.encoder_layers} + {model.decoder_layers} layers, "
             f"{model.encoder} encoder; {', '.join(parts) or 'none'} of its four parts on",
             f"- AdamW, learning rate {train.learning_rate:g}, {train.epochs} epochs, batch {train.batch_size}, "
             f"{train.precision}, seed {train.seed}",

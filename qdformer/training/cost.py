@@ -49,7 +49,7 @@ class Memory:
     training_step: int
 
 
-def summarise(model: QDFormer, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, repeats: int = 3) -> list[Part]:
+def summarize(model: QDFormer, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, repeats: int = 3) -> list[Part]:
     """The children of the model in their order, then `REST`; seconds are medians over `repeats` passes.
 
     A part's costs are those of the outermost calls of its modules, so that what is called past its `forward` counts.

@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
 from qdformer.training.job import Job
-from qdformer.training.worker import work
+from qdformer.training.worker import train_worker
 
 # A local session of one training run has no use for these services; each costs a process, seconds or lines.
 QUIET = {
@@ -39,7 +39,7 @@ QUIET = {
 
 
 @contextlib.contextmanager
-def session() -> Iterator[None]:
+def ray_session() -> Iterator[None]:
     """A Ray session for the block; one that is already open is used and left open."""
     if ray.is_initialized():
         yield
@@ -97,7 +97,7 @@ def launch(job: Job, out: Path) -> list[dict[str, float]]:
     A run that was killed goes on from its last finished epoch; what others left in `job.storage` is removed. Raises
     `ray.train.TrainingFailedError` when the workers fail more often than they may be restarted.
     """
-    with session():
+    with ray_session():
         digest = job.digest()
         for abandoned in job.storage.iterdir():
             if abandoned.is_dir() and abandoned.name != digest:
@@ -107,7 +107,7 @@ def launch(job: Job, out: Path) -> list[dict[str, float]]:
         workers = int(os.environ.get("QDFORMER_WORKERS", max(gpus, 1)))
         cpus = int(os.environ.get("QDFORMER_CPUS_PER_WORKER", max(int(resources["CPU"]) // workers, 1)))
         trainer = TorchTrainer(
-            work,
+            train_worker,
             train_loop_config={"job": job, "cpus": cpus},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,

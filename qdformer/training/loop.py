@@ -13,7 +13,7 @@ from torch import nn
 from qdformer.config.train import Train
 from qdformer.data.dataset import Batch
 from qdformer.models.qdformer.criterion import Criterion
-from qdformer.models.qdformer.decomposition import similarity
+from qdformer.models.qdformer.decomposition import mean_cosine_similarity
 from qdformer.models.qdformer.model import QDFormer, parameter_groups
 from qdformer.models.qdformer.quantizer import perplexity
 
@@ -84,7 +84,7 @@ def train_epoch(
     network.train()
     quantizer = state.model.quantizer
     if quantizer is not None:
-        quantizer.forget()
+        quantizer.clear_token_buffer()
     started = time.monotonic()
     sums: dict[str, float] = defaultdict(float)
     use: dict[str, torch.Tensor | int] = defaultdict(int)
@@ -105,18 +105,18 @@ def train_epoch(
         if quantizer is not None:
             quantizer.update(output.tokens_BND, output.quantization.global_codes_BN)
             if not quantizer.started and state.steps_done >= state.quantize_from:
-                quantizer.start()
+                quantizer.start_quantizing()
         for name, value in losses.items():
             sums[name] += float(value.detach())
         sums["gradient_norm"] += float(norm)
         if output.tokens_BND is not None:
-            sums["token_similarity"] += float(similarity(output.tokens_BND))
+            sums["token_similarity"] += float(mean_cosine_similarity(output.tokens_BND))
         if output.quantization is not None:
-            use["codebook_perplexity"] += output.quantization.global_use_K
-            use["codebook_perplexity_local"] += output.quantization.local_use_K
+            use["codebook_perplexity"] += output.quantization.global_counts_K
+            use["codebook_perplexity_local"] += output.quantization.local_counts_K
         steps += 1
     if quantizer is not None and not quantizer.started and state.steps_done >= state.quantize_from:
-        quantizer.start(at_once=True)  # an epoch of too few tokens to place codes by
+        quantizer.start_quantizing(force=True)  # an epoch of too few tokens to place codes by
     figures = {name: value / steps for name, value in sums.items()}
     figures |= {name: perplexity(use_K) for name, use_K in use.items()}
     figures["learning_rate"] = state.optimizer.param_groups[0]["lr"]

@@ -22,7 +22,7 @@ from qdformer.training.job import Job
 from qdformer.training.loop import TrainingState, train_epoch
 
 
-def work(config: dict[str, Any]) -> None:
+def train_worker(config: dict[str, Any]) -> None:
     """Train the job in `config`; every rank reports once per epoch, rank 0 with the checkpoint."""
     job: Job = config["job"]
     recipe = job.recipe

@@ -18,7 +18,7 @@ import yaml
 from qdformer.audio.vggish.model import VGGish
 from qdformer.utils.digests import file_sha256
 
-MODEL = {"width": 32, "num_heads": 4, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "codebook_size": 16}
+MODEL = {"hidden_dim": 32, "num_heads": 4, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "codebook_size": 16}
 SMALL = {"train": {"epochs": 1, "image_size": 64, "model": MODEL}, "evaluate": {"bootstrap": 50, "pictures": 2}}
 CLIPS = {"s4": 3, "ms3": 3, "avss": 9}  # of a split: three for each subset
 SCORES = ("miou_dataset", "avsbench_j", "davis_jf")

@@ -15,7 +15,7 @@ LOSS: Loss = PARAMS.train.loss
 SMALL = PARAMS.train.model.model_copy(
     update={
         "backbone_weights": None,
-        "width": 32,
+        "hidden_dim": 32,
         "num_heads": 4,
         "ffn_dim": 64,
         "codebook_size": 16,

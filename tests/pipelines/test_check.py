@@ -19,7 +19,7 @@ from qdformer.utils.digests import tree_sha256
 from tests.helpers import PROJECT
 
 DOWNLOAD = Download(dataset="toy", seed=0, clips=Clips(train=2, val=1, test=1), frames=2, image_size=32)
-CHECK = Check(speck=0.0003, tolerate=[])
+CHECK = Check(min_component_area=0.0003, tolerate=[])
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_every_preset_is_valid_and_differs_only_where_it_says(project):
     assert toy.download.dataset == "toy"
     assert toy.mix == default.mix
     assert toy.train.loss == default.train.loss
-    assert toy.train.model.width < default.train.model.width
+    assert toy.train.model.hidden_dim < default.train.model.hidden_dim
 
 
 def test_the_data_set_of_params_yaml_is_the_default(project):
@@ -46,7 +46,7 @@ def test_the_presets_of_the_published_sets_follow_the_paper():
         assert train.task == ("avss" if name == "avss" else "avs") and train.resize == "longest"
         assert (train.epochs, train.batch_size, train.learning_rate, train.weight_decay) == (epochs, 4, 1e-4, 5e-4)
         assert [round(share * epochs) for share in train.lr_milestones] == [11, 14][: len(train.lr_milestones)]
-        assert train.model.encoder == "deformable" and train.model.width == 256 and train.image_size == 224
+        assert train.model.encoder == "deformable" and train.model.hidden_dim == 256 and train.image_size == 224
         assert (train.model.backbone, train.model.frozen_stages) == ("resnet50", 0)
         assert train.model.backbone_weights == "microsoft/resnet-50"
         swin = preset_settings(f"{name}-swin")

@@ -67,35 +67,35 @@ class EmbedderConfig:
     weights: Path
     weights_sha256: str
     short_clips: ShortClips
-    centre: bool = False
+    center: bool = False
     pca: Path | None = None
     pca_sha256: str = ""
 
     def info(self, condition: str) -> FeatureInfo:
         """What the feature file of `condition` says about itself."""
         pca = self.pca_sha256 if self.pca else ""
-        return FeatureInfo(condition, self.weights_sha256, self.short_clips, self.centre, pca)
+        return FeatureInfo(condition, self.weights_sha256, self.short_clips, self.center, pca)
 
     def load(self) -> Embedder:
         """Raise `WeightsError` if a file cannot be used."""
         pca = load_pca(self.pca, self.pca_sha256) if self.pca else None
-        return Embedder(load_vggish(self.weights, self.weights_sha256), self.short_clips, self.centre, pca)
+        return Embedder(load_vggish(self.weights, self.weights_sha256), self.short_clips, self.center, pca)
 
 
 class Embedder:
     """VGGish with the rules that give each video frame one embedding.
 
-    Patch i is frame i's: 0.96 s long, from 0.96 i s, as published; with `centre`, around i + 0.5 s.
+    Patch i is frame i's: 0.96 s long, from 0.96 i s, as published; with `center`, around i + 0.5 s.
     A longer sound's further patches are not used. For a shorter one the last embedding is repeated,
     or zeros follow, as `short_clips` says. A sound shorter than one patch is filled up with silence.
     """
 
     def __init__(
-        self, vggish: nn.Module, short_clips: ShortClips, centre: bool = False, pca: nn.Module | None = None
+        self, vggish: nn.Module, short_clips: ShortClips, center: bool = False, pca: nn.Module | None = None
     ) -> None:
         self.vggish, self.short_clips, self.pca = vggish, short_clips, pca
-        self.centre = centre
-        self._cut = centered_patches if centre else log_mel_patches
+        self.center = center
+        self._cut = centered_patches if center else log_mel_patches
 
     def embed(self, clips: Sequence[Clip]) -> list[Embedding]:
         """Embed a few clips; call it where `torch.get_num_threads()` is 1."""
@@ -125,8 +125,8 @@ class Embedder:
         """The patches of a sound file, or those that AVSBench has published in its place."""
         if not is_log_mel_file(path):
             return self._patches(read_audio(path))
-        if self.centre:
-            raise AudioError(f"{path}: a spectrogram cannot be cut anew; features.centre needs the sound (audio_wav)")
+        if self.center:
+            raise AudioError(f"{path}: a spectrogram cannot be cut anew; features.center needs the sound (audio_wav)")
         return read_log_mel(path)
 
     def _patches(self, samples: np.ndarray) -> Tensor:

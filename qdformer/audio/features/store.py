@@ -51,7 +51,7 @@ class FeatureInfo:
     condition: str
     weights_sha256: str
     short_clips: ShortClips
-    centre: bool = False
+    center: bool = False
     pca: str = ""
     sample_rate: int = SAMPLE_RATE
     version: int = FORMAT_VERSION

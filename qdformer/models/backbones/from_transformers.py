@@ -31,10 +31,10 @@ from qdformer.models.backbones.weights import BackboneError, Weights
 
 STRIDES = (4, 8, 16, 32)
 STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours; pixels in 0..1."""
 
-TORCHVISION_NAMES = (
+TORCHVISION_TO_TRANSFORMERS = (
     (r"^conv1\.", "embedder.embedder.convolution."),
     (r"^bn1\.", "embedder.embedder.normalization."),
     (r"\.downsample\.0\.", ".shortcut.convolution."),
@@ -44,7 +44,7 @@ TORCHVISION_NAMES = (
     (r"^layer(\d)\.", lambda found: f"encoder.stages.{int(found[1]) - 1}.layers."),
 )
 """How torchvision (and timm) name a ResNet's tensors, and transformers."""
-HEADS = ("classifier.", "fc.", "layernorm.")
+UNUSED_PREFIXES = ("classifier.", "fc.", "layernorm.")
 """Tensors of a published file that no map needs."""
 
 
@@ -53,24 +53,24 @@ def build(name: str, weights: Weights | None = None) -> Backbone:
     return _BUILDERS[name](weights)
 
 
-class _Published(Backbone):
-    """A network whose four stages give a map each, of images normalised by ImageNet's statistics."""
+class _TransformersBackbone(Backbone):
+    """A network whose four stages give a map each, of images normalized by ImageNet's statistics."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
         self.channels = dict(zip(STRIDES, channels, strict=True))
-        scale_3 = 1 / (255 * torch.tensor(DEVIATION))
+        scale_3 = 1 / (255 * torch.tensor(STD))
         self.register_buffer("scale_311", scale_3[:, None, None], persistent=False)
-        shift_3 = -torch.tensor(MEAN) / torch.tensor(DEVIATION)
+        shift_3 = -torch.tensor(MEAN) / torch.tensor(STD)
         self.register_buffer("shift_311", shift_3[:, None, None], persistent=False)
 
-    def normalised(self, images_F3HW: torch.Tensor) -> torch.Tensor:
+    def normalize(self, images_F3HW: torch.Tensor) -> torch.Tensor:
         """Pixels in 0..255 -> what the network was pretrained on, channels-last."""
         images_F3HW = images_F3HW.contiguous(memory_format=torch.channels_last).float()
         return torch.addcmul(self.shift_311, images_F3HW, self.scale_311)
 
 
-class ResNet50(_Published):
+class ResNet50(_TransformersBackbone):
     """ResNet-50 (He et al., 2016), the stride in a block's 3x3 convolution, as published by all three.
 
     Batch normalisation is folded into the convolutions: as in all work after DETR its statistics stay as pretrained.
@@ -90,15 +90,15 @@ class ResNet50(_Published):
         self.stages = network.encoder.stages
 
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
-        x = self.stem(self.normalised(images_F3HW))
+        x = self.stem(self.normalize(images_F3HW))
         maps = {}
         for stride, stage in zip(STRIDES, self.stages, strict=True):
             maps[stride] = x = stage(x)
         return maps
 
 
-class SwinTiny(_Published):
-    """Swin-T (Liu et al., 2021), windows of 7; each map is normalised by a LayerNorm of its own, which is not
+class SwinTiny(_TransformersBackbone):
+    """Swin-T (Liu et al., 2021), windows of 7; each map is normalized by a LayerNorm of its own, which is not
     pretrained. In training, stochastic depth drops up to a tenth of the blocks, as in pretraining.
     """
 
@@ -109,7 +109,7 @@ class SwinTiny(_Published):
         self.norms = nn.ModuleList(network.hidden_states_norms[name] for name in STAGE_NAMES)
 
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
-        x_FSC, size = self.stem(self.normalised(images_F3HW))
+        x_FSC, size = self.stem(self.normalize(images_F3HW))
         maps = {}
         for stride, stage, norm in zip(STRIDES, self.stages, self.norms, strict=True):
             for block in stage.blocks:
@@ -120,7 +120,7 @@ class SwinTiny(_Published):
         return maps
 
 
-class PVTv2(_Published):
+class PVTv2(_TransformersBackbone):
     """Pyramid Vision Transformer v2 (Wang et al., 2022), b2 and b5. Images must be 29 pixels wide and high or more."""
 
     def __init__(self, network: PvtV2Backbone) -> None:
@@ -131,7 +131,7 @@ class PVTv2(_Published):
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
         if min(images_F3HW.shape[-2:]) < 29:  # eight cells at stride 4, which its attention reduces to one
             raise ValueError(f"images have shape {list(images_F3HW.shape)}; PVT-v2 needs 29 pixels a side")
-        x = self.normalised(images_F3HW)
+        x = self.normalize(images_F3HW)
         maps = {}
         for stride, stage in zip(STRIDES, self.stages, strict=True):
             (x_FSC,), height, width = stage(x, False)
@@ -189,18 +189,18 @@ def _network(kind: type[PreTrainedModel], config: PreTrainedConfig, weights: Wei
         )
     expected = network.state_dict()
     for key, found, wanted in sorted(loaded["mismatched_keys"]):
-        raise weights.wrong(key, wanted, found)
+        raise weights.mismatch(key, wanted, found)
     for key in sorted(loaded["missing_keys"]):
         if not key.startswith("hidden_states_norms.") and not key.endswith("num_batches_tracked"):
-            raise weights.wrong(key, expected[key].shape, None)
+            raise weights.mismatch(key, expected[key].shape, None)
     for key in sorted(loaded["unexpected_keys"]):
-        if not key.startswith(HEADS):  # a deeper network of the same kind: its other tensors fit
+        if not key.startswith(UNUSED_PREFIXES):  # a deeper network of the same kind: its other tensors fit
             raise BackboneError(f"{weights.path}: key {key} is of another network; no {kind.__name__} here has it")
     return network
 
 
 def _from_torchvision(key: str) -> str:
-    for pattern, name in TORCHVISION_NAMES:
+    for pattern, name in TORCHVISION_TO_TRANSFORMERS:
         key = re.sub(pattern, name, key)
     return key
 

@@ -34,10 +34,10 @@ class Weights:
         """One tensor; raises `BackboneError` if it is missing or has another shape."""
         found = self.tensors.get(key)
         if found is None or found.shape != shape:
-            raise self.wrong(key, shape, None if found is None else found.shape)
+            raise self.mismatch(key, shape, None if found is None else found.shape)
         return found
 
-    def wrong(self, key: str, expected: torch.Size, found: torch.Size | None) -> BackboneError:
+    def mismatch(self, key: str, expected: torch.Size, found: torch.Size | None) -> BackboneError:
         """The error for a key that is missing (`found` is None) or has another shape."""
         how = "is missing" if found is None else f"has shape {list(found)}"
         return BackboneError(f"{self.path}: key {key} {how}, expected shape {list(expected)}")

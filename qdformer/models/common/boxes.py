@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def boxes_of_masks(masks_HW: torch.Tensor) -> torch.Tensor:
+def masks_to_boxes(masks_HW: torch.Tensor) -> torch.Tensor:
     """Tight boxes [..., 4] round the true pixels of masks [..., H, W]; zeros round nothing."""
     sides = []
     for axis in (-2, -1):  # columns hit, then rows hit

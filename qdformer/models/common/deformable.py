@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Zhu et al., 2021, Deformable DETR): each token looks at a few points of each level.
 
 Shapes: F frames, S tokens of a frame (all levels, fine to coarse), R the same with a border of one cell around each
-level, D width, H num_heads, E = D / H, L levels, K points, X = L * K.
+level, D width, H heads, E = D / H, L levels, K points, X = L * K.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from qdformer.models.common.transformer import FeedForward
 
-POINTS = 4
+NUM_POINTS = 4
 """That a head looks at in each level."""
 
 
 @dataclass
-class Grid:
+class SamplingGrid:
     """Where the tokens of a pyramid lie; the same for every frame and layer."""
 
     sizes: list[tuple[int, int]]
@@ -34,8 +34,8 @@ class Grid:
     """Index of each level's first cell among the R."""
 
     @classmethod
-    def of(cls, sizes: list[tuple[int, int]], device: torch.device) -> Grid:
-        heights, widths = torch.tensor(sizes, device=device).repeat_interleave(POINTS, dim=0).unbind(-1)
+    def from_sizes(cls, sizes: list[tuple[int, int]], device: torch.device) -> SamplingGrid:
+        heights, widths = torch.tensor(sizes, device=device).repeat_interleave(NUM_POINTS, dim=0).unbind(-1)
         starts = torch.tensor([(height + 2) * (width + 2) for height, width in sizes], device=device).cumsum(0)
         y_S, x_S = torch.cat(
             [
@@ -52,7 +52,7 @@ class Grid:
             y_SX=y_S[:, None] * heights - 0.5,
             width_X=widths,
             height_X=heights,
-            start_X=functional.pad(starts[:-1], (1, 0)).repeat_interleave(POINTS),
+            start_X=functional.pad(starts[:-1], (1, 0)).repeat_interleave(NUM_POINTS),
         )
 
 
@@ -63,14 +63,14 @@ class DeformableAttention(nn.Module):
     on a CPU several times faster than to sample maps with `grid_sample`.
     """
 
-    def __init__(self, width: int, num_heads: int, levels: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, levels: int) -> None:
         super().__init__()
         self.num_heads, self.levels = num_heads, levels
-        self.offsets = nn.Linear(width, num_heads * levels * POINTS * 2)
-        self.weights = nn.Linear(width, num_heads * levels * POINTS)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
+        self.offsets = nn.Linear(hidden_dim, num_heads * levels * NUM_POINTS * 2)
+        self.weights = nn.Linear(hidden_dim, num_heads * levels * NUM_POINTS)
+        self.value = nn.Linear(hidden_dim, hidden_dim)
+        self.out = nn.Linear(hidden_dim, hidden_dim)
+        self.norm = nn.LayerNorm(hidden_dim)
         for linear in (self.offsets, self.weights):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -78,11 +78,11 @@ class DeformableAttention(nn.Module):
         angle_H = torch.arange(num_heads) * (2 * torch.pi / num_heads)
         direction_2H = torch.stack([angle_H.cos(), angle_H.sin()])
         direction_2H = direction_2H / direction_2H.abs().amax(0)
-        distance_X = torch.arange(1, POINTS + 1).repeat(levels)
+        distance_X = torch.arange(1, NUM_POINTS + 1).repeat(levels)
         with torch.no_grad():
             self.offsets.bias.copy_((direction_2H[..., None] * distance_X).flatten())
 
-    def forward(self, x_FSD: torch.Tensor, position_SD: torch.Tensor, grid: Grid) -> torch.Tensor:
+    def forward(self, x_FSD: torch.Tensor, position_SD: torch.Tensor, grid: SamplingGrid) -> torch.Tensor:
         """`position_SD` enters what is looked for, not what is found."""
         query_FSD, value_FSD = x_FSD + position_SD, self.value(x_FSD)
         offsets_2FSHX = self.offsets(query_FSD).unflatten(-1, (2, self.num_heads, -1)).movedim(-3, 0)
@@ -92,7 +92,7 @@ class DeformableAttention(nn.Module):
         return self.norm(x_FSD + self.out(found_FSD))
 
     def sample(
-        self, value_FSD: torch.Tensor, offsets_2FSHX: torch.Tensor, weights_FSHX: torch.Tensor, grid: Grid
+        self, value_FSD: torch.Tensor, offsets_2FSHX: torch.Tensor, weights_FSHX: torch.Tensor, grid: SamplingGrid
     ) -> torch.Tensor:
         """Weighted bilinear samples [F, S, D] at `offsets_2FSHX` (x and y, in cells) from each token's own place.
 
@@ -108,7 +108,7 @@ class DeformableAttention(nn.Module):
             dim=1,
         )
         F, R, _ = bordered_FRD.shape
-        H = self.heads
+        H = self.num_heads
         x_FSHX, x0_FSHX = _inside(offsets_2FSHX[0] + grid.x_SX[:, None], grid.width_X)
         y_FSHX, y0_FSHX = _inside(offsets_2FSHX[1] + grid.y_SX[:, None], grid.height_X)
         right_FSHX, low_FSHX = x_FSHX - x0_FSHX, y_FSHX - y0_FSHX
@@ -171,10 +171,10 @@ class _WeightedSum(torch.autograd.Function):
 class DeformableLayer(nn.Module):
     """Deformable self-attention and feed-forward, the layer of the paper's transformer encoder."""
 
-    def __init__(self, width: int, num_heads: int, ffn_dim: int, levels: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int, levels: int) -> None:
         super().__init__()
-        self.attention = DeformableAttention(width, num_heads, levels)
-        self.feed_forward = FeedForward(width, ffn_dim)
+        self.attention = DeformableAttention(hidden_dim, num_heads, levels)
+        self.feed_forward = FeedForward(hidden_dim, ffn_dim)
 
-    def forward(self, x_FSD: torch.Tensor, position_SD: torch.Tensor, grid: Grid) -> torch.Tensor:
+    def forward(self, x_FSD: torch.Tensor, position_SD: torch.Tensor, grid: SamplingGrid) -> torch.Tensor:
         return self.feed_forward(self.attention(x_FSD, position_SD, grid))

@@ -21,10 +21,10 @@ class MaskFeatures(nn.Module):
     width.
     """
 
-    def __init__(self, finest_channels: int, width: int, mask_dim: int) -> None:
+    def __init__(self, finest_channels: int, hidden_dim: int, mask_dim: int) -> None:
         super().__init__()
-        narrow = width // 4
-        self.narrow = nn.Conv2d(width, narrow, 1)
+        narrow = hidden_dim // 4
+        self.narrow = nn.Conv2d(hidden_dim, narrow, 1)
         self.finest = nn.Conv2d(finest_channels, narrow, 1)
         self.smooth = nn.Conv2d(narrow, narrow, 3, padding=1)
         self.out = nn.Conv2d(narrow, mask_dim, 1)

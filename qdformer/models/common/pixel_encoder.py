@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qdformer.models.common.deformable import DeformableLayer, Grid
-from qdformer.models.common.transformer import EncoderLayer, as_map, map_position_encoding, tokens, upsample
+from qdformer.models.common.deformable import DeformableLayer, SamplingGrid
+from qdformer.models.common.transformer import EncoderLayer, flatten_map, map_position_encoding, unflatten_map, upsample
 
 Sizes = list[tuple[int, int]]
 """Height and width of each map of the pyramid, fine to coarse."""
@@ -33,25 +33,27 @@ class PixelEncoder(nn.Module):
         self,
         kind: Literal["light", "deformable"],
         channels: dict[int, int],
-        width: int,
+        hidden_dim: int,
         num_heads: int,
         ffn_dim: int,
         layers: int,
     ) -> None:
         super().__init__()
         self.strides = [8, 16, 32, 64] if kind == "deformable" else [8, 16, 32]
-        self.projections = nn.ModuleDict({str(s): nn.Linear(channels[s], width) for s in self.strides if s in channels})
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.strides)
-        self.level_LD = nn.Parameter(torch.randn(len(self.strides), width) * 0.02)
+        self.projections = nn.ModuleDict(
+            {str(s): nn.Linear(channels[s], hidden_dim) for s in self.strides if s in channels}
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in self.strides)
+        self.level_LD = nn.Parameter(torch.randn(len(self.strides), hidden_dim) * 0.02)
         if kind == "deformable":
-            self.beyond = nn.Conv2d(channels[32], width, 3, stride=2, padding=1)
+            self.beyond = nn.Conv2d(channels[32], hidden_dim, 3, stride=2, padding=1)
             self.smooth = None
             self.layers = nn.ModuleList(
-                DeformableLayer(width, num_heads, ffn_dim, len(self.strides)) for _ in range(layers)
+                DeformableLayer(hidden_dim, num_heads, ffn_dim, len(self.strides)) for _ in range(layers)
             )
         else:
-            self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in self.strides[1:])
-            self.layers = nn.ModuleList(EncoderLayer(width, num_heads, ffn_dim) for _ in range(layers))
+            self.smooth = nn.ModuleList(nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1) for _ in self.strides[1:])
+            self.layers = nn.ModuleList(EncoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(layers))
         self.to(memory_format=torch.channels_last)
 
     def project(self, maps: dict[int, torch.Tensor]) -> tuple[torch.Tensor, Sizes]:
@@ -59,16 +61,16 @@ class PixelEncoder(nn.Module):
         levels, sizes = [], []
         for stride, norm in zip(self.strides, self.norms, strict=True):
             if stride in maps:
-                level_FSD = self.projections[str(stride)](tokens(maps[stride]))
+                level_FSD = self.projections[str(stride)](flatten_map(maps[stride]))
                 sizes.append(tuple(maps[stride].shape[-2:]))
             else:  # coarser than the backbone's last map, from which it is made
                 beyond = self.beyond(maps[32])
-                level_FSD = tokens(beyond)
+                level_FSD = flatten_map(beyond)
                 sizes.append(tuple(beyond.shape[-2:]))
             levels.append(norm(level_FSD))
         return torch.cat(levels, dim=1), sizes
 
-    def positions(self, sizes: Sizes) -> torch.Tensor:
+    def position_encoding(self, sizes: Sizes) -> torch.Tensor:
         """Position and level code [S, D] of every token."""
         dims = self.level_LD.shape[1]
         return torch.cat(
@@ -81,24 +83,24 @@ class PixelEncoder(nn.Module):
     def forward(self, visual_FSD: torch.Tensor, position_SD: torch.Tensor, sizes: Sizes) -> torch.Tensor:
         """-> encoded tokens [F, S, D]."""
         if self.smooth is None:
-            grid = Grid.of(sizes, visual_FSD.device)
+            grid = SamplingGrid.from_sizes(sizes, visual_FSD.device)
             for layer in self.layers:
                 visual_FSD = layer(visual_FSD, position_SD, grid)
             return visual_FSD
         *finer, coarsest_FSD = visual_FSD.split([height * width for height, width in sizes], dim=1)
         for layer in self.layers:
             coarsest_FSD = layer(coarsest_FSD, position_SD[-coarsest_FSD.shape[1] :])
-        encoded = [as_map(coarsest_FSD, sizes[-1])]
+        encoded = [unflatten_map(coarsest_FSD, sizes[-1])]
         for level_FSD, size, smooth in zip(reversed(finer), reversed(sizes[:-1]), self.smooth, strict=True):
-            encoded.append(functional.relu(smooth(as_map(level_FSD, size) + upsample(encoded[-1], size))))
-        return torch.cat([tokens(level) for level in reversed(encoded)], dim=1)
+            encoded.append(functional.relu(smooth(unflatten_map(level_FSD, size) + upsample(encoded[-1], size))))
+        return torch.cat([flatten_map(level) for level in reversed(encoded)], dim=1)
 
-    def span(self, sizes: Sizes, stride: int) -> slice:
+    def token_slice(self, sizes: Sizes, stride: int) -> slice:
         """Where the tokens of the map at `stride` lie among a frame's."""
         counts = [height * width for height, width in sizes]
         level = self.strides.index(stride)
         return slice(sum(counts[:level]), sum(counts[: level + 1]))
 
-    def memory(self, sizes: Sizes) -> slice:
+    def memory_slice(self, sizes: Sizes) -> slice:
         """The tokens that the mask decoder looks at: of `light` those of strides 16 and 32, a quarter of all."""
         return slice(0 if self.smooth is None else sizes[0][0] * sizes[0][1], None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from qdformer.models.common.boxes import boxes_of_masks
+from qdformer.models.common.boxes import masks_to_boxes
 from qdformer.models.common.fpn import MASK_STRIDE
 from qdformer.utils.constants import IGNORE_INDEX
 from qdformer.utils.errors import InputError
@@ -23,7 +23,7 @@ class Targets:
 
     classes_BG: torch.Tensor
     """Class index 0..C-1 of each target (label minus 1); 0 for padding."""
-    real_BG: torch.Tensor
+    is_real_BG: torch.Tensor
     """False for padding."""
     masks_BGTP: torch.Tensor
     """Share of each mask pixel that the object covers, 0 in frames where it does not sound."""
@@ -37,7 +37,7 @@ class Targets:
     """Whether the frame has ground truth."""
 
 
-def targets_of(labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_classes: int) -> Targets:
+def build_targets(labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_classes: int) -> Targets:
     """Targets at the masks' stride; raises `InputError` for a class id that the model does not have.
 
     Objects of one class make one target, as the labels do not tell them apart.
@@ -54,17 +54,19 @@ def targets_of(labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_classes:
     most = max(map(len, ids), default=0)
     device = labels_BTHW.device
     classes_BG = torch.tensor([clip + [0] * (most - len(clip)) for clip in ids], device=device).view(B, most).long()
-    real_BG = torch.tensor([[i < len(clip) for i in range(most)] for clip in ids], device=device).view(B, most).bool()
+    is_real_BG = (
+        torch.tensor([[i < len(clip) for i in range(most)] for clip in ids], device=device).view(B, most).bool()
+    )
 
-    masks_BGTHW = (labels_BTHW[:, None] == classes_BG[..., None, None, None] + 1) & real_BG[..., None, None, None]
+    masks_BGTHW = (labels_BTHW[:, None] == classes_BG[..., None, None, None] + 1) & is_real_BG[..., None, None, None]
     present_BGT = masks_BGTHW.flatten(-2).any(-1)
     return Targets(
         classes_BG=classes_BG,
-        real_BG=real_BG,
+        is_real_BG=is_real_BG,
         masks_BGTP=_shrink(masks_BGTHW),
         weights_BTP=_shrink(judged_BTHW),
         present_BGT=present_BGT,
-        boxes_BGT4=boxes_of_masks(masks_BGTHW),
+        boxes_BGT4=masks_to_boxes(masks_BGTHW),
         labeled_BT=labeled_BT,
     )
 

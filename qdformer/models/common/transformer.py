@@ -15,10 +15,10 @@ from torch.nn import functional
 class Attention(nn.Module):
     """Residual multi-head attention followed by layer normalisation; position codes enter queries and keys only."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
-        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(hidden_dim, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(
         self,
@@ -47,11 +47,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Residual two-layer perceptron followed by layer normalisation."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, hidden_dim: int, hidden: int) -> None:
         super().__init__()
-        self.wide = nn.Linear(width, hidden)
-        self.narrow = nn.Linear(hidden, width)
-        self.norm = nn.LayerNorm(width)
+        self.wide = nn.Linear(hidden_dim, hidden)
+        self.narrow = nn.Linear(hidden, hidden_dim)
+        self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, x_BQD: torch.Tensor) -> torch.Tensor:
         return self.norm(x_BQD + self.narrow(functional.relu(self.wide(x_BQD), inplace=True)))
@@ -60,10 +60,10 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward."""
 
-    def __init__(self, width: int, num_heads: int, ffn_dim: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
-        self.self_attention = Attention(width, num_heads)
-        self.feed_forward = FeedForward(width, ffn_dim)
+        self.self_attention = Attention(hidden_dim, num_heads)
+        self.feed_forward = FeedForward(hidden_dim, ffn_dim)
 
     def forward(self, x_BSD: torch.Tensor, position_SD: torch.Tensor) -> torch.Tensor:
         return self.feed_forward(self.self_attention(x_BSD, x_BSD, position_SD, position_SD))
@@ -72,11 +72,11 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention among the queries, cross-attention to a memory, feed-forward."""
 
-    def __init__(self, width: int, num_heads: int, ffn_dim: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
-        self.self_attention = Attention(width, num_heads)
-        self.cross_attention = Attention(width, num_heads)
-        self.feed_forward = FeedForward(width, ffn_dim)
+        self.self_attention = Attention(hidden_dim, num_heads)
+        self.cross_attention = Attention(hidden_dim, num_heads)
+        self.feed_forward = FeedForward(hidden_dim, ffn_dim)
 
     def forward(
         self,
@@ -94,17 +94,17 @@ class DecoderLayer(nn.Module):
 class MLP(nn.Sequential):
     """`layers` linear layers with ReLU between them."""
 
-    def __init__(self, width: int, hidden: int, out: int, layers: int) -> None:
-        sizes = [width, *[hidden] * (layers - 1), out]
+    def __init__(self, hidden_dim: int, hidden: int, out: int, layers: int) -> None:
+        sizes = [hidden_dim, *[hidden] * (layers - 1), out]
         parts: list[nn.Module] = []
         for index in range(layers):
             parts += [nn.Linear(sizes[index], sizes[index + 1]), nn.ReLU()]
         super().__init__(*parts[:-1])
 
 
-def sine_position_encoding(positions_S: torch.Tensor, width: int) -> torch.Tensor:
-    """Sine and cosine code [S, width] of numbers about 0..1 (Vaswani et al., 2017, on DETR's scale of 2 pi)."""
-    frequencies = 10000 ** (-torch.arange(0, width, 2, device=positions_S.device) / width)
+def sine_position_encoding(positions_S: torch.Tensor, dims: int) -> torch.Tensor:
+    """Sine and cosine code [S, dims] of numbers about 0..1 (Vaswani et al., 2017, on DETR's scale of 2 pi)."""
+    frequencies = 10000 ** (-torch.arange(0, dims, 2, device=positions_S.device) / dims)
     angles = 2 * math.pi * positions_S[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
@@ -118,12 +118,12 @@ def map_position_encoding(height: int, width: int, dims: int, device: torch.devi
     ).flatten(0, 1)
 
 
-def tokens(map_FDHW: torch.Tensor) -> torch.Tensor:
+def flatten_map(map_FDHW: torch.Tensor) -> torch.Tensor:
     """A map as tokens [F, H * W, D]; without a copy where the map is channels-last."""
     return map_FDHW.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def as_map(tokens_FSD: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def unflatten_map(tokens_FSD: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The inverse of `tokens`: a channels-last map [F, D, *size]."""
     return tokens_FSD.unflatten(1, size).permute(0, 3, 1, 2)
 

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from qdformer.config.train import Loss
 from qdformer.models.common.boxes import generalized_iou
-from qdformer.models.common.targets import Targets, targets_of
+from qdformer.models.common.targets import Targets, build_targets
 from qdformer.models.qdformer.matcher import match
 from qdformer.models.qdformer.model import QDFormerOutput
 
-FOCUS = 2.0
+FOCAL_GAMMA = 2.0
 """Exponent of the focal loss (Lin et al., 2017)."""
 
 
@@ -51,7 +51,7 @@ class Criterion(nn.Module):
             class_logits = torch.stack([layer.class_logits_BTNC for layer in layers])
             boxes = torch.stack([layer.boxes_BTN4 for layer in layers])
             masks = torch.stack([layer.mask_logits_BTNHW for layer in layers])
-            targets = targets_of(labels_BTHW, valid_BT & labeled_BT, self.num_classes)
+            targets = build_targets(labels_BTHW, valid_BT & labeled_BT, self.num_classes)
             # A query's masks over the clip: [L, B, N, T, P].
             masks = masks.flatten(-2).transpose(2, 3)
             return self._losses(class_logits, boxes, masks, targets, output)
@@ -68,14 +68,14 @@ class Criterion(nn.Module):
         L, B, N = masks_LBNTP.shape[:3]
         with torch.no_grad():
             cost_LBNG = self._costs(class_logits_LBTNC.float(), boxes_LBTN4.float(), masks_LBNTP.float(), targets)
-        matched = match(cost_LBNG.flatten(0, 1), targets.real_BG.sum(1).tolist() * L).view(L, B, N)
+        matched = match(cost_LBNG.flatten(0, 1), targets.is_real_BG.sum(1).tolist() * L).view(L, B, N)
         layer_J, clip_J, query_J = (matched >= 0).nonzero(as_tuple=True)
         target_J = matched[layer_J, clip_J, query_J]
         device = masks_LBNTP.device
         layer_J, clip_J, query_J, target_J, matched = (
             x.to(device) for x in (layer_J, clip_J, query_J, target_J, matched)
         )
-        pairs = targets.real_BG.sum().clamp(min=1)
+        pairs = targets.is_real_BG.sum().clamp(min=1)
 
         def per_layer(loss_J: torch.Tensor) -> torch.Tensor:
             return loss_J.new_zeros(L).index_add(0, layer_J, loss_J)
@@ -156,7 +156,7 @@ class Criterion(nn.Module):
         else:
             wanted_LBTN = torch.full(class_logits_LBTNC.shape[:-1], self.num_classes, device=matched_LBN.device)
         log_p_LBTN = class_logits_LBTNC.log_softmax(-1).gather(-1, wanted_LBTN[..., None]).squeeze(-1)
-        focal_LBTN = -((1 - log_p_LBTN.exp()) ** FOCUS) * log_p_LBTN
+        focal_LBTN = -((1 - log_p_LBTN.exp()) ** FOCAL_GAMMA) * log_p_LBTN
         weights_LBTN = torch.where(has_target_LBN[:, :, None], 1.0, self.settings.no_object)
         weights_LBTN = weights_LBTN * targets.labeled_BT[None, :, :, None]
         return (focal_LBTN * weights_LBTN).sum((1, 2, 3)) / weights_LBTN.sum((1, 2, 3)).clamp(min=1e-6)

@@ -22,9 +22,9 @@ class SemanticDecoder(nn.Module):
     the first alone, they are forgotten, and the N tokens of a clip become one.
     """
 
-    def __init__(self, width: int, num_heads: int, ffn_dim: int, layers: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int, layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(width, num_heads, ffn_dim) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(layers))
 
     def forward(
         self, prototypes_ND: torch.Tensor, memory_BMD: torch.Tensor, padding_BM: torch.Tensor | None = None
@@ -36,7 +36,7 @@ class SemanticDecoder(nn.Module):
         return tokens_BND
 
 
-def similarity(tokens_BND: torch.Tensor) -> torch.Tensor:
+def mean_cosine_similarity(tokens_BND: torch.Tensor) -> torch.Tensor:
     """Mean cosine between different tokens of a clip: 1 where they are all one, nothing having been decomposed."""
     N = tokens_BND.shape[1]
     unit_BND = functional.normalize(tokens_BND.detach().float(), dim=-1)

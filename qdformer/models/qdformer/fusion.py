@@ -18,10 +18,10 @@ class Fusion(nn.Module):
     A code of the second is added on both sides, so that a sound can tell its own frame from the others.
     """
 
-    def __init__(self, audio_size: int, width: int, num_heads: int) -> None:
+    def __init__(self, audio_size: int, hidden_dim: int, num_heads: int) -> None:
         super().__init__()
-        self.project = nn.Linear(audio_size, width)
-        self.attention = Attention(width, num_heads)
+        self.project = nn.Linear(audio_size, hidden_dim)
+        self.attention = Attention(hidden_dim, num_heads)
 
     def forward(
         self, audio_BTA: torch.Tensor, visual_BTSD: torch.Tensor, position_SD: torch.Tensor, valid_BT: torch.Tensor

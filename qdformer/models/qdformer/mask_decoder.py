@@ -14,7 +14,7 @@ from torch import nn
 
 from qdformer.models.common.transformer import MLP, DecoderLayer
 
-HIDDEN_CHANNELS = 8
+CONDINST_CHANNELS = 8
 """Of CondInst's three layers."""
 BOX_PRIOR = (0.5, 0.5, 0.4, 0.4)
 MASK_PRIOR = 0.1
@@ -22,7 +22,7 @@ MASK_PRIOR = 0.1
 
 
 @dataclass
-class Heads:
+class MaskDecoderOutput:
     """What the queries say, after each of R decoder layers."""
 
     class_logits_RFNC: torch.Tensor
@@ -42,7 +42,7 @@ class MaskDecoder(nn.Module):
 
     def __init__(
         self,
-        width: int,
+        hidden_dim: int,
         num_heads: int,
         ffn_dim: int,
         layers: int,
@@ -51,13 +51,13 @@ class MaskDecoder(nn.Module):
         mask_head: Literal["linear", "condinst"],
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(width, num_heads, ffn_dim) for _ in range(layers))
-        self.classify = nn.Linear(width, num_classes + 1)
-        self.box = MLP(width, width, 4, layers=3)
+        self.layers = nn.ModuleList(DecoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(layers))
+        self.classify = nn.Linear(hidden_dim, num_classes + 1)
+        self.box = MLP(hidden_dim, hidden_dim, 4, layers=3)
         self.mask_head = mask_head
-        m, h = mask_dim, HIDDEN_CHANNELS
+        m, h = mask_dim, CONDINST_CHANNELS
         self.filter_shapes = [(1, m)] if mask_head == "linear" else [(h, m + 2), (h, h), (1, h)]
-        self.filter = MLP(width, width, sum(rows * (columns + 1) for rows, columns in self.filter_shapes), 2)
+        self.filter = MLP(hidden_dim, hidden_dim, sum(rows * (columns + 1) for rows, columns in self.filter_shapes), 2)
         self._start_from_priors()
 
     def _start_from_priors(self) -> None:
@@ -72,9 +72,9 @@ class MaskDecoder(nn.Module):
         memory_FSD: torch.Tensor,
         memory_position_SD: torch.Tensor,
         mask_features_FMHW: torch.Tensor,
-        every_layer: bool,
-    ) -> Heads:
-        """`every_layer` asks for the num_heads after each decoder layer, not the last alone.
+        all_layers: bool,
+    ) -> MaskDecoderOutput:
+        """`all_layers` asks for the heads after each decoder layer, not the last alone.
 
         What a query seeks is in its token alone. With a learned position of its own, as DETR's queries have, it would
         need no token to differ from the others, and the tokens of a clip become one.
@@ -83,15 +83,17 @@ class MaskDecoder(nn.Module):
         for layer in self.layers:
             queries_FND = layer(queries_FND, memory_FSD, memory_position_MD=memory_position_SD)
             outputs.append(queries_FND)
-        queries_RFND = torch.stack(outputs if every_layer else outputs[-1:])
+        queries_RFND = torch.stack(outputs if all_layers else outputs[-1:])
         boxes_RFN4 = self.box(queries_RFND).float().sigmoid()
-        return Heads(
+        return MaskDecoderOutput(
             class_logits_RFNC=self.classify(queries_RFND).float(),
             boxes_RFN4=boxes_RFN4,
-            mask_logits_RFNHW=self.draw(self.filter(queries_RFND), boxes_RFN4.detach(), mask_features_FMHW).float(),
+            mask_logits_RFNHW=self.predict_masks(
+                self.filter(queries_RFND), boxes_RFN4.detach(), mask_features_FMHW
+            ).float(),
         )
 
-    def draw(
+    def predict_masks(
         self, filters_RFNX: torch.Tensor, boxes_RFN4: torch.Tensor, mask_features_FMHW: torch.Tensor
     ) -> torch.Tensor:
         """Dynamic filters -> mask logits [R, F, N, H, W]."""

@@ -17,7 +17,7 @@ from qdformer.config.model import Model
 from qdformer.models.backbones import build_backbone
 from qdformer.models.common.fpn import MASK_STRIDE, MaskFeatures
 from qdformer.models.common.pixel_encoder import PixelEncoder
-from qdformer.models.common.transformer import as_map
+from qdformer.models.common.transformer import unflatten_map
 from qdformer.models.qdformer.decomposition import SemanticDecoder
 from qdformer.models.qdformer.fusion import Fusion
 from qdformer.models.qdformer.mask_decoder import MaskDecoder
@@ -25,7 +25,7 @@ from qdformer.models.qdformer.quantizer import Quantizer, QuantizerStats
 from qdformer.models.qdformer.recombination import Recombination
 from qdformer.utils.constants import EMBEDDING_SIZE
 
-FOREGROUND = 0.4
+FOREGROUND_THRESHOLD = 0.4
 """A pixel belongs to a sounding object where some query says so with more than this probability.
 
 Below one half, for the focal loss leaves probabilities low; the best of 0.3 to 0.6 on the validation split of `stamps`.
@@ -85,8 +85,8 @@ class QDFormer(nn.Module):
 
     def __init__(self, settings: Model, num_classes: int) -> None:
         super().__init__()
-        width, num_heads, ffn_dim, layers = (
-            settings.width,
+        hidden_dim, num_heads, ffn_dim, layers = (
+            settings.hidden_dim,
             settings.num_heads,
             settings.ffn_dim,
             settings.decoder_layers,
@@ -95,29 +95,29 @@ class QDFormer(nn.Module):
         self.num_classes = num_classes
         self.backbone = build_backbone(settings)
         self.pixel_encoder = PixelEncoder(
-            settings.encoder, self.backbone.channels, width, num_heads, ffn_dim, settings.encoder_layers
+            settings.encoder, self.backbone.channels, hidden_dim, num_heads, ffn_dim, settings.encoder_layers
         )
-        self.mask_features = MaskFeatures(self.backbone.channels[MASK_STRIDE], width, settings.mask_dim)
-        self.fusion = Fusion(EMBEDDING_SIZE, width, num_heads)
-        self.prototypes_ND = nn.Parameter(torch.randn(settings.num_prototypes, width))
-        self.global_decoder = SemanticDecoder(width, num_heads, ffn_dim, layers) if settings.decompose else None
+        self.mask_features = MaskFeatures(self.backbone.channels[MASK_STRIDE], hidden_dim, settings.mask_dim)
+        self.fusion = Fusion(EMBEDDING_SIZE, hidden_dim, num_heads)
+        self.prototypes_ND = nn.Parameter(torch.randn(settings.num_prototypes, hidden_dim))
+        self.global_decoder = SemanticDecoder(hidden_dim, num_heads, ffn_dim, layers) if settings.decompose else None
         self.local_prototypes_ND = None
         if settings.calibrate and not settings.share_prototypes:
-            self.local_prototypes_ND = nn.Parameter(torch.randn(settings.num_prototypes, width))
+            self.local_prototypes_ND = nn.Parameter(torch.randn(settings.num_prototypes, hidden_dim))
         self.quantizer = None
         if settings.quantize:
             self.quantizer = Quantizer(
                 settings.codebook_size,
-                width,
+                hidden_dim,
                 delayed=settings.quantize_after > 0,
                 normalized=settings.normalize_codes,
                 ema=settings.codebook == "ema",
                 reset_dead_after=settings.reset_dead_codes_after,
             )
-        self.recombination = Recombination(width, settings.num_prototypes) if settings.recombine else None
-        self.local_decoder = SemanticDecoder(width, num_heads, ffn_dim, layers) if settings.calibrate else None
+        self.recombination = Recombination(hidden_dim, settings.num_prototypes) if settings.recombine else None
+        self.local_decoder = SemanticDecoder(hidden_dim, num_heads, ffn_dim, layers) if settings.calibrate else None
         self.mask_decoder = MaskDecoder(
-            width, num_heads, ffn_dim, layers, num_classes, settings.mask_dim, settings.mask_head
+            hidden_dim, num_heads, ffn_dim, layers, num_classes, settings.mask_dim, settings.mask_head
         )
 
     def forward(
@@ -135,9 +135,9 @@ class QDFormer(nn.Module):
             valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
         maps = self.backbone(images_BTCHW.flatten(0, 1))
         visual_FSD, sizes = self.pixel_encoder.project(maps)
-        position_SD = self.pixel_encoder.positions(sizes)
+        position_SD = self.pixel_encoder.position_encoding(sizes)
 
-        heard_with = self.pixel_encoder.span(sizes, self.settings.fusion_stride)
+        heard_with = self.pixel_encoder.token_slice(sizes, self.settings.fusion_stride)
         fused_BTD = self.fusion(
             audio_BTA, visual_FSD[:, heard_with].unflatten(0, (B, T)), position_SD[heard_with], valid_BT
         )  # Eq. 3
@@ -151,14 +151,14 @@ class QDFormer(nn.Module):
             visual_FSD = self.recombination(clip_BSD, filters_from).view_as(visual_FSD)  # Eq. 5
 
         encoded_FSD = self.pixel_encoder(visual_FSD, position_SD, sizes)
-        finest = self.pixel_encoder.span(sizes, 8)
-        memory = self.pixel_encoder.memory(sizes)
+        finest = self.pixel_encoder.token_slice(sizes, 8)
+        memory = self.pixel_encoder.memory_slice(sizes)
         said = self.mask_decoder(
             queries_BTND.flatten(0, 1),
             encoded_FSD[:, memory],
             position_SD[memory],
-            self.mask_features(maps[MASK_STRIDE], as_map(encoded_FSD[:, finest], sizes[0])),
-            every_layer=self.training,
+            self.mask_features(maps[MASK_STRIDE], unflatten_map(encoded_FSD[:, finest], sizes[0])),
+            all_layers=self.training,
         )  # Eq. 7
         *auxiliary, (classes, boxes, masks) = [
             tuple(x.unflatten(0, (B, T)) for x in layer)
@@ -188,16 +188,18 @@ class QDFormer(nn.Module):
             codebook_loss = quantizer.codebook_loss(tokens_BND, codes_BN)  # Eq. 9
             commitment_loss = quantizer.commitment_loss(tokens_BND, codes_BN)
             tokens_BND, local_codes_BTN = quantized_BND, None
-            use_K = quantizer.use(codes_BN)
-            local_use_K = torch.zeros_like(use_K)
+            use_K = quantizer.count_codes(codes_BN)
+            local_counts_K = torch.zeros_like(use_K)
             if local_BTND is not None:
                 quantized_BTND, local_codes_BTN = quantizer(local_BTND)
                 # Frames that only pad a clip have nothing to commit to.
                 counted_BTN = valid_BT[..., None].expand_as(local_codes_BTN)
                 commitment_loss = commitment_loss + quantizer.commitment_loss(local_BTND, local_codes_BTN, counted_BTN)
-                local_use_K = quantizer.use(local_codes_BTN, counted_BTN)
+                local_counts_K = quantizer.count_codes(local_codes_BTN, counted_BTN)
                 local_BTND = quantized_BTND
-            quantization = QuantizerStats(codebook_loss, commitment_loss, codes_BN, local_codes_BTN, use_K, local_use_K)
+            quantization = QuantizerStats(
+                codebook_loss, commitment_loss, codes_BN, local_codes_BTN, use_K, local_counts_K
+            )
 
         queries_BTND = tokens_BND[:, None] + fused_BTD[:, :, None] if local_BTND is None else local_BTND
         return tokens_BND, queries_BTND, quantization
@@ -220,8 +222,8 @@ class QDFormer(nn.Module):
     ) -> Prediction:
         """What sounds where. Call it on a model in evaluation mode.
 
-        Where the likeliest query, (1 - p(no object)) * mask, exceeds `FOREGROUND`, the pixel takes the class with the
-        highest p(class) * mask among the queries; elsewhere it is background.
+        A pixel is foreground where the highest (1 - p(no object)) * mask of any query exceeds `FOREGROUND_THRESHOLD`;
+        it takes the class with the highest p(class) * mask among the queries. All other pixels are background.
         """
         output = self(images_BTCHW, audio_BTA, valid_BT)
         H, W = images_BTCHW.shape[-2:]
@@ -236,7 +238,7 @@ class QDFormer(nn.Module):
         best_FN, class_FN = classes_FNC.max(-1)
         winner_FHW = (best_FN[..., None, None] * masks_FNHW).argmax(1)
         semantic_FHW = class_FN.gather(1, winner_FHW.flatten(1)).view_as(winner_FHW) + 1
-        semantic_FHW = semantic_FHW.where(foreground_FHW > FOREGROUND, 0)
+        semantic_FHW = semantic_FHW.where(foreground_FHW > FOREGROUND_THRESHOLD, 0)
         frames = images_BTCHW.shape[:2]
         return Prediction(
             semantic_FHW.unflatten(0, frames),

@@ -12,11 +12,11 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
-TOKENS_PER_CODE = 4
+MIN_TOKENS_PER_CODE = 4
 """How many tokens k-means wants at least for each code."""
-DECAY = 0.99
+EMA_DECAY = 0.99
 """Of the running means."""
-SEEN_BATCHES = 128
+TOKEN_BUFFER_BATCHES = 128
 """How many batches of tokens it takes at most, the last ones; a training step gives two, the clips' and the frames'."""
 
 
@@ -32,9 +32,9 @@ class QuantizerStats:
     """Index of each clip-global token's code."""
     local_codes_BTN: torch.Tensor | None
     """Index of each frame-local token's code; None without local calibration."""
-    global_use_K: torch.Tensor
+    global_counts_K: torch.Tensor
     """How many of the global tokens took each code."""
-    local_use_K: torch.Tensor
+    local_counts_K: torch.Tensor
     """The same of the local tokens; zeros without local calibration."""
 
 
@@ -46,22 +46,22 @@ class Quantizer(nn.Module):
     al., 2017).
 
     The codes are moved by the codebook loss alone, or, with `ema`, which the paper does not have, each to a running
-    mean of its tokens (the same authors' appendix). A code that no token took for `reset_dead_after` updates, if that is
-    not 0, is put onto a token drawn at random (as in Jukebox, Dhariwal et al., 2020).
+    mean of its tokens (the same authors' appendix). A code that no token used for
+    `reset_dead_after` updates is set to a random token (as in Jukebox, Dhariwal et al., 2020); 0 turns this off.
 
-    Like the tokens, which leave a decoder layer-normalised, `normalized` codes all have mean 0 and variance 1: a code
+    Like the tokens, which leave a decoder layer-normalized, `normalized` codes all have mean 0 and variance 1: a code
     that several different tokens pull at would shrink towards their mean, and a short code is near to everything.
     Left free from random values, the codebook of the full model fell to one code within a hundred steps.
 
-    Until `start`, if it is `delayed`, tokens pass as they are. `start` then puts the codes where the tokens are, by
-    k-means (as SoundStream does, Zeghidour et al., 2021): random codes, far from all tokens, hold up the learning of
-    everything behind them.
+    With `delayed`, tokens pass unquantized until `start_quantizing`, which initializes the codes by k-means over recent
+    tokens (as SoundStream does, Zeghidour et al., 2021): random codes are far from all tokens and slow down the
+    training of every later module.
     """
 
     def __init__(
         self,
-        codes: int,
-        width: int,
+        codebook_size: int,
+        hidden_dim: int,
         delayed: bool = False,
         normalized: bool = True,
         ema: bool = False,
@@ -69,12 +69,12 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.normalized, self.reset_dead_after = normalized, reset_dead_after
-        self.codebook_weight = nn.Parameter(torch.randn(codes, width), requires_grad=not ema)
+        self.codebook_weight = nn.Parameter(torch.randn(codebook_size, hidden_dim), requires_grad=not ema)
         self.register_buffer("started", torch.tensor(not delayed))
-        self.register_buffer("running_use_K", torch.ones(codes) if ema else None)
+        self.register_buffer("running_use_K", torch.ones(codebook_size) if ema else None)
         self.register_buffer("running_sum_KD", self.codebook_weight.detach().clone() if ema else None)
-        self.register_buffer("idle_K", torch.zeros(codes, dtype=torch.long) if reset_dead_after else None)
-        self._seen: deque[torch.Tensor] = deque(maxlen=SEEN_BATCHES)
+        self.register_buffer("idle_K", torch.zeros(codebook_size, dtype=torch.long) if reset_dead_after else None)
+        self._token_buffer: deque[torch.Tensor] = deque(maxlen=TOKEN_BUFFER_BATCHES)
 
     @property
     def codebook_KD(self) -> torch.Tensor:
@@ -88,7 +88,7 @@ class Quantizer(nn.Module):
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [..., D] -> quantized tokens [..., D], with gradient to the tokens only, and code indices [...]."""
         if self.training and not self.started:
-            self._seen.append(tokens.detach().flatten(0, -2).float())
+            self._token_buffer.append(tokens.detach().flatten(0, -2).float())
         # In half precision near codes would tie.
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             codebook_KD, values = self.codebook_KD, tokens.float()
@@ -123,75 +123,75 @@ class Quantizer(nn.Module):
         """
         if not self.started or (self.running_use_K is None and self.idle_K is None):
             return
-        tokens_SD, use_K = tokens.detach().flatten(0, -2).float(), self.use(codes)
+        tokens_SD, use_K = tokens.detach().flatten(0, -2).float(), self.count_codes(codes)
         sums_KD = torch.zeros_like(self.codebook_weight).index_add_(0, codes.flatten(), tokens_SD)
         drawn_KD = tokens_SD[torch.randint(len(tokens_SD), use_K.shape, device=tokens.device)]
-        if _together():
+        if _is_distributed():
             distributed.all_reduce(use_K)
             distributed.all_reduce(sums_KD)
             distributed.broadcast(drawn_KD, 0)
         if self.running_use_K is not None:
-            self.running_use_K.lerp_(use_K, 1 - DECAY)
-            self.running_sum_KD.lerp_(sums_KD, 1 - DECAY)
+            self.running_use_K.lerp_(use_K, 1 - EMA_DECAY)
+            self.running_sum_KD.lerp_(sums_KD, 1 - EMA_DECAY)
             self.codebook_weight.copy_(self.running_sum_KD / self.running_use_K.clamp(min=1e-5)[:, None])
         if self.idle_K is not None:
             self.idle_K.add_(1).masked_fill_(use_K > 0, 0)
             idle_K = self.idle_K >= self.reset_dead_after
-            self._place(torch.where(idle_K[:, None], drawn_KD, self.codebook_weight), idle_K)
+            self._set_codes(torch.where(idle_K[:, None], drawn_KD, self.codebook_weight), idle_K)
             self.idle_K.masked_fill_(idle_K, 0)
 
-    def forget(self) -> None:
-        """Drop the tokens seen, so that what `start` will see does not depend on an interruption before now."""
-        self._seen.clear()
+    def clear_token_buffer(self) -> None:
+        """Drop the buffered tokens, so that `start_quantizing` does not depend on an earlier interruption."""
+        self._token_buffer.clear()
 
     @torch.no_grad()
-    def start(self, at_once: bool = False) -> None:
-        """Quantize from now on, with codes among the tokens seen since `forget`, the clips' and the frames' alike.
+    def start_quantizing(self, force: bool = False) -> None:
+        """Initialize the codes by k-means over the buffered tokens, and quantize from now on.
 
-        Where these are too few, nothing changes; or, `at_once`, the codes stay as they are and are used. Processes that
-        train together get the first one's codes.
+        With too few tokens nothing changes, unless `force` is true: then quantization starts with the codes as they
+        are. In distributed training every process gets the codes of rank 0.
         """
-        tokens_SD = torch.cat([*self._seen, self.codebook_weight[:0]])
+        tokens_SD = torch.cat([*self._token_buffer, self.codebook_weight[:0]])
         enough = torch.tensor(
-            len(tokens_SD) >= TOKENS_PER_CODE * len(self.codebook_weight), device=self.codebook_weight.device
+            len(tokens_SD) >= MIN_TOKENS_PER_CODE * len(self.codebook_weight), device=self.codebook_weight.device
         ).int()
-        if _together():
+        if _is_distributed():
             distributed.all_reduce(enough, distributed.ReduceOp.MIN)
         if enough:
-            self._place(
-                _centres(tokens_SD, len(self.codebook_weight)),
+            self._set_codes(
+                _kmeans_centers(tokens_SD, len(self.codebook_weight)),
                 torch.ones_like(self.codebook_weight[:, 0], dtype=torch.bool),
             )
-        if enough or at_once:
+        if enough or force:
             self.started.fill_(True)
-            self.forget()
+            self.clear_token_buffer()
 
-    def _place(self, codes_KD: torch.Tensor, chosen_K: torch.Tensor) -> None:
+    def _set_codes(self, codes_KD: torch.Tensor, chosen_K: torch.Tensor) -> None:
         """Put the chosen codes at `codes_KD`."""
         self.codebook_weight.copy_(torch.where(chosen_K[:, None], codes_KD, self.codebook_weight))
         if self.running_use_K is not None:
             self.running_use_K.masked_fill_(chosen_K, 1)
             self.running_sum_KD.copy_(torch.where(chosen_K[:, None], codes_KD, self.running_sum_KD))
 
-    def use(self, codes: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
+    def count_codes(self, codes: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
         """How often each code occurs among `codes` of any shape, or among those that are `counted`: [K]."""
         counted = torch.ones_like(codes) if counted is None else counted
         none_K = self.codebook_weight.new_zeros(len(self.codebook_weight), requires_grad=False)
         return none_K.index_add(0, codes.flatten(), counted.flatten().to(none_K.dtype))
 
 
-def _centres(tokens_SD: torch.Tensor, codes: int) -> torch.Tensor:
+def _kmeans_centers(tokens_SD: torch.Tensor, codes: int) -> torch.Tensor:
     """Centres of k-means [K, D]; of processes that train together, those of the first one's tokens."""
     from scipy.cluster.vq import kmeans2  # only training needs SciPy
 
     codes_KD, _ = kmeans2(tokens_SD.cpu().numpy(), codes, minit="++", rng=0)
     codes_KD = torch.from_numpy(codes_KD).to(tokens_SD.device)
-    if _together():
+    if _is_distributed():
         distributed.broadcast(codes_KD, 0)
     return codes_KD
 
 
-def _together() -> bool:
+def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 

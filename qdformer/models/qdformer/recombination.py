@@ -19,14 +19,14 @@ class Recombination(nn.Module):
     As sum_i W_i (f_i * x) = (sum_i W_i diag(f_i)) x, one D x D matrix per clip does the work of the N maps.
     """
 
-    def __init__(self, width: int, tokens: int) -> None:
+    def __init__(self, hidden_dim: int, tokens: int) -> None:
         super().__init__()
-        self.filter = nn.Linear(width, width)
-        self.join_NDD = nn.Parameter(torch.empty(tokens, width, width))
-        bound = (tokens * width) ** -0.5
+        self.filter = nn.Linear(hidden_dim, hidden_dim)
+        self.join_NDD = nn.Parameter(torch.empty(tokens, hidden_dim, hidden_dim))
+        bound = (tokens * hidden_dim) ** -0.5
         nn.init.uniform_(self.join_NDD, -bound, bound)
-        self.bias_D = nn.Parameter(torch.zeros(width))
-        self.norm = nn.LayerNorm(width)
+        self.bias_D = nn.Parameter(torch.zeros(hidden_dim))
+        self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, visual_BSD: torch.Tensor, tokens_BND: torch.Tensor) -> torch.Tensor:
         """-> F_v' [B, S, D]."""

@@ -77,7 +77,7 @@ def test_sizes_of_every_resizing(size):
 
 def test_every_resizing_goes_with_views(manifest):
     for resize, shape in (("squash", (64, 64)), ("crop", (64, 64)), ("longest", (43, 64))):
-        dataset = AVSDataset(manifest, features(), 64, Augment(flip=1.0, crop=0.5, colour=0.1), resize=resize)
+        dataset = AVSDataset(manifest, features(), 64, Augment(flip=1.0, crop=0.5, color=0.1), resize=resize)
         assert dataset[0].labels_THW.shape == (3, *shape) and dataset[0].images_TCHW.shape == (3, 3, *shape)
 
 
@@ -97,14 +97,14 @@ def test_what_is_not_labeled_stays_so_in_the_task_avs(tmp_path):
 
 def test_flip_mirrors_picture_and_labels(manifest):
     plain = AVSDataset(manifest, features(), image_size=48)[0]
-    mirrored = AVSDataset(manifest, features(), 48, Augment(flip=1.0, crop=1.0, colour=0.0))[0]
+    mirrored = AVSDataset(manifest, features(), 48, Augment(flip=1.0, crop=1.0, color=0.0))[0]
     assert torch.equal(mirrored.images_TCHW, plain.images_TCHW.flip(-1))
     assert torch.equal(mirrored.labels_THW, plain.labels_THW.flip(-1))
     assert not torch.equal(mirrored.labels_THW, plain.labels_THW)
 
 
 def test_flip_is_drawn_anew_every_epoch(manifest):
-    dataset = AVSDataset(manifest, features(), 48, Augment(flip=0.5, crop=1.0, colour=0.0), seed=3)
+    dataset = AVSDataset(manifest, features(), 48, Augment(flip=0.5, crop=1.0, color=0.0), seed=3)
     drawn = [dataset[epoch, 0].labels_THW for epoch in range(30)]
     assert len({tuple(labels[0, 10].tolist()) for labels in drawn}) == 2
     again = [dataset[epoch, 0].labels_THW for epoch in range(30)]
@@ -120,7 +120,7 @@ def test_a_crop_takes_picture_and_labels_from_the_same_place(manifest, tmp_path)
     for image, label in zip(images[0], labels[0], strict=True):
         Image.fromarray(bright.repeat(3).reshape(32, 48, 3) * 255).save(image, quality=100)
         Image.fromarray(bright).save(label)
-    dataset = AVSDataset(clip, features(), 48, Augment(flip=0.5, crop=0.5, colour=0.0))
+    dataset = AVSDataset(clip, features(), 48, Augment(flip=0.5, crop=0.5, color=0.0))
     areas = set()
     for epoch in range(10):
         sample = dataset[epoch, 0]
@@ -133,7 +133,7 @@ def test_a_crop_takes_picture_and_labels_from_the_same_place(manifest, tmp_path)
 
 def test_colours_change_alike_in_all_frames_and_labels_do_not(manifest):
     plain = AVSDataset(manifest, features(), image_size=48)[0]
-    coloured = AVSDataset(manifest, features(), 48, Augment(flip=0.0, crop=1.0, colour=0.4))[0]
+    coloured = AVSDataset(manifest, features(), 48, Augment(flip=0.0, crop=1.0, color=0.4))[0]
     assert torch.equal(coloured.labels_THW, plain.labels_THW)
     assert (coloured.images_TCHW.float() - plain.images_TCHW.float()).abs().mean() > 3
 
@@ -184,7 +184,7 @@ def test_missing_or_misshapen_features_name_the_clip(manifest):
 def test_batches_do_not_depend_on_workers_nor_on_torch_state(manifest):
     def epochs(workers, state):
         torch.manual_seed(state)
-        dataset = AVSDataset(manifest, features(), 48, Augment(flip=0.5, crop=0.5, colour=0.3), seed=1)
+        dataset = AVSDataset(manifest, features(), 48, Augment(flip=0.5, crop=0.5, color=0.3), seed=1)
         loader = build_loader(dataset, 2, shuffle=True, workers=workers)
         batches = []
         for epoch in range(2):

@@ -105,7 +105,7 @@ def test_a_training_run_has_settings_epochs_and_system_metrics(client, settings,
             tracking.log_epoch(tracking.tracking_uri(), run_id, {"epoch": epoch, "total": 1 / epoch})
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["train.model.width"] == str(settings.train.model.width)
+    assert run.data.params["train.model.hidden_dim"] == str(settings.train.model.hidden_dim)
     assert run.data.tags["data_digest"] == "d1"
     assert [(metric.step, metric.value) for metric in client.get_metric_history(run_id, "train/total")] == [
         (1, 1),

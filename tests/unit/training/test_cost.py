@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qdformer.config.settings import load_settings
-from qdformer.training.cost import REST, peak_memory, random_clip, summarise
+from qdformer.training.cost import REST, peak_memory, random_clip, summarize
 from tests.helpers import PROJECT
 from tests.helpers.model import make_model
 
@@ -36,7 +36,7 @@ class Attend(nn.Module):
 
 def test_operations_are_counted_where_they_are_done():
     x = torch.rand(1, 3, 8, requires_grad=True)
-    parts = {part.name: part for part in summarise(Small(), x, x)}
+    parts = {part.name: part for part in summarize(Small(), x, x)}
     assert list(parts) == ["attend", "project", REST]
     assert {name: part.flops for name, part in parts.items()} == {
         "attend": 2 * (2 * 3 * 3 * 8),  # queries by keys, and weights by values
@@ -51,7 +51,7 @@ def test_the_parts_of_qdformer_add_up():
     model = make_model()
     model.backbone.stem.requires_grad_(False)
     clip = random_clip(2, 64)
-    parts = summarise(model, *clip)
+    parts = summarize(model, *clip)
     assert [part.name for part in parts] == [*(name for name, _ in model.named_children()), REST]
     assert sum(part.parameters for part in parts) == sum(p.numel() for p in model.parameters())
     assert sum(part.trained for part in parts) == sum(p.numel() for p in model.parameters() if p.requires_grad)

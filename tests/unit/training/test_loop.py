@@ -20,7 +20,7 @@ RECIPE = load_settings(PROJECT / "params.yaml").train.model_copy(update={"epochs
 SMALL = RECIPE.model.model_copy(
     update={
         "backbone_weights": None,
-        "width": 16,
+        "hidden_dim": 16,
         "num_heads": 2,
         "ffn_dim": 32,
         "codebook_size": 4,

@@ -82,7 +82,7 @@ def test_one_embedding_a_frame(tmp_path, seconds, frames, short_clips, own):
 @pytest.mark.parametrize(("seconds", "own"), [(5.0, 5), (4.6, 5), (4.4, 4), (0.2, 1)])
 def test_centred_patches_lie_around_the_middle_of_each_second(tmp_path, seconds, own):
     audio = noise(seconds)
-    embeddings = embed(tmp_path, audio, 5, "zero", centre=True)
+    embeddings = embed(tmp_path, audio, 5, "zero", center=True)
     spectrogram = log_mel(np.pad(audio, (0, max(0, 15600 - len(audio)))), 16000).numpy()
     spectrogram = np.pad(spectrogram, ((0, 100), (0, 0)), mode="edge")
     expected = [spectrogram[100 * second + 2 : 100 * second + 98].mean() for second in range(own)]
@@ -97,7 +97,7 @@ def test_padding_follows_the_pca_step(tmp_path):
 
 
 def test_silence_is_what_a_silent_clip_gives(tmp_path):
-    for options in ({}, {"centre": True}, {"pca": Double()}):
+    for options in ({}, {"center": True}, {"pca": Double()}):
         silent = embed(tmp_path, np.zeros(32000, np.float32), 2, "repeat", **options)
         np.testing.assert_array_equal(Embedder(Echo(), "repeat", **options).embed_silence(2), silent)
 

@@ -81,7 +81,7 @@ def test_each_clip_is_one_chunk_and_attributes_say_how_it_was_made(stored):
             "condition": "clean",
             "weights_sha256": "a" * 64,
             "short_clips": "repeat",
-            "centre": False,
+            "center": False,
             "pca": "",
             "sample_rate": 16000,
             "version": FORMAT_VERSION,
@@ -92,8 +92,8 @@ def test_each_clip_is_one_chunk_and_attributes_say_how_it_was_made(stored):
 def test_other_weights_and_settings_are_refused_by_both_names(stored):
     with pytest.raises(FeatureError, match="made with weights_sha256 'a{64}', expected 'b{64}'"):
         FeatureStore(stored, weights_sha256="b" * 64)
-    with pytest.raises(FeatureError, match="short_clips 'repeat', expected 'zero'; made with centre False, expected T"):
-        FeatureStore(stored, short_clips="zero", centre=True, pca="")
+    with pytest.raises(FeatureError, match="short_clips 'repeat', expected 'zero'; made with center False, expected T"):
+        FeatureStore(stored, short_clips="zero", center=True, pca="")
 
 
 def test_another_version_is_refused(stored):

@@ -89,6 +89,6 @@ def test_features_are_those_of_the_sound(tmp_path, patches):
     clips = [Clip(name, tmp_path / name, 5) for name in ("a.wav", "a.pkl")]
     sound, spectrogram = (item.embeddings for item in Embedder(vggish, "repeat").embed(clips))
     assert np.array_equal(sound, spectrogram)
-    assert "features.centre needs the sound" in Embedder(vggish, "repeat", centre=True).embed(clips[1:])[0].problem
+    assert "features.center needs the sound" in Embedder(vggish, "repeat", center=True).embed(clips[1:])[0].problem
     with pytest.raises(AudioError, match="noise and listening need the sound itself"):
         read_audio(tmp_path / "a.pkl")

@@ -194,7 +194,7 @@ def test_a_checkpoint_does_not_need_the_file_that_its_training_began_with(tmp_pa
 
     source = lite_file(tmp_path)
     small = {
-        "width": 16,
+        "hidden_dim": 16,
         "num_heads": 2,
         "ffn_dim": 32,
         "codebook_size": 4,

@@ -98,7 +98,7 @@ def torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def reference_maps(name: str, path: Path, images: torch.Tensor) -> list[torch.Tensor]:
-    """What transformers' own backbone, with its own loading, says of images normalised by ImageNet's statistics."""
+    """What transformers' own backbone, with its own loading, says of images normalized by ImageNet's statistics."""
     import transformers
 
     kind = {"resnet50": "ResNet", "swin_tiny": "Swin"}.get(name, "PvtV2")

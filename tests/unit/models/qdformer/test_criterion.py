@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qdformer.models import LayerOutput, QDFormerOutput
-from qdformer.models.common.boxes import boxes_of_masks, generalized_iou
-from qdformer.models.common.targets import targets_of
+from qdformer.models.common.boxes import generalized_iou, masks_to_boxes
+from qdformer.models.common.targets import build_targets
 from qdformer.models.qdformer.criterion import Criterion
 from qdformer.utils.constants import IGNORE_INDEX
 from qdformer.utils.errors import InputError
@@ -38,7 +38,7 @@ def perfect(labels: torch.Tensor, queries: int = 3, sure: float = 30.0) -> QDFor
         seen = labels == label
         present = seen.flatten(2).any(-1)
         classes[:, :, query][present] = torch.where(torch.arange(CLASSES + 1) == label - 1, sure, -sure)
-        boxes[:, :, query][present] = boxes_of_masks(seen)[present]
+        boxes[:, :, query][present] = masks_to_boxes(seen)[present]
         masks[:, :, query] = torch.where(seen[..., ::4, ::4], sure, -sure)
     return QDFormerOutput(*(x.requires_grad_() for x in (classes, boxes, masks)))
 
@@ -50,7 +50,7 @@ def score(output: QDFormerOutput, labels: torch.Tensor, labeled: torch.Tensor | 
 
 
 def test_targets_of_a_scene():
-    targets = targets_of(scene(), yes(), CLASSES)
+    targets = build_targets(scene(), yes(), CLASSES)
     assert targets.classes_BG.tolist() == [[1, 3]]
     assert targets.present_BGT.tolist() == [[[True, True], [False, True]]]
     assert targets.boxes_BGT4[0, 0, 0].tolist() == [0.25, 0.25, 0.5, 0.5]
@@ -61,14 +61,14 @@ def test_targets_of_a_scene():
 def test_masks_at_odd_sizes_are_shares_of_their_blocks():
     labels = torch.zeros(1, 1, 6, 5, dtype=torch.int64)
     labels[..., :2, :] = 1
-    targets = targets_of(labels, yes(1, 1), CLASSES)
+    targets = build_targets(labels, yes(1, 1), CLASSES)
     assert targets.masks_BGTP.flatten().tolist() == [0.5, 0.5, 0, 0]
 
 
 def test_pixels_not_labeled_are_not_judged():
     labels = scene()
     labels[0, 0, :4] = IGNORE_INDEX
-    targets = targets_of(labels, torch.tensor([[True, False]]), CLASSES)
+    targets = build_targets(labels, torch.tensor([[True, False]]), CLASSES)
     assert targets.classes_BG.tolist() == [[1]]
     assert targets.weights_BTP[0, 0].tolist() == [0] * 4 + [1] * 12
     assert not targets.weights_BTP[0, 1].any()
@@ -78,7 +78,7 @@ def test_unknown_class_ids_are_named():
     labels = scene()
     labels[0, 0, 0, 0] = 7
     with pytest.raises(InputError, match="class id 7.*expected 0..4 or 255"):
-        targets_of(labels, yes(), CLASSES)
+        build_targets(labels, yes(), CLASSES)
 
 
 def test_generalised_iou():

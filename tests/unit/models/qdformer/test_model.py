@@ -7,7 +7,7 @@ import torch
 
 from qdformer.models import parameter_groups
 from qdformer.models.qdformer.criterion import Criterion
-from qdformer.models.qdformer.model import FOREGROUND
+from qdformer.models.qdformer.model import FOREGROUND_THRESHOLD
 from tests.helpers.model import CLASSES, LOSS, READINGS, ROWS, SMALL, make_clips, make_model
 
 
@@ -104,7 +104,7 @@ def test_the_prediction_is_what_it_says():
     with torch.no_grad():
         model.mask_decoder.classify.bias[:-1] += 2
         model.mask_decoder.filter[-1].bias[-1] -= 1
-        model.mask_decoder.filter[-1].weight *= 20  # some pixels exceed `FOREGROUND`, some do not
+        model.mask_decoder.filter[-1].weight *= 20  # some pixels exceed `FOREGROUND_THRESHOLD`, some do not
     prediction = model.predict(images, audio)
     output = prediction.output
     masks = (
@@ -117,7 +117,7 @@ def test_the_prediction_is_what_it_says():
     p = output.class_logits_BTNC.softmax(-1)
     foreground = ((1 - p[..., -1])[..., None, None] * masks).amax(2)
     scores = (p[..., :-1, None, None] * masks[:, :, :, None]).amax(2)  # [B, T, C, H, W]
-    semantic = torch.where(foreground > FOREGROUND, scores.argmax(2) + 1, 0)
+    semantic = torch.where(foreground > FOREGROUND_THRESHOLD, scores.argmax(2) + 1, 0)
     torch.testing.assert_close(prediction.foreground_BTHW, foreground)
     assert torch.equal(prediction.semantic_BTHW, semantic)
     assert semantic.any() and not semantic.all()

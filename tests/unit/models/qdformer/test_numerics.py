@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from qdformer.models.common.boxes import generalized_iou
-from qdformer.models.common.deformable import POINTS, DeformableAttention, Grid
+from qdformer.models.common.deformable import NUM_POINTS, DeformableAttention, SamplingGrid
 from qdformer.models.qdformer import criterion
 from qdformer.models.qdformer.criterion import Criterion
 from qdformer.models.qdformer.mask_decoder import MaskDecoder
@@ -28,9 +28,9 @@ def numbers(*shape: int) -> torch.Tensor:
 
 def test_gradient_of_deformable_sampling():
     num_heads, sizes = 2, [(3, 4), (2, 2)]
-    attention, grid = DeformableAttention(4, num_heads, len(sizes)), Grid.of(sizes, torch.device("cpu"))
+    attention, grid = DeformableAttention(4, num_heads, len(sizes)), SamplingGrid.from_sizes(sizes, torch.device("cpu"))
     grid.x_SX, grid.y_SX = grid.x_SX.double(), grid.y_SX.double()
-    S, X = len(grid.x_SX), len(sizes) * POINTS
+    S, X = len(grid.x_SX), len(sizes) * NUM_POINTS
 
     def sample(value, offsets, weights):
         return attention.sample(value, offsets, weights, grid)
@@ -52,10 +52,10 @@ def test_gradient_of_dynamic_masks(mask_head):
     size = sum(rows * (columns + 1) for rows, columns in decoder.filter_shapes)
     boxes = torch.rand(1, 1, 2, 4, dtype=torch.float64)
 
-    def draw(filters, features):
-        return decoder.draw(filters, boxes, features)
+    def predict_masks(filters, features):
+        return decoder.predict_masks(filters, boxes, features)
 
-    assert gradcheck(draw, (numbers(1, 1, 2, size), numbers(1, 2, 2, 3)))
+    assert gradcheck(predict_masks, (numbers(1, 1, 2, size), numbers(1, 2, 2, 3)))
 
 
 def test_gradient_of_generalised_iou():
@@ -83,16 +83,16 @@ def test_the_order_of_the_targets_does_not_matter(monkeypatch):
     everywhere = torch.ones(2, 2, dtype=torch.bool)
     loss = Criterion(LOSS, CLASSES)
     plain = loss(output, labels, everywhere, everywhere)
-    targets_of = criterion.targets_of
+    build_targets = criterion.build_targets
 
     def reversed_targets(*arguments):
-        targets = targets_of(*arguments)
-        assert targets.real_BG.all() and targets.classes_BG.shape[1] == CLASSES
+        targets = build_targets(*arguments)
+        assert targets.is_real_BG.all() and targets.classes_BG.shape[1] == CLASSES
         for name in ("classes_BG", "masks_BGTP", "present_BGT", "boxes_BGT4"):
             setattr(targets, name, getattr(targets, name).flip(1))
         return targets
 
-    monkeypatch.setattr(criterion, "targets_of", reversed_targets)
+    monkeypatch.setattr(criterion, "build_targets", reversed_targets)
     for name, value in loss(output, labels, everywhere, everywhere).items():
         torch.testing.assert_close(value, plain[name], msg=name)
 

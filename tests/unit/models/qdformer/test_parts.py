@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from qdformer.models.common.deformable import POINTS, DeformableAttention, DeformableLayer, Grid
+from qdformer.models.common.deformable import NUM_POINTS, DeformableAttention, DeformableLayer, SamplingGrid
 from qdformer.models.common.pixel_encoder import PixelEncoder
-from qdformer.models.common.transformer import as_map, map_position_encoding, tokens
-from qdformer.models.qdformer.decomposition import similarity
+from qdformer.models.common.transformer import flatten_map, map_position_encoding, unflatten_map
+from qdformer.models.qdformer.decomposition import mean_cosine_similarity
 from qdformer.models.qdformer.mask_decoder import MaskDecoder
 from qdformer.models.qdformer.recombination import Recombination
 
@@ -32,7 +32,7 @@ def test_condinst_masks_are_three_convolutions_on_relative_coordinates():
     decoder = MaskDecoder(16, 2, 32, 1, 3, M, "condinst")
     size = sum(rows * (columns + 1) for rows, columns in decoder.filter_shapes)
     filters, boxes, features = torch.randn(1, F, N, size), torch.rand(1, F, N, 4), torch.randn(F, M, H, W)
-    found = decoder.draw(filters, boxes, features)
+    found = decoder.predict_masks(filters, boxes, features)
     for f in range(F):
         for n in range(N):
             y = ((torch.arange(H) + 0.5) / H - boxes[0, f, n, 1])[:, None].expand(H, W)
@@ -48,23 +48,23 @@ def test_linear_masks_are_one_convolution():
     torch.manual_seed(0)
     decoder = MaskDecoder(16, 2, 32, 1, 3, 4, "linear")
     filters, features = torch.randn(2, 2, 3, 5), torch.randn(2, 4, 5, 6)
-    found = decoder.draw(filters, torch.rand(2, 2, 3, 4), features)
+    found = decoder.predict_masks(filters, torch.rand(2, 2, 3, 4), features)
     expected = torch.einsum("rfnm,fmhw->rfnhw", filters[..., :4], features) + filters[..., 4:, None]
     torch.testing.assert_close(found, expected)
 
 
 def test_similarity_of_a_clip_s_tokens():
     apart = torch.eye(4)[None, :3]
-    assert similarity(apart) == pytest.approx(0)
-    assert similarity(torch.ones(2, 3, 4)) == pytest.approx(1)
+    assert mean_cosine_similarity(apart) == pytest.approx(0)
+    assert mean_cosine_similarity(torch.ones(2, 3, 4)) == pytest.approx(1)
     tokens = torch.randn(2, 3, 4)
     pairs = functional.cosine_similarity(tokens[:, [0, 0, 1]], tokens[:, [1, 2, 2]], dim=-1)
-    assert similarity(tokens) == pytest.approx(float(pairs.mean()))
+    assert mean_cosine_similarity(tokens) == pytest.approx(float(pairs.mean()))
 
 
 def test_tokens_and_maps_are_inverse():
     x = torch.randn(2, 4, 3, 5)
-    assert torch.equal(as_map(tokens(x), (3, 5)), x)
+    assert torch.equal(unflatten_map(flatten_map(x), (3, 5)), x)
 
 
 def test_position_codes_differ_everywhere():
@@ -77,14 +77,14 @@ def test_position_codes_differ_everywhere():
 def test_pixel_encoder_keeps_the_pyramid(kind, strides):
     torch.manual_seed(0)
     channels = {4: 3, 8: 5, 16: 6, 32: 7}
-    encoder = PixelEncoder(kind, channels, width=16, num_heads=2, ffn_dim=32, layers=1)
+    encoder = PixelEncoder(kind, channels, hidden_dim=16, num_heads=2, ffn_dim=32, layers=1)
     maps = {s: torch.randn(2, c, -(-75 // s), -(-100 // s)) for s, c in channels.items()}
     visual, sizes = encoder.project(maps)
     assert encoder.strides == strides and sizes[:3] == [(10, 13), (5, 7), (3, 4)]
-    encoded = encoder(visual, encoder.positions(sizes), sizes)
+    encoded = encoder(visual, encoder.position_encoding(sizes), sizes)
     assert encoded.shape == visual.shape == (2, sum(h * w for h, w in sizes), 16)
     assert (encoded != visual).any(-1).all()
-    encoded[:, encoder.span(sizes, 8)].square().sum().backward()
+    encoded[:, encoder.token_slice(sizes, 8)].square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in encoder.layers.parameters())
 
 
@@ -93,9 +93,9 @@ def test_deformable_attention_equals_transformers():
     from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrEncoderLayer
 
     torch.manual_seed(0)
-    width, num_heads, sizes = 32, 4, [(7, 9), (4, 5), (2, 3)]
+    hidden_dim, num_heads, sizes = 32, 4, [(7, 9), (4, 5), (2, 3)]
     config = DeformableDetrConfig(
-        d_model=width,
+        d_model=hidden_dim,
         encoder_attention_heads=num_heads,
         encoder_ffn_dim=64,
         num_feature_levels=len(sizes),
@@ -103,7 +103,7 @@ def test_deformable_attention_equals_transformers():
         activation_dropout=0.0,
         disable_custom_kernels=True,
     )
-    theirs, ours = DeformableDetrEncoderLayer(config), DeformableLayer(width, num_heads, 64, len(sizes))
+    theirs, ours = DeformableDetrEncoderLayer(config), DeformableLayer(hidden_dim, num_heads, 64, len(sizes))
     attention, perceptron = theirs.self_attn, theirs.mlp
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -126,7 +126,7 @@ def test_deformable_attention_equals_transformers():
             mine.load_state_dict(other.state_dict())
 
     S = sum(height * width for height, width in sizes)
-    x, position = torch.randn(2, S, width, requires_grad=True), torch.randn(S, width)
+    x, position = torch.randn(2, S, hidden_dim, requires_grad=True), torch.randn(S, hidden_dim)
     centres = [
         torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1) for h, w in sizes
     ]
@@ -138,7 +138,7 @@ def test_deformable_attention_equals_transformers():
         spatial_shapes=torch.tensor(sizes),
         spatial_shapes_list=sizes,
     )
-    found = ours(x, position, Grid.of(sizes, x.device))
+    found = ours(x, position, SamplingGrid.from_sizes(sizes, x.device))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     weights = torch.randn_like(found)
     for mine, other in zip(
@@ -153,7 +153,7 @@ def test_deformable_attention_equals_transformers():
 
 def test_the_first_offsets_point_outwards():
     num_heads, levels = 4, 2
-    offsets = DeformableAttention(16, num_heads, levels).offsets.bias.detach().view(2, num_heads, levels, POINTS)
+    offsets = DeformableAttention(16, num_heads, levels).offsets.bias.detach().view(2, num_heads, levels, NUM_POINTS)
     expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-    for point in range(POINTS):
+    for point in range(NUM_POINTS):
         torch.testing.assert_close(offsets[:, :, 1, point].T, expected * (point + 1), atol=1e-6, rtol=0)

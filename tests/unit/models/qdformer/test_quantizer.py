@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional
 from vector_quantize_pytorch import VectorQuantize
 
-from qdformer.models.qdformer.quantizer import DECAY, Quantizer, perplexity
+from qdformer.models.qdformer.quantizer import EMA_DECAY, Quantizer, perplexity
 
 
 @pytest.fixture
 def quantizer() -> Quantizer:
     torch.manual_seed(0)
-    return Quantizer(codebook_size=7, width=16)
+    return Quantizer(codebook_size=7, hidden_dim=16)
 
 
 def test_takes_the_nearest_code(quantizer):
@@ -56,7 +56,7 @@ def test_each_loss_moves_its_own_side(quantizer):
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_the_loss_updated_quantizer_of_vector_quantize_pytorch(seed):
     torch.manual_seed(seed)
-    ours = Quantizer(codebook_size=7, width=16, normalized=False)
+    ours = Quantizer(codebook_size=7, hidden_dim=16, normalized=False)
     theirs = VectorQuantize(16, 7, learnable_codebook=True, ema_update=False, rotation_trick=False)
     theirs._codebook.embed.data.copy_(ours.codebook_weight.detach()[None])
     values = torch.randn(2, 5, 16)
@@ -77,8 +77,8 @@ def test_equals_the_loss_updated_quantizer_of_vector_quantize_pytorch(seed):
 
 def test_running_means_equal_those_of_vector_quantize_pytorch():
     torch.manual_seed(0)
-    ours = Quantizer(codebook_size=7, width=16, normalized=False, ema=True)
-    theirs = VectorQuantize(16, 7, decay=DECAY, threshold_ema_dead_code=0)
+    ours = Quantizer(codebook_size=7, hidden_dim=16, normalized=False, ema=True)
+    theirs = VectorQuantize(16, 7, decay=EMA_DECAY, threshold_ema_dead_code=0)
     theirs._codebook.embed.copy_(ours.codebook_weight[None])
     theirs._codebook.embed_avg.copy_(ours.running_sum_KD[None])
     theirs._codebook.cluster_size.copy_(ours.running_use_K[None])
@@ -93,7 +93,7 @@ def test_running_means_equal_those_of_vector_quantize_pytorch():
 
 def test_idle_codes_come_back_onto_tokens():
     torch.manual_seed(0)
-    quantizer = Quantizer(codebook_size=4, width=16, normalized=False, reset_dead_after=2)
+    quantizer = Quantizer(codebook_size=4, hidden_dim=16, normalized=False, reset_dead_after=2)
     with torch.no_grad():
         quantizer.codebook_weight[1:] += 100  # too far for any token
     tokens = torch.randn(6, 16)
@@ -109,23 +109,23 @@ def test_idle_codes_come_back_onto_tokens():
 @pytest.mark.parametrize("options", [{}, {"ema": True}, {"reset_dead_after": 1}])
 def test_nothing_but_the_gradient_moves_the_codes_unless_asked(options):
     torch.manual_seed(0)
-    quantizer = Quantizer(codebook_size=4, width=16, **options)
+    quantizer = Quantizer(codebook_size=4, hidden_dim=16, **options)
     before, tokens = quantizer.codebook_weight.detach().clone(), torch.randn(3, 16)
     quantizer.update(tokens, quantizer(tokens)[1])
     assert torch.equal(quantizer.codebook_weight, before) == (not options)
-    waiting = Quantizer(codebook_size=4, width=16, delayed=True, **options)
+    waiting = Quantizer(codebook_size=4, hidden_dim=16, delayed=True, **options)
     before = waiting.codebook_weight.detach().clone()
     waiting.update(tokens, waiting(tokens)[1])
     assert torch.equal(waiting.codebook_weight, before)
 
 
 def test_use_and_its_perplexity():
-    quantizer = Quantizer(codebook_size=8, width=4)
-    use_K = quantizer.use(torch.tensor([[0, 1], [2, 3]]))
+    quantizer = Quantizer(codebook_size=8, hidden_dim=4)
+    use_K = quantizer.count_codes(torch.tensor([[0, 1], [2, 3]]))
     assert use_K.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     assert perplexity(use_K) == pytest.approx(4.0)
-    assert perplexity(quantizer.use(torch.tensor([5, 5]))) == pytest.approx(1.0)
-    assert perplexity(quantizer.use(torch.tensor([5, 5]), torch.tensor([False, False]))) == 0.0
+    assert perplexity(quantizer.count_codes(torch.tensor([5, 5]))) == pytest.approx(1.0)
+    assert perplexity(quantizer.count_codes(torch.tensor([5, 5]), torch.tensor([False, False]))) == 0.0
 
 
 def test_half_precision_picks_the_same_codes(quantizer):
@@ -138,35 +138,35 @@ def test_half_precision_picks_the_same_codes(quantizer):
 
 def test_a_delayed_start_puts_the_codes_among_the_tokens():
     torch.manual_seed(0)
-    quantizer = Quantizer(codebook_size=4, width=16, delayed=True)
+    quantizer = Quantizer(codebook_size=4, hidden_dim=16, delayed=True)
     places = functional.layer_norm(torch.randn(4, 16), (16,))
     tokens = (places.repeat(8, 1) + 0.01 * torch.randn(32, 16)).requires_grad_()
     values, codes = quantizer(tokens)
     assert torch.equal(values, tokens) and not quantizer.commitment_loss(tokens, codes)
 
-    quantizer.start()
+    quantizer.start_quantizing()
     values, codes = quantizer(tokens)
     assert torch.allclose(values, places.repeat(8, 1), atol=0.05)
     assert sorted(codes[:4].tolist()) == [0, 1, 2, 3]
     assert quantizer.commitment_loss(tokens, codes) > 0
-    restored = Quantizer(codebook_size=4, width=16, delayed=True)
+    restored = Quantizer(codebook_size=4, hidden_dim=16, delayed=True)
     restored.load_state_dict(quantizer.state_dict())
     assert torch.equal(restored(tokens)[0], values)
 
 
 def test_a_start_waits_for_enough_tokens_since_it_last_forgot():
-    quantizer = Quantizer(codebook_size=4, width=16, delayed=True)
+    quantizer = Quantizer(codebook_size=4, hidden_dim=16, delayed=True)
     before = quantizer.codebook_weight.clone()
     quantizer(torch.randn(15, 16))
-    quantizer.forget()
+    quantizer.clear_token_buffer()
     quantizer(torch.randn(15, 16))
     quantizer.eval()(torch.randn(100, 16))
-    quantizer.start()
+    quantizer.start_quantizing()
     assert not quantizer.started
-    quantizer.start(at_once=True)
+    quantizer.start_quantizing(force=True)
     assert quantizer.started and torch.equal(quantizer.codebook_weight, before)
 
-    waiting = Quantizer(codebook_size=4, width=16, delayed=True)
+    waiting = Quantizer(codebook_size=4, hidden_dim=16, delayed=True)
     waiting(torch.randn(16, 16))
-    waiting.start()
+    waiting.start_quantizing()
     assert waiting.started
