@@ -50,10 +50,10 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 repro: setup ## Bring the whole pipeline up to date and print the test metrics
-	@python -m pipelines.flows.reproduce --data "$(DATA)"
+	@python -m pipelines.flows reproduce --data "$(DATA)"
 
 data: setup ## Take in AVSBench (DATASET=s4|ms3|avss SOURCE="folder, archives or URLs")
-	@python -m pipelines.flows.data --data "$(DATASET)" --source "$$SOURCE"
+	@python -m pipelines.flows data --data "$(DATASET)" --source "$$SOURCE"
 
 check: setup ## What is wrong with the data set, or with a published list alone (METADATA=path.csv)
 	@python -m pipelines.check --data "$(DATA)" --metadata "$(METADATA)"
@@ -78,13 +78,13 @@ report: setup ## The result as one HTML page, with clips that play: report.html
 	@python -m pipelines.report --data "$(DATA)"
 
 sweep: setup ## Table 2 of the paper: ablation runs, compared in MLflow
-	@python -m pipelines.flows.sweep --data "$(DATA)"
+	@python -m pipelines.flows sweep --data "$(DATA)"
 
 retrain: setup ## Retrain once if something changed; move the champion if it got better
-	@python -m pipelines.flows.retrain --data "$(DATA)"
+	@python -m pipelines.flows retrain --data "$(DATA)"
 
 schedule: setup ## Retrain on a cron until Ctrl-C (CRON="0 3 * * *")
-	@python -m pipelines.flows.schedule --data "$(DATA)" --cron "$(CRON)"
+	@python -m pipelines.flows schedule --data "$(DATA)" --cron "$(CRON)"
 
 ui: setup ## Serve the MLflow dashboard on 127.0.0.1 (PORT=5000)
 	@echo "MLflow: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)"

@@ -1,13 +1,14 @@
-"""What every stage's command line shares: settings in, one clear line and a non-zero code on failure."""
+"""The frame of every command: options, exit codes, and one line for each error that a user can correct."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from pipelines.workspace import tracking_environment
+from pipelines.environment import tracking_environment
 from qdformer.config.base import SettingsError
 from qdformer.config.settings import Settings, load_settings
 from qdformer.utils.errors import InputError
@@ -15,26 +16,45 @@ from qdformer.utils.errors import InputError
 FAILED, BAD_SETTINGS, INTERRUPTED = 1, 2, 130
 
 
+class CommandError(RuntimeError):
+    """A part of the pipeline did not start or failed; `message` tells the user, `exit_code` ends the command."""
+
+    exit_code = FAILED
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+def preset_parser(description: str | None = None, add_help: bool = True) -> argparse.ArgumentParser:
+    """A parser with the option `--data`, which names a preset."""
+    parser = argparse.ArgumentParser(description=description, add_help=add_help)
+    parser.add_argument("--data", default="", help="a preset in pipelines/presets/ (default: params.yaml as it is)")
+    return parser
+
+
 def stage_main(run: Callable[[Settings], None]) -> NoReturn:
-    """Run one stage on `params.yaml` of the working directory and exit, as `command_main` does."""
+    """Run one stage with the `params.yaml` of the working directory and exit as `command_main` does."""
     os.environ.update(tracking_environment())
     command_main(lambda: run(load_settings()))
 
 
-def command_main(run: Callable[[], None]) -> NoReturn:
+def command_main(run: Callable[[], object]) -> NoReturn:
     """Run a command and exit.
 
-    The code is 2 for unusable settings, 1 for unusable input (one line says which), 130 for Ctrl-C.
-    A fault of the program itself keeps its traceback.
+    The exit code is 2 for settings that are not valid, 1 for input that is not usable (one line says which) and 130
+    for Ctrl-C. An error of the program itself keeps its traceback.
     """
     try:
         run()
     except SettingsError as error:
         _fail(BAD_SETTINGS, f"error: {error}")
+    except CommandError as error:
+        _fail(error.exit_code, f"error: {error.message}")
     except (InputError, OSError) as error:
         _fail(FAILED, f"error: {error}")
     except KeyboardInterrupt:
-        _fail(INTERRUPTED, "interrupted: the same command goes on from here")
+        _fail(INTERRUPTED, "interrupted: run the same command again to continue")
     sys.exit(0)
 
 

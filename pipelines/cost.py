@@ -1,8 +1,7 @@
-"""What the model of a preset costs: `python -m pipelines.cost [--preset NAME]`, in the project's folder."""
+"""Parameters, FLOPs, time and memory of each part of a preset's model; run it in the project's folder."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import astuple
 from pathlib import Path
@@ -11,27 +10,26 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from qdformer.config.presets import preset_values
-from qdformer.config.settings import parse_settings
+from pipelines.cli import command_main, preset_parser
+from pipelines.settings import preset_label, preset_settings
 from qdformer.config.train import Train
 from qdformer.models.qdformer.model import QDFormer
 from qdformer.training.cost import Part, peak_memory, random_clip, summarize
-from qdformer.utils.errors import InputError
 
-BAD_SETTINGS = 2
 FRAMES = 5
-CLASSES = {"avs": 1, "avss": 70}  # as AVSBench has them
+CLASSES = {"avs": 1, "avss": 70}
+"""The number of classes of AVSBench by task."""
 
 
 def show(train: Train, title: str) -> None:
-    """Print the table and the memory of one clip of `FRAMES` frames."""
+    """Print the table of parts and the peak memory for one clip of `FRAMES` frames."""
     settings, classes = train.model, CLASSES[train.task]
     torch.manual_seed(0)
     model = QDFormer(settings.model_copy(update={"backbone_weights": None}), classes)
     if settings.backbone_weights is not None and settings.frozen_stages:
-        model.backbone.freeze(settings.frozen_stages)  # as pretrained weights would be
+        model.backbone.freeze(settings.frozen_stages)  # as with pretrained weights
     clip = random_clip(FRAMES, train.image_size)
-    memory = peak_memory(model, train.loss, *clip)  # first: what a process once held it may keep
+    memory = peak_memory(model, train.loss, *clip)  # first, because a process may keep memory that it once had
     parts = summarize(model, *clip)
     whole = Part("all", *(sum(column) for column in list(zip(*map(astuple, parts), strict=True))[1:]))
 
@@ -57,20 +55,24 @@ def show(train: Train, title: str) -> None:
         f"task {train.task} with {classes} classes.\n"
         f"One forward pass of one clip: {FRAMES} frames of {side} x {side} pixels, float32, on the CPU with "
         f"{torch.get_num_threads()} threads; medians of 3.\n"
-        "GFLOP: matrix products and convolutions, a multiply-add being two.\n"
-        "Weights are drawn at random: no figure here depends on them.\n"
+        "GFLOP: matrix products and convolutions; a multiply-add counts as two.\n"
+        "The weights are random; no number here depends on them.\n"
         f"Peak memory of the process: {memory.forward / 1e9:.2f} GB in a forward pass, "
         f"{memory.training_step / 1e9:.2f} GB in a training step; {memory.before / 1e9:.2f} GB before."
     )
 
 
+def main() -> None:
+    """The command `qdformer-cost`."""
+    arguments = preset_parser(__doc__).parse_args()
+
+    def run() -> None:
+        project = Path.cwd()
+        train = preset_settings(arguments.data, project).train
+        show(train, f"QDFormer with the settings of {preset_label(arguments.data, project)}")
+
+    command_main(run)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m pipelines.cost", description=__doc__)
-    parser.add_argument("--preset", default="", help="of pipelines/presets/ (default: params.yaml as it is)")
-    name = parser.parse_args().preset
-    try:
-        settings = parse_settings(preset_values(name, Path.cwd()))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_SETTINGS)
-    show(settings.train, f"QDFormer of {'preset ' + name if name else 'params.yaml'}")
+    main()

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli import command_main
-from pipelines.workspace import (
-    PROJECT,
-    locked_settings,
-    open_workspace,
-    preset_settings,
-    preset_values,
-    provenance,
-    tracking_environment,
-)
+from pipelines.cli import command_main, preset_parser
+from pipelines.environment import shown_path, tracking_environment
+from pipelines.settings import preset_settings, preset_values
+from pipelines.workspace import CHECKPOINT, PAGE, REPORTS, locked_settings, open_workspace, provenance
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
 from qdformer.metrics.conventions import evaluation_setup
 from qdformer.reporting.page import About, make_page
 from qdformer.reporting.result import read_result
 from qdformer.utils.digests import file_sha256
 from qdformer.utils.errors import InputError
-
-PAGE = "report.html"
-CHECKPOINT = Path("models", "qdformer", "model.safetensors")
+from qdformer.utils.files import write_text
 
 
 def write_report(name: str, workspace: Path) -> Path:
@@ -35,8 +26,8 @@ def write_report(name: str, workspace: Path) -> Path:
 
     Raises `InputError` for a report that is missing, and where the settings are no longer those of the reports.
     """
-    settings, values = preset_settings(name), preset_values(name, PROJECT)
-    result = read_result(workspace / "reports")
+    settings, values = preset_settings(name), preset_values(name)
+    result = read_result(workspace / REPORTS)
     _check_settings(values, workspace, name)
     dataset = workspace / "data" / "dataset"
     clips = read_manifest(dataset)
@@ -54,12 +45,10 @@ def write_report(name: str, workspace: Path) -> Path:
         evaluation_setup=evaluation_setup(settings),
         facts=_facts(tags, checkpoint_sha256, run),
         settings=settings.model_dump(),
-        changed=_differences(values, preset_values("", PROJECT)),
+        changed=_differences(values, preset_values("")),
         commands=_commands(name, tags),
     )
-    partial = page.with_name(PAGE + ".partial")
-    partial.write_text(make_page(result, classes, about, sounds), encoding="utf-8")
-    os.replace(partial, page)
+    write_text(page, make_page(result, classes, about, sounds))
     if run is not None:
         tracking.log_files(run.info.run_id, page)
     return page
@@ -124,13 +113,10 @@ def _differences(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="", help="a preset in pipelines/presets/ (default: params.yaml as it is)")
-    data = parser.parse_args().data
+    data = preset_parser(__doc__).parse_args().data
     workspace = open_workspace(data)
     page = write_report(data, workspace)
-    shown = page.relative_to(PROJECT) if page.is_relative_to(PROJECT) else page
-    print(f"{shown}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    print(f"{shown_path(page)}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several runs score over the signal-to-noise ratio, on one plot."""
+"""The scores of several runs over the signal-to-noise ratio, on one plot."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qdformer.utils.errors import InputError
 
 
 def compare_robustness(reports: Mapping[str, Path], out: Path) -> None:
-    """Draw the runs' robustness curves to `out` (PNG) and write beside it (CSV) what they show, SCORES and all.
+    """Draw the robustness curves of runs to `out` (PNG) and write all their scores beside it (CSV).
 
-    `reports` maps the name of each run to the folder that `evaluate_checkpoint` wrote for it. Raises `InputError` if
-    a folder has no `intervals.json`.
+    `reports` maps the name of each run to the folder that `evaluate_checkpoint` wrote. Raises `InputError` if a folder
+    has no `intervals.json`.
     """
     runs, rows = {}, []
     for name, folder in reports.items():
@@ -27,7 +27,7 @@ def compare_robustness(reports: Mapping[str, Path], out: Path) -> None:
         runs[name] = json.loads(path.read_text(encoding="utf-8"))
         for condition, intervals in runs[name].items():
             ends = {"": "value", "_low": "low", "_high": "high"}
-            figures = {f"{key}{end}": intervals[key][part] for key in SCORES for end, part in ends.items()}
-            rows.append({"run": name, "condition": condition} | figures)
+            scores = {f"{key}{end}": intervals[key][part] for key in SCORES for end, part in ends.items()}
+            rows.append({"run": name, "condition": condition} | scores)
     plots.save(plots.robustness_curves(runs), out)
     pandas.DataFrame(rows).to_csv(out.with_suffix(".csv"), index=False)

@@ -1,4 +1,4 @@
-"""`dvc repro` under Prefect: what is stale and in which order is DVC's; each stage it runs becomes a task run."""
+"""`dvc repro` under Prefect. DVC decides which stages run and in which order; each stage becomes a task run."""
 
 from __future__ import annotations
 
@@ -17,35 +17,50 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import State
 
-from pipelines.cli import BAD_SETTINGS
-from pipelines.workspace import dvc_command, tracking_environment
+from pipelines.cli import BAD_SETTINGS, FAILED, CommandError
+from pipelines.environment import dvc_command, dvc_environment
+from pipelines.workspace import REPORTS
+from qdformer.utils.files import write_rows
 
+TIMINGS = REPORTS / "timings.csv"
 RUNNING = re.compile(r"Running stage '(.+)':")
 SKIPPED = re.compile(r"Stage '(.+)' (didn't change, skipping|is cached)")
 EXITED = re.compile(r"exited with (-?\d+)")
+STAGE_FAILED = re.compile(
+    rb"^(\x1b\[\d*m)*ERROR(\x1b\[\d*m)*: failed to reproduce '.*': failed to run: .*exited with -?\d+.*\r?\n?", re.M
+)
+"""DVC's own line about a stage that failed. It is not shown: the stage has printed its error before it."""
 TIME_LIMIT = float(os.environ.get("QDFORMER_TIME_LIMIT", 24 * 3600))
-"""Seconds after which a run of the pipeline is given up."""
-GRACE = 15
-"""Seconds that an interrupted stage has to stop by itself."""
+"""Seconds after which a run of the pipeline is stopped."""
+INTERRUPT_SECONDS = 15
+"""How long an interrupted stage may take to stop by itself."""
 
 
-class StageError(RuntimeError):
-    """A stage (or DVC itself, where `stage` is empty) ended with an error. `code` is its exit code."""
+class StageError(CommandError):
+    """A stage (or DVC itself, if `stage` is empty) failed with the exit code `code`; `output` ends its error output."""
 
-    def __init__(self, stage: str, code: int, message: str) -> None:
-        super().__init__(stage, code, message)
-        self.stage, self.code, self.message = stage, code, message
+    def __init__(self, stage: str, code: int, output: str) -> None:
+        super().__init__(stage, code, output)
+        self.stage, self.code, self.output = stage, code, output
+        self.exit_code = BAD_SETTINGS if code == BAD_SETTINGS else FAILED
 
     def __str__(self) -> str:
-        return f"{self.stage or 'dvc'} failed with exit code {self.code}: {self.message}"
+        return f"{self.stage or 'dvc'} failed with exit code {self.code}: {self.output}"
+
+    @property
+    def message(self) -> str:
+        """One line without the reason, which the stage has printed itself."""
+        return f"stage {self.stage} failed" if self.stage else "dvc failed"
 
 
-def _may_pass_next_time(task, run, state) -> bool:
-    """Only what comes over a network is worth another try; wrong settings never are."""
+def _is_worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
+    """Only the stage that uses the network is retried, and not if its settings are wrong."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, StageError) and error.stage == "download" and error.code != BAD_SETTINGS
 
@@ -54,16 +69,15 @@ def _may_pass_next_time(task, run, state) -> bool:
     name="dvc repro",
     retries=2,
     retry_delay_seconds=[5, 20],
-    retry_condition_fn=_may_pass_next_time,
+    retry_condition_fn=_is_worth_a_retry,
     timeout_seconds=TIME_LIMIT,
     cache_policy=NO_CACHE,
 )
 def run_dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...] = ()) -> dict[str, float]:
-    """Run what is stale in the workspace; return the seconds of each stage that ran.
+    """Run the workspace's stale stages; return the seconds of each stage that ran, also kept in `reports/timings.csv`.
 
-    They are kept in `reports/timings.csv` too. `lock` is the descriptor of `workspace_lock`; DVC
-    holds it with us. Raises `StageError`. However this is left, no process of it stays behind, and
-    the same call goes on from there.
+    `lock` is the descriptor of `workspace_lock`, which DVC inherits. Raises `StageError`. However this call ends, it
+    leaves no process behind, and the next call continues.
     """
     seconds: dict[str, float] = {}
     with _dvc_repro(workspace, lock, targets) as run:
@@ -82,7 +96,7 @@ def run_dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...] = ()) -> 
 
 @task(name="stage", cache_policy=NO_CACHE)
 def _stage(name: str, run: _Repro) -> str:
-    """Follow one stage to its end; return the line after it (empty: DVC has ended)."""
+    """Follow the output of one stage to its end; return the line after it (empty if DVC has ended)."""
     logger = get_run_logger()
     while line := run.next_line():
         if RUNNING.match(line) or SKIPPED.match(line):
@@ -93,9 +107,9 @@ def _stage(name: str, run: _Repro) -> str:
 
 
 class _Repro:
-    """A running `dvc repro`: its output line by line (echoed), and the end of its error output (echoed as it comes)."""
+    """A running `dvc repro`. Its output and its error output are printed as they come."""
 
-    def __init__(self, process: subprocess.Popen, errors: int) -> None:
+    def __init__(self, process: subprocess.Popen[str], errors: int) -> None:
         self.process = process
         self.tail = b""
         self._errors = errors
@@ -103,11 +117,14 @@ class _Repro:
         self._echo.start()
 
     def next_line(self) -> str:
+        """Read and print the next line of output; empty at the end."""
+        assert self.process.stdout
         line = self.process.stdout.readline()
         print(line, end="", flush=True)
         return line
 
     def check(self, stage: str) -> None:
+        """Wait for DVC to end; raise `StageError` if it failed."""
         if code := self.process.wait():
             self._echo.join(timeout=5)
             lines = [line.strip() for line in re.split(r"[\r\n]+", self.tail.decode(errors="replace")) if line.strip()]
@@ -118,7 +135,7 @@ class _Repro:
         with contextlib.suppress(OSError):  # a terminal that was closed reads as an error
             while chunk := os.read(self._errors, 4096):
                 self.tail = (self.tail + chunk)[-4096:]
-                sys.stderr.buffer.write(chunk)
+                sys.stderr.buffer.write(STAGE_FAILED.sub(b"", chunk))
                 sys.stderr.buffer.flush()
         os.close(self._errors)
 
@@ -129,13 +146,13 @@ def _dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...]) -> Iterator
     process = subprocess.Popen(
         [dvc_command(), "repro", *targets],
         cwd=workspace,
-        env={**os.environ, **tracking_environment(), "PATH": _path(), "PYTHONUNBUFFERED": "1"},
+        env=dvc_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=write,
         text=True,
         pass_fds=(lock,),
-        start_new_session=True,  # DVC does not pass signals on: its group is stopped as a whole
+        start_new_session=True,  # DVC does not pass signals on, so its process group is stopped as a whole
     )
     os.close(write)
     try:
@@ -144,8 +161,8 @@ def _dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...]) -> Iterator
         _stop_group(process)
 
 
-def _stop_group(process: subprocess.Popen) -> None:
-    for kind, patience in ((signal.SIGINT, GRACE), (signal.SIGTERM, 5), (signal.SIGKILL, None)):
+def _stop_group(process: subprocess.Popen[str]) -> None:
+    for kind, patience in ((signal.SIGINT, INTERRUPT_SECONDS), (signal.SIGTERM, 5), (signal.SIGKILL, None)):
         if process.poll() is not None:
             break
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -156,7 +173,7 @@ def _stop_group(process: subprocess.Popen) -> None:
 
 
 def _error_channel() -> tuple[int, int]:
-    """Ends to read and write the error output: a terminal if ours is one, so that progress bars show."""
+    """Descriptors to read and write the error output: of a terminal if ours is one, so that progress bars appear."""
     if not sys.stderr.isatty():
         return os.pipe()
     read, write = pty.openpty()
@@ -164,24 +181,16 @@ def _error_channel() -> tuple[int, int]:
     return read, write
 
 
-def _path() -> str:
-    return os.pathsep.join((str(Path(dvc_command()).parent), os.environ.get("PATH", os.defpath)))
-
-
 def _save_timing(workspace: Path, stage: str, seconds: float) -> None:
-    path = workspace / "reports" / "timings.csv"
-    timings = {**read_timings(workspace), stage: (round(seconds, 1), datetime.now(UTC).isoformat(timespec="seconds"))}
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("stage", "seconds", "finished")])
-        csv.writer(file, lineterminator="\n").writerows((name, *rest) for name, rest in timings.items())
-    os.replace(partial, path)
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    timings = {**read_timings(workspace), stage: (round(seconds, 1), finished)}
+    rows = [{"stage": name, "seconds": taken, "finished": when} for name, (taken, when) in timings.items()]
+    write_rows(workspace / TIMINGS, ["stage", "seconds", "finished"], rows)
 
 
 def read_timings(workspace: Path) -> dict[str, tuple[float, str]]:
-    """For every stage ever run in the workspace: seconds and UTC time of its last run."""
-    path = workspace / "reports" / "timings.csv"
+    """Seconds and UTC time of the last run of every stage that ever ran in the workspace."""
+    path = workspace / TIMINGS
     if not path.is_file():
         return {}
     with open(path, encoding="utf-8", newline="") as file:

@@ -1,8 +1,8 @@
-"""A Prefect API on the loopback interface: one that is configured, the schedule's, or one for the length of a command.
+"""The Prefect API that flows report to: the configured one, that of a running schedule, or a temporary server.
 
-Prefect can start a temporary server by itself, but in the caller's process group: Ctrl-C then ends
-the server first, and the flow tries for minutes to report to it. This one has a group of its own,
-stops when asked to, and ends with the process that started it, however that ends.
+Prefect can start a temporary server by itself, but in the caller's process group: Ctrl-C would end the server first,
+and the flow would try for minutes to report to it. The server started here has a process group of its own and ends
+with the process that started it, however that process ends. It binds to the loopback interface.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
-from pipelines.workspace import PROJECT
+from pipelines.cli import CommandError
+from pipelines.environment import PROJECT
+from qdformer.utils.files import write_text
 
 HOST = "127.0.0.1"
 
 
-class ServerError(RuntimeError):
+class ServerError(CommandError):
     """Prefect's server did not start."""
 
 
 @contextlib.contextmanager
-def prefect_api(meanwhile: Callable[[], object] = int) -> Iterator[None]:
-    """For the block, let flows report to the API that is configured, else to the schedule's, else to one of our own.
+def prefect_api(meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
+    """Let the flows of the block report to the configured API, the schedule's, or else a temporary server.
 
-    `meanwhile` is called while a server of our own starts.
+    `meanwhile` is called while a temporary server starts.
     """
     if PREFECT_API_URL.value():
         yield
@@ -54,7 +56,7 @@ def prefect_api(meanwhile: Callable[[], object] = int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def schedule_server() -> Iterator[str]:
-    """A server with dashboard and scheduler for the block; yield the dashboard's address.
+    """Run a server with dashboard and scheduler for the block; yield the dashboard's URL.
 
     Raises `ServerError` if the port (`PREFECT_SERVER_API_PORT`) is taken.
     """
@@ -64,10 +66,10 @@ def schedule_server() -> Iterator[str]:
         try:
             probe.bind((HOST, port))
         except OSError:
-            raise ServerError(f"port {port} is taken; choose another: PREFECT_SERVER_API_PORT=...") from None
+            raise ServerError(f"port {port} is taken; choose another one: PREFECT_SERVER_API_PORT=...") from None
     with _server(port, "scheduling") as url:
         note = _note()
-        note.write_text(url, encoding="ascii")
+        write_text(note, url)
         try:
             yield f"http://{HOST}:{port}"
         finally:
@@ -75,6 +77,7 @@ def schedule_server() -> Iterator[str]:
 
 
 def _note() -> Path:
+    """The file with the API's URL, which exists while a schedule is served."""
     return get_current_settings().home / "schedule.url"
 
 
@@ -95,14 +98,15 @@ def _healthy(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def _server(port: int, kind: str, meanwhile: Callable[[], object] = int) -> Iterator[str]:
+def _server(port: int, kind: str, meanwhile: Callable[[], object] | None = None) -> Iterator[str]:
     url = f"http://{HOST}:{port}/api"
     command = [sys.executable, "-m", "pipelines.flows.server", str(port), kind]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd=PROJECT
     )
     try:
-        meanwhile()
+        if meanwhile:
+            meanwhile()
         deadline = time.monotonic() + get_current_settings().server.ephemeral.startup_timeout_seconds
         while not _healthy(url):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -111,10 +115,11 @@ def _server(port: int, kind: str, meanwhile: Callable[[], object] = int) -> Iter
         with temporary_settings({PREFECT_API_URL: url}):
             try:
                 yield url
-            finally:  # what is still queued must go before the server does
+            finally:  # send what is still queued before the server ends
                 APILogWorker.drain_all(timeout=5)
                 EventsWorker.drain_all(timeout=5)
     finally:
+        assert process.stdin
         process.stdin.close()
         try:
             process.wait(timeout=10)
@@ -125,7 +130,7 @@ def _server(port: int, kind: str, meanwhile: Callable[[], object] = int) -> Iter
 
 def _serve(port: int, temporary: bool) -> None:
     def end_with_parent() -> None:
-        sys.stdin.buffer.read()  # returns when the parent closes it, or is gone
+        sys.stdin.buffer.read()  # returns when the parent closes it or has ended
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

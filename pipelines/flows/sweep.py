@@ -1,25 +1,28 @@
-"""Flow `sweep`: train and evaluate every row of `sweep.rows` on one Ray session, and compare them."""
+"""Flow `sweep`: train and evaluate every row of `sweep.rows` in one Ray session, and compare the rows."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from pipelines.console import markdown_table, print_table
+from pipelines.environment import shown_path, tracking_environment
 from pipelines.flows.pipeline import run_dvc_repro
-from pipelines.flows.terminal import markdown_table, print_table, run_flow
-from pipelines.workspace import open_workspace, preset_settings, provenance, tracking_environment, workspace_lock
+from pipelines.settings import preset_label, preset_settings
+from pipelines.workspace import open_workspace, provenance, workspace_lock
 from qdformer.config.settings import Settings, parse_settings
 from qdformer.utils.digests import short_digest
+from qdformer.utils.files import new_folder, write_rows, write_text
 
 CONDITION = "clean"
 COMPARED = ("davis_jf", "miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f")
@@ -27,13 +30,13 @@ COMPARED = ("davis_jf", "miou_dataset", "miou_per_frame", "avsbench_j", "avsbenc
 
 @flow(name="sweep", flow_run_name="sweep {data}")
 def sweep(data: str = "") -> None:
-    """Compare the rows on the preset's data; rows that are finished and still valid are not run again."""
+    """Compare the rows on the preset's data. Rows that are finished and still valid are not run again."""
     settings, workspace = preset_settings(data), open_workspace(data)
     rows = {name: row_settings(settings, name) for name in settings.sweep.rows}
     with workspace_lock(workspace) as lock:
         run_dvc_repro(workspace, lock, ("features",))
         os.environ.update(tracking_environment())
-        from pipelines.robustness import compare_robustness  # these take seconds to import
+        from pipelines.robustness import compare_robustness  # these imports take seconds
         from qdformer import tracking
 
         tags = provenance(workspace)
@@ -50,16 +53,22 @@ def sweep(data: str = "") -> None:
             text = table.with_suffix(".md").read_text(encoding="utf-8")
             metrics = [f"{CONDITION}/{key}" for key in COMPARED]
             page = tracking.save_comparison(parent, list(rows), metrics, f"sweep {parent[:8]}", text)
-    title = f"Sweep on {settings.download.dataset}: {CONDITION}, ± half of the 95 % interval, change to the row above"
+    title = (
+        f"Sweep of {preset_label(data)} (data set {settings.download.dataset}): {CONDITION}, ± half of the 95 % "
+        "interval, change from the row above"
+    )
     print_table(title, ["row", *COMPARED], lines)
     where = f"{tracking.tracking_uri()} · experiment {tracking.experiment_name(settings)} · run {parent}"
-    print(f"\nTable: {table}\nRobustness: {curves}\nMLflow record: {where}\nopen it with:  make ui")
-    print(f"Its charts and table, while that runs: {tracking.dashboard_url()}{page}")
+    print(
+        f"\nTable: {shown_path(table)}\nRobustness: {shown_path(curves)}\n"
+        f"MLflow record: {where}\nOpen it with:  make ui"
+    )
+    print(f"Charts and table of the sweep, while that runs: {tracking.dashboard_url()}{page}")
     create_markdown_artifact(f"## {title}\n\n{text}\n\nMLflow: {where}", key=f"sweep-{settings.download.dataset}")
 
 
 def row_settings(settings: Settings, name: str) -> Settings:
-    """The settings of one row: the model's parts switched, trained for `sweep.epochs`."""
+    """The settings of one row: parts of the model switched on or off, and `sweep.epochs` epochs."""
     values = settings.model_dump()
     values["train"]["model"].update(settings.sweep.rows[name])
     values["train"]["epochs"] = settings.sweep.epochs
@@ -68,7 +77,7 @@ def row_settings(settings: Settings, name: str) -> Settings:
 
 @task(name="row", cache_policy=NO_CACHE)
 def run_row(name: str, settings: Settings, workspace: Path, parent: str) -> None:
-    """Train and evaluate one row, as far as that has not been done, and see to its record under `parent`."""
+    """Train and evaluate one row, as far as that has not been done, and record it under the run `parent`."""
     from qdformer import tracking
 
     out, tags = workspace / "sweeps" / name, provenance(workspace)
@@ -86,16 +95,14 @@ def run_row(name: str, settings: Settings, workspace: Path, parent: str) -> None
             if _kept_identity(out) != identity:
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir(parents=True)
-                (out / "identity").write_text(identity, encoding="ascii")
+                write_text(out / "identity", identity)
             if not (out / "history.csv").is_file():  # written last
                 train(settings, workspace, out, run_id)
             tracking.finish_training(run_id, checkpoint)
-            partial = out / "reports.partial"
-            shutil.rmtree(partial, ignore_errors=True)
             started = time.monotonic()
-            evaluate_checkpoint(settings, workspace, checkpoint, partial, settings.sweep.conditions)
+            with new_folder(reports) as partial:
+                evaluate_checkpoint(settings, workspace, checkpoint, partial, settings.sweep.conditions)
             seconds = time.monotonic() - started
-            os.replace(partial, reports)
     tracking.log_evaluation(reports, settings, tags, checkpoint, dataset, name=name, parent=parent, seconds=seconds)
 
 
@@ -106,11 +113,13 @@ def is_finished(name: str, settings: Settings, workspace: Path) -> bool:
 
 
 def compare(workspace: Path, rows: Iterable[str], table: Path) -> list[list[str]]:
-    """Write the comparison to `table` (CSV) and beside it (Markdown); return its lines as text."""
-    lines, records, above = [], [], {}
+    """Write the comparison to `table` (CSV) and beside it in Markdown; return its lines as text."""
+    lines: list[list[str]] = []
+    records: list[dict[str, Any]] = []
+    above: dict[str, Any] = {}
     for row in rows:
         intervals = json.loads((workspace / "sweeps" / row / "reports" / "intervals.json").read_text(encoding="utf-8"))
-        line, record = [row], {"row": row}
+        line, record = [row], dict[str, Any](row=row)
         for key in COMPARED:
             value, low, high = (intervals[CONDITION][key][part] for part in ("value", "low", "high"))
             change = value - above[key] if key in above else None
@@ -119,11 +128,8 @@ def compare(workspace: Path, rows: Iterable[str], table: Path) -> list[list[str]
         lines.append(line)
         records.append(record)
         above = record
-    with open(table, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, records[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-    table.with_suffix(".md").write_text(markdown_table(["row", *COMPARED], lines) + "\n", encoding="utf-8")
+    write_rows(table, list(records[0]), records)
+    write_text(table.with_suffix(".md"), markdown_table(["row", *COMPARED], lines) + "\n")
     return lines
 
 
@@ -153,7 +159,3 @@ def _session_if(needed: bool) -> Iterator[None]:
 
     with ray_session():
         yield
-
-
-if __name__ == "__main__":
-    run_flow(sweep, __doc__)

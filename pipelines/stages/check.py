@@ -1,6 +1,6 @@
-"""Stage `check`: data/dataset, data/sounds -> reports/check.json, check.html, and the digests of what passed.
+"""Stage `check`: data/dataset, data/sounds -> reports/check.json, check.html, and the digests of the checked folders.
 
-The later stages depend on these digests, so that nothing is computed from data in which there is an error.
+The later stages depend on these digests, so that nothing is computed from data with errors.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from pipelines.findings import save_reports, show_reports
 from qdformer.config.check import Check
 from qdformer.config.settings import Settings
 from qdformer.data.checks import check_dataset, check_sounds, raise_on_errors
+from qdformer.utils.files import write_text
 
 
 def check(settings: Check, data: Path, reports: Path) -> None:
-    """Report what is wrong, then write `data/dataset.sha256` and `data/sounds.sha256`, or raise `DataError`."""
+    """Write the reports; then write `data/dataset.sha256` and `data/sounds.sha256`, or raise `DataError` for errors."""
     dataset, sounds = (
         check_dataset(data / "dataset", settings.min_component_area, settings.tolerate),
         check_sounds(data / "sounds"),
     )
-    found = [dataset, sounds] if sounds.files else [dataset]  # a published set has no single sounds
+    found = [dataset, sounds] if sounds.files else [dataset]  # a published data set has no single sounds
     save_reports(found, reports)
     show_reports(found, reports)
     for report in found:
         raise_on_errors(report)
     for name, digest in json.loads((data / "digests.json").read_text(encoding="utf-8")).items():
-        (data / f"{name}.sha256").write_text(digest + "\n", encoding="ascii")
+        write_text(data / f"{name}.sha256", digest + "\n")
 
 
 def main(settings: Settings) -> None:

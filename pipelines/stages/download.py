@@ -1,10 +1,8 @@
-"""Stage `download`: the network, what the user has, or nothing -> data/dataset, data/sounds, data/digests.json."""
+"""Stage `download`: downloads, the user's files, or nothing -> data/dataset, data/sounds, data/digests.json."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 from pipelines.cli import stage_main
@@ -15,20 +13,26 @@ from qdformer.config.settings import Settings
 from qdformer.data.published import import_published
 from qdformer.data.readers.toy import compose_toy
 from qdformer.utils.digests import tree_sha256
+from qdformer.utils.files import new_folder, write_text
 
 
 def download(settings: Download, data: Path, cache: Path) -> None:
-    """Write `data/dataset` and `data/sounds`, both whole, or neither, and then their digests.
+    """Write `data/dataset` and `data/sounds`, either both complete or neither, and then their digests.
 
-    The published sets have no single sounds: their `data/sounds` is an empty table.
+    The published data sets have no single sounds: their `data/sounds` is an empty table.
 
-    The later stages depend on digests in place of the folders: DVC would look at every one of their files again for
-    each stage. The stage `check` passes them on. What was fetched is kept below `cache`, for DVC empties the outs
+    The later stages depend on digests in place of the folders, because DVC would look at each of their files again for
+    every stage. The stage `check` passes the digests on. Downloads are kept below `cache`, because DVC empties the outs
     before a rerun.
     """
-    partial = data / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    dataset, sounds = partial / "dataset", partial / "sounds"
+    with new_folder(data / "dataset") as dataset, new_folder(data / "sounds") as sounds:
+        _fill(settings, dataset, sounds, cache)
+    digests = {folder: tree_sha256(data / folder) for folder in ("dataset", "sounds")}
+    write_text(data / "digests.json", json.dumps(digests, indent=1) + "\n")
+
+
+def _fill(settings: Download, dataset: Path, sounds: Path, cache: Path) -> None:
+    """Write the data set and its single sounds to two folders."""
     if settings.dataset == "toy":
         compose_toy(dataset, sounds, settings)
     elif settings.dataset == "stamps":
@@ -38,22 +42,17 @@ def download(settings: Download, data: Path, cache: Path) -> None:
     else:
         if not settings.source:
             raise SettingsError(
-                f"download.source is empty; name the folder, the archives or URLs that hold {settings.dataset}, as in:"
+                f"download.source is empty; expected the folder, archives or URLs that hold {settings.dataset}, as in:"
                 f" make data DATASET={settings.dataset} SOURCE=/path/of/it"
             )
         about = import_published(
             settings.dataset, settings.source, settings.sha256, settings.split, dataset, cache / settings.dataset
         )
         write_sound_table(sounds, [])
+        assert about.clips is not None and about.left_out is not None, "known of every published data set"
         left_out = f", {sum(about.left_out.values())} left out" if settings.split != "published" else ""
         sizes = ", ".join(f"{name} {count}" for name, count in about.clips.items())
         print(f"{settings.dataset}, split {settings.split}: {sizes}{left_out}")
-    for whole in (dataset, sounds):
-        shutil.rmtree(data / whole.name, ignore_errors=True)
-        os.replace(whole, data / whole.name)
-    partial.rmdir()
-    digests = {folder: tree_sha256(data / folder) for folder in ("dataset", "sounds")}
-    (data / "digests.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="ascii")
 
 
 def main(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pipelines.cli import stage_main
 from pipelines.stages.features import feature_recipe
-from pipelines.workspace import provenance
+from pipelines.workspace import CHECKPOINT, REPORTS, provenance
 from qdformer import tracking
 from qdformer.audio.features.store import FeatureStore
 from qdformer.audio.noise.collect import read_noise_table
@@ -103,7 +103,7 @@ def evaluate_checkpoint(
 
 
 def main(settings: Settings) -> None:
-    workspace, checkpoint, out = Path.cwd(), Path("models/qdformer/model.safetensors"), Path("reports")
+    workspace, checkpoint, out = Path.cwd(), CHECKPOINT, REPORTS
     started = time.monotonic()
     evaluate_checkpoint(settings, workspace, checkpoint, out)
     seconds = time.monotonic() - started

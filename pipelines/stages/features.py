@@ -17,7 +17,7 @@ WEIGHTS = Path("models", "vggish", "vggish.safetensors")
 
 
 def feature_recipe(settings: Features, workspace: Path) -> EmbedderConfig:
-    """What the workspace's features are made with, by absolute paths: a Ray worker's folder is not ours."""
+    """How the workspace's features are computed. Paths are absolute, because a Ray worker has another directory."""
     weights = workspace.resolve() / WEIGHTS
     pca = Path(settings.pca).expanduser().resolve() if settings.pca else None
     return EmbedderConfig(
@@ -28,8 +28,8 @@ def feature_recipe(settings: Features, workspace: Path) -> EmbedderConfig:
 def features(settings: Settings, condition: str, workspace: Path) -> None:
     """Write `data/features/CONDITION.h5`: an embedding for each frame of each clip of the condition.
 
-    The work is done in this process, or over the Ray cluster that `RAY_ADDRESS` names. What is ready
-    is kept in `.cache/features`, for DVC removes the file before a rerun.
+    The work is done in this process, or on the Ray cluster at `RAY_ADDRESS`. Finished clips are kept in
+    `.cache/features`, because DVC removes the file before a rerun.
     """
     workspace = workspace.resolve()
     manifest = read_condition(workspace / "data" / "mixed" / condition)
@@ -53,7 +53,7 @@ def features(settings: Settings, condition: str, workspace: Path) -> None:
 def _executor() -> Executor:
     if not os.environ.get("RAY_ADDRESS"):
         return embed_in_threads
-    from qdformer.audio.features.ray_executor import embed_on_ray  # Ray takes seconds to import
+    from qdformer.audio.features.ray_executor import embed_on_ray  # Ray's import takes seconds
 
     return embed_on_ray
 

@@ -14,7 +14,7 @@ from qdformer.data.manifest import read_manifest
 
 
 def mix(settings: Settings, condition: str, data: Path) -> None:
-    """Write `data/mixed/CONDITION`: noise under the clips, and where each noise came from."""
+    """Write `data/mixed/CONDITION`: the clips with noise, and the origin of each noise."""
     if condition not in settings.mix.conditions:
         raise SettingsError(f"condition {condition!r}: expected one of {', '.join(settings.mix.conditions)}")
     manifest = write_condition(

@@ -1,9 +1,7 @@
-"""Stage `noise`: data/sounds, or AudioSet -> data/noise and its digest."""
+"""Stage `noise`: data/sounds or AudioSet -> data/noise and its digest."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from pipelines.cli import stage_main
@@ -14,28 +12,24 @@ from qdformer.config.noise import Noise
 from qdformer.config.settings import Settings
 from qdformer.data.manifest import read_sounding_names
 from qdformer.utils.digests import tree_sha256
+from qdformer.utils.files import new_folder, write_text
 
 
 def noise(settings: Noise, data: Path, cache: Path) -> None:
-    """Write `data/noise`, whole or not at all, and then its digest.
+    """Write `data/noise`, complete or not at all, and then its digest.
 
-    What was fetched is kept in `cache`, for DVC empties the outs before a rerun.
+    Downloads are kept in `cache`, because DVC empties the outs before a rerun.
     """
-    partial = data / ".noise.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if settings.source == "dataset":
-        table = copy_dataset_noises(partial, data / "sounds", read_sound_table(data / "sounds"))
-    elif settings.source == "audioset":
-        table = collect_audioset_noises(
-            partial, settings, read_sounding_names(data / "dataset") or read_class_mapping(), cache
-        )
-    else:
-        table = write_empty_noise_table(partial)
-    folder = data / "noise"
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    (data / "noise.sha256").write_text(tree_sha256(folder) + "\n", encoding="ascii")
+    with new_folder(data / "noise") as folder:
+        if settings.source == "dataset":
+            table = copy_dataset_noises(folder, data / "sounds", read_sound_table(data / "sounds"))
+        elif settings.source == "audioset":
+            table = collect_audioset_noises(
+                folder, settings, read_sounding_names(data / "dataset") or read_class_mapping(), cache
+            )
+        else:
+            table = write_empty_noise_table(folder)
+    write_text(data / "noise.sha256", tree_sha256(data / "noise") + "\n")
     print(f"noise: {len(table)} recordings from {settings.source}")
 
 

@@ -1,4 +1,4 @@
-"""Stage `pretrain`: data/sounds, or weights that the user has -> models/vggish."""
+"""Stage `pretrain`: data/sounds, or the official weights -> models/vggish."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from qdformer.audio.vggish.official import resolve_weights
 from qdformer.audio.vggish.pretrain import pretrain_vggish
 from qdformer.config.pretrain import Pretrain
 from qdformer.config.settings import Settings
+from qdformer.utils.files import write_text
 
 
 def pretrain(settings: Pretrain, sounds: Path, out: Path, cache: Path) -> None:
-    """Write `out/vggish.safetensors`, and `out/record.json` which says what these weights are."""
+    """Write `out/vggish.safetensors`, and `out/record.json` with the origin of these weights."""
     started = time.monotonic()
     if settings.weights == "official":
+        assert settings.official_source and settings.official_sha256, "Pretrain checks this"
         source = resolve_weights(settings.official_source, settings.official_sha256, cache)
         vggish = load_vggish(source, settings.official_sha256)
         record = {
@@ -29,8 +31,8 @@ def pretrain(settings: Pretrain, sounds: Path, out: Path, cache: Path) -> None:
     else:
         vggish, record = pretrain_vggish(sounds, settings, cache)
     record["sha256"] = save_vggish(vggish, out / "vggish.safetensors")
-    # no times in it: the same weights must give the same record, whose checksum DVC compares
-    (out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    # without times: DVC compares the checksum of this file, which must be the same for the same weights
+    write_text(out / "record.json", json.dumps(record, indent=2) + "\n")
     print(f"{record['how']}: {time.monotonic() - started:.0f} s")
 
 

@@ -1,12 +1,24 @@
-"""Presets: a project's `params.yaml`, and what differs from it by name.
+"""Presets: named sets of settings, each written as its differences from the default settings or from another preset.
 
-A preset is a file `pipelines/presets/NAME.yaml` of the project that names only what differs from `params.yaml`, or from
-the preset that it `extends`. What is the user's own (where the data lies, say) is laid over it from
-`workspaces/NAME/overrides.yaml`, and so over every preset that extends it.
+The values of a preset are layered, later layers over earlier ones: the default settings, the preset that it `extends`
+(with that one's overrides), the preset's own file, and the user's overrides of the preset. Which files these are is
+the caller's business (`PresetFiles`).
+
+The rule of merging (`merge`) is the same for every layer:
+
+- A mapping whose type is a section of settings is merged key by key, at every depth: `download: {clips: {train: 8}}`
+  changes `train` and keeps `val` and `test`. Optional sections are no exception.
+- Everything else is replaced as a whole: lists, and mappings with free keys (`mix.conditions`, `noise.count`,
+  `sweep.rows`).
+- A section that exists in several kinds, told apart by the key `name` (`train.model`), is replaced as a whole by one
+  with another `name`.
 """
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +26,96 @@ from qdformer.config.base import Section, SettingsError
 from qdformer.config.settings import Settings, parse_settings, read_yaml
 
 EXTENDS = "extends"
+KIND = "name"
+"""The key that tells apart the kinds of a section."""
 
 
-def preset_values(name: str, project: Path) -> dict[str, Any]:
-    """The nested values of a preset, validated: `params.yaml`, the preset's own laid over it, and the user's over that.
+@dataclass(frozen=True)
+class PresetFiles:
+    """The files that presets are read from.
 
-    An empty name, or the name of the data set in `params.yaml`, is the default. Raises
-    `SettingsError` if there is no such preset (naming those there are) or its values are not usable.
+    `presets` and `overrides` map the name of a preset to its file and to the file of the user's overrides.
+    Error messages give the paths relative to `root`.
     """
-    values, sources = _layered(name, project, ())
-    parse_settings(values, " with ".join(str(path.relative_to(project)) for path in sources))
+
+    root: Path
+    default: Path
+    presets: Mapping[str, Path]
+    overrides: Mapping[str, Path]
+
+    def is_default(self, name: str) -> bool:
+        """Whether `name` is empty or the name of the data set in the default settings."""
+        return name in ("", _dataset_name(read_yaml(self.default)))
+
+
+def preset_values(name: str, files: PresetFiles) -> dict[str, Any]:
+    """The merged and validated values of a preset, as nested mappings.
+
+    Raises:
+        SettingsError: there is no such preset (the message lists those that exist), it extends itself, or its values
+            are not valid.
+    """
+    values, sources = _layers(name, files, ())
+    parse_settings(values, " with ".join(str(path.relative_to(files.root)) for path in sources))
     return values
 
 
-def overrides_path(name: str, project: Path) -> Path:
-    """The file of the user's own values for a preset; it need not be there."""
-    return project / "workspaces" / name / "overrides.yaml"
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], *sections: type[Section]) -> dict[str, Any]:
+    """Return `base` with the values of `overlay`, by the rule in this module's docstring.
 
-
-def is_default(name: str, project: Path) -> bool:
-    """Whether the name means `params.yaml` as it is."""
-    return name in ("", _default_name(read_yaml(project / "params.yaml")))
-
-
-def merge(base: dict[str, Any], overlay: dict[str, Any], section: type[Section] = Settings) -> dict[str, Any]:
-    """`overlay` laid over `base`, section by section; other mappings (conditions, rows) are replaced as a whole."""
+    `sections` are the types that the mapping may have (default: `Settings`).
+    """
+    sections = sections or (Settings,)
+    if any(KIND in section.model_fields for section in sections) and overlay.get(KIND, base.get(KIND)) != base.get(
+        KIND
+    ):
+        return dict(overlay)
     merged = dict(base)
     for key, value in overlay.items():
-        inner = section.model_fields[key].annotation if key in section.model_fields else None
-        nested = isinstance(inner, type) and issubclass(inner, Section)
-        nested = nested and isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = merge(base[key], value, inner) if nested else value
+        inner = [found for section in sections for found in _sections_of(section, key)]
+        if inner and isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
+            merged[key] = merge(base[key], value, *inner)
+        else:
+            merged[key] = value
     return merged
 
 
-def _layered(name: str, project: Path, extending: tuple[str, ...]) -> tuple[dict[str, Any], list[Path]]:
-    """A preset's values, not validated, and the files they come from; `extending` are the presets on the way here."""
-    if is_default(name, project):
-        path = project / "params.yaml"
-        return read_yaml(path), [path]
-    presets = {file.stem: file for file in (project / "pipelines" / "presets").glob("*.yaml")}
-    asked = f" ({' extends '.join((*extending, name))})" if extending else ""
-    if name not in presets:
-        known = sorted({_default_name(read_yaml(project / "params.yaml")), *presets} - {""})
-        raise SettingsError(f"no preset {name!r}{asked}; there are: {', '.join(known)}")
+def _sections_of(section: type[Section], key: str) -> list[type[Section]]:
+    """The sections that a field may hold, looked for inside Optional, Union and Annotated."""
+    field = section.model_fields.get(key)
+    waiting, found = [field.annotation] if field else [], []
+    while waiting:
+        annotation = waiting.pop()
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            found.append(annotation)
+        elif typing.get_origin(annotation) not in (dict, list):
+            waiting += typing.get_args(annotation)
+    return found
+
+
+def _layers(name: str, files: PresetFiles, extending: tuple[str, ...]) -> tuple[dict[str, Any], list[Path]]:
+    """Merge a preset's layers without validation; return the values and the files that they come from.
+
+    `extending` names the presets that led here by `extends`.
+    """
+    if files.is_default(name):
+        return read_yaml(files.default), [files.default]
+    chain = f" ({' extends '.join((*extending, name))})" if extending else ""
+    if name not in files.presets:
+        known = sorted({_dataset_name(read_yaml(files.default)), *files.presets} - {""})
+        raise SettingsError(f"no preset {name!r}{chain}; there are: {', '.join(known)}")
     if name in extending:
-        raise SettingsError(f"preset {name!r} extends itself{asked}")
-    differing = read_yaml(presets[name])
-    values, sources = _layered(str(differing.pop(EXTENDS, "")), project, (*extending, name))
-    layers = [(presets[name], differing)]
-    if (own := overrides_path(name, project)).is_file():
-        layers.append((own, read_yaml(own)))
-    for path, overlay in layers:
-        values = merge(values, overlay)
-        sources.append(path)
+        raise SettingsError(f"preset {name!r} extends itself{chain}")
+    differences = read_yaml(files.presets[name])
+    values, sources = _layers(str(differences.pop(EXTENDS, "")), files, (*extending, name))
+    values = merge(values, differences)
+    sources.append(files.presets[name])
+    if name in files.overrides:
+        values = merge(values, read_yaml(files.overrides[name]))
+        sources.append(files.overrides[name])
     return values, sources
 
 
-def _default_name(values: dict[str, Any]) -> str:
+def _dataset_name(values: Mapping[str, Any]) -> str:
     download = values.get("download")
     return str(download.get("dataset", "")) if isinstance(download, dict) else ""

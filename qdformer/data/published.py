@@ -92,7 +92,7 @@ def _assemble(layout: Layout, kind: Kind, roots: list[tuple[Path, bool]], datase
     if layout.audio and not any(name in parts for name in layout.audio):
         raise DataError(f"{kind}: no folder {' or '.join(layout.audio)} in {_listed(roots)}")
     files = [item for name, found in parts.items() for path, ours in found for item in _files(path, name, ours)]
-    dataset.mkdir(parents=True)
+    dataset.mkdir(parents=True, exist_ok=True)
     for path, relative, ours in tqdm(files, desc=f"place {kind}", unit="file", disable=None if progress else True):
         target = dataset / relative
         if target.exists():

@@ -24,7 +24,7 @@ def reproduce(checkout: Path) -> str:
     environment["PYTHONPATH"] = str(checkout)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.flows.reproduce", "--data", "toy"],
+        [sys.executable, "-m", "pipelines.flows", "reproduce", "--data", "toy"],
         cwd=checkout,
         env=environment,
         capture_output=True,

@@ -78,7 +78,7 @@ def test_a_changed_set_is_judged_as_it_lies(place, monkeypatch, capsys):
     assert not command.modified_folders(place / "data")
     broken = next((place / "data" / "dataset").rglob("audio.wav"))
     broken.write_bytes(broken.read_bytes()[:30])
-    with pytest.raises(DataError, match="dataset: changed since the stage download made it.*make repro DATA=toy"):
+    with pytest.raises(DataError, match="dataset: changed since the stage download wrote it.*make repro DATA=toy"):
         command.check_workspace("toy")
     assert "audio.wav" in capsys.readouterr().out
     assert len(broken.read_bytes()) == 30

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipelines.flows.data import parse_source
+from pipelines.flows.__main__ import parse_source
 from pipelines.stages import download as stage
 from qdformer.audio.io.sound_table import read_sound_table
 from qdformer.config.base import SettingsError

@@ -16,6 +16,7 @@ STAGES = {
 }
 NOT_FOLLOWED = {
     "pipelines.cli": "error messages and exit codes",
+    "pipelines.environment": "where the project is, and the environment of commands",
     "pipelines.workspace": "where a workspace lies, and where its results came from",
     "qdformer.config.settings": "joins the sections, each of which a stage names under params",
     "qdformer.tracking": "the record of a run",

@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-REPRODUCE = ("-m", "pipelines.flows.reproduce")
-RETRAIN = ("-m", "pipelines.flows.retrain")
+REPRODUCE = ("-m", "pipelines.flows", "reproduce")
+RETRAIN = ("-m", "pipelines.flows", "retrain")
 
 
 def record(project) -> MlflowClient:
@@ -44,7 +44,7 @@ def left_behind(project) -> str:
 @pytest.mark.parametrize("flow", ["reproduce", "sweep", "retrain", "schedule"])
 def test_unusable_settings_are_told_in_one_line_before_anything_starts(project, flow):
     project.edit("params.yaml", "weight_decay:", "wait_decay:")
-    done = project.python("-m", f"pipelines.flows.{flow}")
+    done = project.python("-m", "pipelines.flows", flow)
     assert done.returncode == 2
     assert "wait_decay: unknown key" in done.stderr
     assert "Traceback" not in done.stderr
@@ -113,7 +113,7 @@ def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(project, kind,
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     if to_group:
-        assert output.endswith("interrupted: the same command goes on from here\n")
+        assert output.endswith("interrupted: run the same command again to continue\n")
     time.sleep(1)
     assert left_behind(project) == ""
 
@@ -166,7 +166,7 @@ def test_retrain_judges_each_checkpoint_once(project, prefect_api):
 @pytest.mark.slow
 def test_a_sweep_goes_on_where_it_stopped_and_compares_its_rows(project, prefect_api):
     def sweep():
-        return project.python("-m", "pipelines.flows.sweep", PREFECT_API_URL=prefect_api)
+        return project.python("-m", "pipelines.flows", "sweep", PREFECT_API_URL=prefect_api)
 
     def rows_trained() -> int:
         return len((project.root / "trained").read_text())

@@ -83,7 +83,7 @@ def test_the_picture_says_what_it_shows(workspace, monkeypatch):
 
 
 def test_an_unknown_clip_names_those_near_it(workspace):
-    with pytest.raises(DataError, match=r"no clip 'test-001' in .*metadata.csv; near it: .*test-0001"):
+    with pytest.raises(DataError, match=r"no clip 'test-001' in .*metadata.csv; similar names: .*test-0001"):
         listen(load_settings(), workspace, "test-001", 5.0)
     with pytest.raises(DataError, match=r"no clip 'x' .*; expected one of 14, such as train-0000"):
         listen(load_settings(), workspace, "x", 5.0)

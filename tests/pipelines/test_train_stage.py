@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.workspace import preset_settings
+from pipelines.settings import preset_settings
 from qdformer.audio.features.extract import FeatureInfo
 from qdformer.models.backbones import BackboneError
 

@@ -8,18 +8,9 @@ import sys
 import pytest
 import yaml
 
-from pipelines.workspace import (
-    BusyError,
-    dvc_command,
-    locked_outs,
-    open_workspace,
-    overrides_path,
-    preset_settings,
-    provenance,
-    save_overrides,
-    tracking_environment,
-    workspace_lock,
-)
+from pipelines.environment import dvc_command, tracking_environment
+from pipelines.settings import overrides_path, preset_settings, save_overrides
+from pipelines.workspace import BusyError, locked_outs, open_workspace, provenance, workspace_lock
 from qdformer.config.base import SettingsError
 
 

@@ -1,0 +1,122 @@
+"""Run a flow: `python -m pipelines.flows {reproduce,data,sweep,retrain,schedule} [--data PRESET]`.
+
+Settings and the workspace's lock are checked before Prefect and MLflow are imported, which takes seconds: wrong
+settings and a busy workspace are refused at once. If nothing has changed, `reproduce` and `retrain` end without
+Prefect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.cli import command_main, preset_parser
+from pipelines.record import current_verdict, noted_record, record_results
+from pipelines.results import print_results
+from pipelines.settings import preset_settings
+from pipelines.workspace import is_up_to_date, open_workspace, workspace_lock
+from qdformer.utils.download import is_url
+from qdformer.utils.errors import InputError
+
+
+def reproduce(data: str) -> None:
+    """Bring the preset's pipeline up to date and show its test metrics."""
+    settings, workspace = preset_settings(data), open_workspace(data)
+    with workspace_lock(workspace):
+        if is_up_to_date(workspace):
+            record = noted_record(settings, workspace) or record_results(settings, workspace)
+            print_results(data, settings, workspace, record, {})
+            return
+    from pipelines.flows.reproduce import reproduce as flow
+
+    _run_with_prefect(lambda: flow(data))
+
+
+def retrain(data: str) -> None:
+    """Retrain if anything changed, and register the result."""
+    settings, workspace = preset_settings(data), open_workspace(data)
+    with workspace_lock(workspace):
+        if is_up_to_date(workspace) and (verdict := current_verdict(settings, workspace)):
+            print(f"Nothing changed: {verdict}")
+            return
+    from pipelines.flows.retrain import retrain as flow
+
+    _run_with_prefect(lambda: flow(data))
+
+
+def sweep(data: str) -> None:
+    """Train, evaluate and compare the rows of the ablation."""
+    _check(data)
+    from pipelines.flows.sweep import sweep as flow
+
+    _run_with_prefect(lambda: flow(data))
+
+
+def schedule(data: str, cron: str, every: float | None) -> None:
+    """Serve `retrain` on a schedule."""
+    preset_settings(data)
+    from pipelines.flows.schedule import serve_retrain
+
+    serve_retrain(data, cron, every)
+
+
+def import_dataset(data: str, source: str) -> None:
+    """Import a published data set."""
+    if not data:
+        raise InputError("DATASET is missing; expected s4, ms3 or avss, as in: make data DATASET=s4 SOURCE=s4.zip")
+    sources = parse_source(source)
+    _check(data)
+    from pipelines.flows.data import import_dataset as flow
+
+    _run_with_prefect(lambda: flow(data, sources))
+
+
+def parse_source(text: str) -> list[str]:
+    """Split paths and URLs at blanks, with quotes as in a shell; paths become absolute."""
+    try:
+        parts = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"SOURCE={text}: {error}") from None
+    return [part if is_url(part) else str(Path(part).expanduser().resolve()) for part in parts]
+
+
+def _check(data: str) -> None:
+    """Raise `SettingsError` or `BusyError` before anything is started."""
+    preset_settings(data)
+    with workspace_lock(open_workspace(data)):
+        pass
+
+
+def _run_with_prefect(run: Callable[[], object]) -> None:
+    from pipelines.flows.server import prefect_api
+
+    with prefect_api(meanwhile=_import_tracking):
+        run()
+
+
+def _import_tracking() -> None:
+    import qdformer.tracking  # noqa: F401
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.flows", description=__doc__)
+    flows = parser.add_subparsers(required=True, metavar="FLOW")
+    options = preset_parser(add_help=False)
+    for run in (reproduce, retrain, sweep):
+        flows.add_parser(run.__name__, parents=[options], help=run.__doc__).set_defaults(run=run)
+    data = flows.add_parser("data", parents=[options], help=import_dataset.__doc__)
+    data.add_argument("--source", default="", help="folders, archives or URLs that hold it (default: as saved)")
+    data.set_defaults(run=import_dataset)
+    timer = flows.add_parser("schedule", parents=[options], help=schedule.__doc__)
+    timer.add_argument("--cron", default="0 3 * * *", help="minute hour day month weekday, in UTC (%(default)s)")
+    timer.add_argument("--every", type=float, metavar="SECONDS", help="retrain at this interval instead")
+    timer.set_defaults(run=schedule)
+    return parser
+
+
+if __name__ == "__main__":
+    given = vars(_parser().parse_args())
+    chosen = given.pop("run")
+    command_main(lambda: chosen(**given))

@@ -1,0 +1,60 @@
+"""The results of a workspace on the terminal: test metrics, seconds per stage, and where the record is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.console import markdown_table, print_table
+from pipelines.settings import preset_label
+from pipelines.workspace import REPORTS
+
+if TYPE_CHECKING:
+    from pipelines.record import Record
+    from qdformer.config.settings import Settings
+
+
+def print_results(name: str, settings: Settings, workspace: Path, record: Record, seconds: Mapping[str, float]) -> str:
+    """Print the results of the preset `name`; return them in Markdown.
+
+    `seconds` holds the time of each stage that ran; it is empty if every stage was up to date.
+    """
+    metrics = read_metrics(workspace / REPORTS, [*settings.mix.conditions, *settings.evaluate.controls])
+    columns = list(dict.fromkeys(key for values in metrics.values() for key in values))
+    rows = [[condition, *(_number(values.get(key)) for key in columns)] for condition, values in metrics.items()]
+    timings = [[stage, f"{value:.1f}"] for stage, value in seconds.items()]
+    title = results_title(name, settings)
+    print_table(title, ["condition", *columns], rows)
+    if timings:
+        print_table("Seconds per stage", ["stage", "seconds"], [*timings, ["all", f"{sum(seconds.values()):.1f}"]])
+    else:
+        print("Every stage was up to date.")
+    print(f"\nMLflow record: {record}\nOpen it with:  make ui")
+    print(f"All runs and their scores, while that runs: {record.runs_url}")
+    markdown = [f"## {title}", markdown_table(["condition", *columns], rows), f"MLflow: {record}"]
+    if timings:
+        markdown.append(markdown_table(["stage", "seconds"], timings))
+    return "\n\n".join(markdown)
+
+
+def results_title(name: str, settings: Settings) -> str:
+    """The preset and the data set, and what is needed to read a metric: split and its rule, task, resizing."""
+    protocol = f"{settings.evaluate.split} split, {settings.download.split}; {settings.train.task}"
+    return (
+        f"Test metrics of {preset_label(name)} (data set {settings.download.dataset}; {protocol}; "
+        f"{settings.train.resize})"
+    )
+
+
+def read_metrics(reports: Path, order: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The metrics in `metrics/*.json` by condition, those in `order` first."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (reports / "metrics").glob("*.json")}
+    return {name: found[name] for name in [*order, *sorted(set(found) - set(order))] if name in found}
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
