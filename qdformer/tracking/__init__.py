@@ -1,31 +1,38 @@
-"""The record of what was run, in MLflow. The only room that imports mlflow."""
+"""The record of experiments in MLflow: runs, metrics, comparisons and the model registry.
 
-from qdformer.tracking.runs import (
+The only room that imports mlflow, which takes seconds: callers import this package when they need it.
+"""
+
+import os
+
+# MLflow reads these when it is imported. The second limits a request to an unreachable server to half a minute, after
+# which `store` decides whether to retry.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+
+from qdformer.tracking.registry import (
     CHAMPION,
-    RETRY_SECONDS,
     SELECTION_METRIC,
-    TrackingError,
-    dashboard_url,
-    experiment_name,
     find_champion,
-    find_run,
     find_version,
+    promote,
+    register,
+)
+from qdformer.tracking.runs import (
+    experiment_name,
+    find_run,
     finish_training,
     log_epoch,
     log_evaluation,
     log_files,
     parent_run,
-    promote,
-    register,
-    runs_url,
-    save_comparison,
-    tracking_uri,
     training_run,
 )
+from qdformer.tracking.store import TrackingError, tracking_uri
+from qdformer.tracking.views import dashboard_url, runs_url, save_comparison
 
 __all__ = [
     "CHAMPION",
-    "RETRY_SECONDS",
     "SELECTION_METRIC",
     "TrackingError",
     "dashboard_url",

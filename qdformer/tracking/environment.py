@@ -1,4 +1,4 @@
-"""What a result was computed on."""
+"""The machine on which a result was computed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 
-_CPUS = Path("/proc/cpuinfo")
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def describe_machine() -> dict[str, str]:
-    """The machine as text: `cpu`, `cores` (that this process may use), `memory_gib`, `gpu` ('none' without), `os`."""
+    """The machine as text: `cpu`, `cores` (those that this process may use), `memory_gib`, `gpu` (or 'none'), `os`."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -26,8 +26,8 @@ def describe_machine() -> dict[str, str]:
 
 
 def _cpu_name() -> str:
-    if _CPUS.is_file():
-        for line in _CPUS.read_text(encoding="utf-8").splitlines():
+    if _CPU_INFO.is_file():
+        for line in _CPU_INFO.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

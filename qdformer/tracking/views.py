@@ -1,54 +1,106 @@
-"""Addresses of MLflow's dashboard, and the comparison of a sweep as a view that is saved there.
+"""The dashboard: its addresses, and views that are saved there.
 
-A saved view is a tag of the experiment: its key names it, its value holds the filter, the columns and the charts
-as the dashboard's own *Save & share view* writes them (MLflow 3.17). It stands in the list of saved views at the
-top of the runs page, and has an address.
+A saved view is a tag of the experiment: its key names the view, its value holds the filter, the columns and the charts
+as the dashboard's own *Save & share view* writes them (MLflow 3.17). The dashboard lists saved views at the top of the
+runs page, and each has an address.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+
+from mlflow.entities import Experiment
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+
+from qdformer.evaluation.result import SCORES
+from qdformer.tracking.store import Store, TrackingError, tracking_uri
 
 VIEW_TAG = "mlflow.sharedViewState."
-WORKFLOW = "workflowType=machine_learning"  # without it the dashboard opens its half for language models
+WORKFLOW = "workflowType=machine_learning"  # without it the dashboard opens its pages for language models
 SCORES_VIEW = "scores"
 ROW_TAG = "row"
-"""Tag that holds a run's place in its sweep; the view is sorted by it."""
+"""The tag with a run's position in its sweep, by which the view of the sweep is sorted."""
+
+
+def save_comparison(parent: str, rows: Sequence[str], metrics: Sequence[str], name: str, table: str) -> str:
+    """Save a view that compares the runs named `rows` below `parent`; return its path below the dashboard's address.
+
+    The description of the parent run becomes `table`, in Markdown, with links to the view and to MLflow's own page of
+    comparison. An earlier view of the same parent is replaced. Raises `TrackingError` if a row has no run.
+    """
+    store = Store()
+    experiment_id = store.get_run(parent).info.experiment_id
+    children = store.search_runs(experiment_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'")
+    newest = {run.info.run_name: run.info.run_id for run in reversed(children)}
+    if missing := [row for row in rows if row not in newest]:
+        raise TrackingError(
+            f"run {parent}: no run named {', '.join(missing)} below it; expected one run for each row of the sweep"
+        )
+    for position, row in enumerate(rows, start=1):
+        store.set_tags(newest[row], {ROW_TAG: f"{position:03}"})
+    view = comparison_view(name, parent, metrics, _now_ms())
+    store.set_experiment_tag(experiment_id, VIEW_TAG + parent, view)
+    path = view_path(experiment_id, parent)
+    compared = compare_path(experiment_id, [newest[row] for row in rows])
+    links = f"[Charts and table of the rows]({path}) · [MLflow's comparison of the runs]({compared})"
+    store.set_tags(parent, {MLFLOW_RUN_NOTE: f"{links}\n\n{table}"})
+    return path
+
+
+def save_scores_view(store: Store, experiment: str) -> None:
+    """Save a view of all runs with the scores on clean sound as columns, unless there is one already."""
+    found = _get_experiment(store, experiment)
+    key = VIEW_TAG + SCORES_VIEW
+    if key not in found.tags:
+        view = scores_view([f"clean/{score}" for score in SCORES], _now_ms())
+        store.set_experiment_tag(found.experiment_id, key, view)
+
+
+def runs_url(experiment: str) -> str:
+    """The address of the table of an experiment's runs and their scores, on the dashboard of this store."""
+    return dashboard_url() + runs_path(_get_experiment(Store(), experiment).experiment_id)
+
+
+def dashboard_url() -> str:
+    """The address of the dashboard of this store: the server's, or the one that `make ui` serves."""
+    uri = tracking_uri()
+    return f"{uri.rstrip('/')}/" if urlsplit(uri).scheme in ("http", "https") else local_url()
 
 
 def local_url(port: int = 5000) -> str:
-    """Where `make ui` serves the dashboard."""
+    """The address at which `make ui` serves the dashboard."""
     return f"http://127.0.0.1:{port}/"
 
 
 def run_path(experiment_id: str, run_id: str) -> str:
-    """A run's page, below the dashboard's address."""
+    """The page of a run, below the dashboard's address."""
     return f"#/experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}"
 
 
 def view_path(experiment_id: str, key: str) -> str:
-    """The saved view `key`, with its charts."""
+    """The saved view `key` with its charts, below the dashboard's address."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART&{WORKFLOW}"
 
 
 def runs_path(experiment_id: str) -> str:
-    """All runs with the columns of the saved view `SCORES_VIEW`."""
+    """The table of all runs with the columns of the saved view `SCORES_VIEW`, below the dashboard's address."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={SCORES_VIEW}&{WORKFLOW}"
 
 
 def compare_path(experiment_id: str, run_ids: Sequence[str]) -> str:
-    """MLflow's own page that lays runs side by side: settings, metrics and their plots."""
+    """MLflow's page that shows settings, metrics and plots of runs side by side, below the dashboard's address."""
     runs, experiments = (quote(_json(list(ids))) for ids in (run_ids, [experiment_id]))
     return f"#/compare-runs?runs={runs}&experiments={experiments}&{WORKFLOW}"
 
 
 def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: int) -> str:
-    """The tag's value for a view of the runs below `parent`: a bar chart for each metric, a table of what differs.
+    """The tag's value for a view of the runs below `parent`: a bar chart of each metric, and a table of differences.
 
-    Seen as a list, it has the metrics as columns. `created_ms` is in milliseconds since 1970.
+    The metrics are the columns of its list of runs. `created_ms` is in milliseconds since 1970.
     """
     scores, table = "scores", "table"
     bars = [{"type": "BAR", "metricKey": metric, **_card(metric, scores)} for metric in metrics]
@@ -78,6 +130,17 @@ def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: 
 def scores_view(metrics: Sequence[str], created_ms: int) -> str:
     """The tag's value for a view of all runs with `metrics` as columns."""
     return _envelope("test scores", {"selectedColumns": _columns(metrics)}, created_ms)
+
+
+def _get_experiment(store: Store, name: str) -> Experiment:
+    found = store.find_experiment(name)
+    if found is None:
+        raise TrackingError(f"{store.uri}: no experiment {name}; expected one with at least one run")
+    return found
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _envelope(name: str, state: Mapping[str, Any], created_ms: int) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pipelines.workspace import preset_settings
 from qdformer import tracking
@@ -78,7 +79,7 @@ def recorded(tmp_path_factory) -> Iterator[tuple[str, str, str]]:
                 _record(root, name, score, parent)
             table = "| row | miou_dataset |\n| --- | ---: |\n| full | 0.346 ± 0.020 |"
             view = tracking.save_comparison(parent, list(SCORES), METRICS, "sweep of toy", table)
-        experiment = tracking.MlflowClient(store).get_experiment_by_name("qdformer-toy").experiment_id
+        experiment = MlflowClient(store).get_experiment_by_name("qdformer-toy").experiment_id
     with _dashboard(root, store) as address:
         yield address, experiment, view
 

@@ -1,11 +1,11 @@
-"""The card of a model: what was trained on what, with which scores and limits."""
+"""The card of a model: training data, recipe, scores and limits."""
 
 from __future__ import annotations
 
 from pipelines.workspace import preset_settings
 from qdformer.tracking.model_card import model_card
 
-FIGURES = {
+METRICS = {
     "miou_dataset": {"value": 0.357, "low": 0.321, "high": 0.39},
     "davis_jf": {"value": None, "low": None, "high": None},
     "davis_j": {"value": 0.1, "low": 0.0, "high": 0.2},
@@ -13,10 +13,10 @@ FIGURES = {
 TAGS = {"mlflow.source.git.commit": "0123abc", "git_dirty": "true", "dataset_digest": "d1"}
 
 
-def test_a_card_tells_data_recipe_scores_and_limits():
+def test_card_has_data_recipe_scores_and_limits():
     settings = preset_settings("toy")
-    card = model_card(settings, TAGS, {"clean": FIGURES, "shuffled": {}}, "dvc://abc.dir/model.safetensors")
-    for told in (
+    card = model_card(settings, TAGS, {"clean": METRICS, "shuffled": {}}, "dvc://abc.dir/model.safetensors")
+    for expected in (
         "# QDFormer on toy",
         "16 train, 4 val, 8 test clips",
         "VGGish, pretrained on this data set's own sounds",
@@ -28,12 +28,12 @@ def test_a_card_tells_data_recipe_scores_and_limits():
         "Git commit: `0123abc`, with local changes",
         "dvc://abc.dir/model.safetensors",
     ):
-        assert told in card, told
+        assert expected in card, expected
     assert "ResNet" not in card
-    conditions = dict.fromkeys(map(str, range(12)), dict.fromkeys(("miou_dataset", "avsbench_f"), FIGURES["davis_j"]))
-    assert len(model_card(settings, TAGS, conditions, "dvc://x")) < 5000  # what a registry keeps of a description
+    conditions = dict.fromkeys(map(str, range(12)), dict.fromkeys(("miou_dataset", "avsbench_f"), METRICS["davis_j"]))
+    assert len(model_card(settings, TAGS, conditions, "dvc://x")) < 5000  # the registry's limit of a description
 
 
-def test_a_card_for_a_published_set_does_not_speak_of_composed_scenes():
-    card = model_card(preset_settings("s4"), {}, {"clean": FIGURES}, "dvc://x")
+def test_card_of_a_published_data_set_does_not_mention_composed_scenes():
+    card = model_card(preset_settings("s4"), {}, {"clean": METRICS}, "dvc://x")
     assert "AVSBench S4, split: published." in card and "composed" not in card and "do not compare" not in card

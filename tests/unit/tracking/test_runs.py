@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from pipelines.workspace import preset_settings
 from qdformer import tracking
 from qdformer.data.layout import ClassInfo, metadata_row, write_metadata
+from qdformer.tracking import store
 from qdformer.utils.constants import SPLITS
 from qdformer.utils.digests import file_sha256
 
@@ -172,11 +173,11 @@ def test_a_store_that_is_locked_for_a_while_is_waited_for(client, settings, data
 def test_a_store_that_stays_away_costs_no_training_and_gets_its_record_later(
     client, settings, dataset, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(store, "RETRY_SECONDS", 0)
     reports, checkpoint = results(tmp_path / "a", 0.4)
     started = time.monotonic()
     with locked(tmp_path / "mlflow.db", seconds=120) as unlock:
-        with pytest.raises(tracking.TrackingError, match="locked or away"):
+        with pytest.raises(tracking.TrackingError, match="locked or unreachable"):
             tracking.log_evaluation(reports, settings, PROVENANCE, checkpoint, dataset)
         unlock()
     with tracking.training_run(settings, PROVENANCE, dataset) as run_id:
