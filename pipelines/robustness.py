@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 
-from qdformer.evaluation.evaluate import SCORES
+from qdformer.evaluation.result import SCORES
 from qdformer.reporting import plots
 from qdformer.utils.errors import InputError
 

@@ -1,6 +1,6 @@
-"""What becomes of the sound inside the model: its tokens before and after decomposition, and the codes they take.
+"""The audio tokens inside a model: before and after decomposition, and the codes that they are assigned to.
 
-Shapes: B clips, T frames, N tokens of a clip, D width, C object classes, K codes.
+Shapes: B clips, T frames, N tokens of a clip, D hidden dimension, C object classes, K codes.
 """
 
 from __future__ import annotations
@@ -16,56 +16,56 @@ if TYPE_CHECKING:
     from qdformer.models.qdformer.model import QDFormerOutput
 
 CLASS_THRESHOLD = 0.5
-"""The probability from which on a token's query says that its class sounds."""
+"""A query predicts its likeliest class in a frame if the probability exceeds this threshold."""
 
 
 @dataclass(frozen=True)
 class ClipTokens:
-    """The sound of one clip: before decomposition, the mean over its frames; after it, N tokens."""
+    """The audio of one clip: the mean over its frames before decomposition, and N tokens after it."""
 
     uid: str
     fused_D: np.ndarray
     tokens_ND: np.ndarray
     query_class_N: np.ndarray
-    """The class id that the token's query names most often over the frames, 0 where it names none."""
+    """The class id that the token's query predicts most often over the frames, 0 if it predicts none."""
 
 
 class AudioTokens:
-    """Collects the tokens of the first `clips` clips, and how often which code stood for which class, of all."""
+    """Collects the tokens of the first `clips` clips, and counts the codes of each class over all clips."""
 
     def __init__(self, classes: int, clips: int = 256) -> None:
         self.classes, self.limit = classes, clips
         self.clips: list[ClipTokens] = []
         self.code_counts_CK: np.ndarray | None = None
-        """How many tokens that named class c + 1 took code k, int64; None for a model that does not quantize.
+        """Number of tokens with code k whose query predicts class c + 1, int64; None for a model without quantization.
 
-        The tokens are those of the frames where the model calibrates them, else the clip's, for each frame.
+        The tokens are those of the frames if the model calibrates them (Eq. 6), else the clip's, once for each frame.
         """
 
     def update(self, uids: Sequence[str], output: QDFormerOutput, valid_BT: torch.Tensor) -> None:
-        """Add a batch that the model has answered with `output`; nothing for a model that does not decompose."""
-        if output.tokens_BND is None:
+        """Add a batch and the model's output for it. Does nothing for a model without decomposition."""
+        if output.tokens_BND is None or output.fused_BTD is None:
             return
-        sure_BTN, class_BTN = output.class_logits_BTNC.softmax(-1)[..., :-1].max(-1)
-        named_BTN = torch.where(
-            (sure_BTN > CLASS_THRESHOLD) & valid_BT[..., None].to(sure_BTN.device), class_BTN + 1, 0
-        )
-        query_class_BTN, valid_BT = named_BTN.cpu().numpy(), valid_BT.cpu().numpy()
+        probs_BTN, class_BTN = output.class_logits_BTNC.softmax(-1)[..., :-1].max(-1)
+        predicted_BTN = (probs_BTN > CLASS_THRESHOLD) & valid_BT[..., None].to(probs_BTN.device)
+        query_class_BTN = torch.where(predicted_BTN, class_BTN + 1, 0).cpu().numpy()
         fused_BTD, tokens_BND = output.fused_BTD.float().cpu().numpy(), output.tokens_BND.float().cpu().numpy()
+        valid = valid_BT.cpu().numpy()
         for index, uid in enumerate(uids[: self.limit - len(self.clips)]):
             query_class_N = np.array([_most_frequent(query_class_T) for query_class_T in query_class_BTN[index].T])
-            fused_D = fused_BTD[index][valid_BT[index]].mean(axis=0)
+            fused_D = fused_BTD[index][valid[index]].mean(axis=0)
             self.clips.append(ClipTokens(uid, fused_D, tokens_BND[index], query_class_N))
         if (stats := output.quantization) is not None:
-            codes = stats.local_codes_BTN
-            codes = stats.global_codes_BN[:, None].expand_as(named_BTN) if codes is None else codes
-            self._count(query_class_BTN, codes.cpu().numpy(), len(stats.global_counts_K))
+            codes_BTN = stats.local_codes_BTN
+            if codes_BTN is None:
+                codes_BTN = stats.global_codes_BN[:, None].expand_as(class_BTN)
+            self._count(query_class_BTN, codes_BTN.cpu().numpy(), len(stats.global_counts_K))
 
-    def _count(self, query_class_BTN: np.ndarray, codes_BTN: np.ndarray, codes: int) -> None:
+    def _count(self, query_class_BTN: np.ndarray, codes_BTN: np.ndarray, codebook_size: int) -> None:
         if self.code_counts_CK is None:
-            self.code_counts_CK = np.zeros((self.classes, codes), np.int64)
-        naming = query_class_BTN > 0
-        np.add.at(self.code_counts_CK, (query_class_BTN[naming] - 1, codes_BTN[naming]), 1)
+            self.code_counts_CK = np.zeros((self.classes, codebook_size), np.int64)
+        predicted_BTN = query_class_BTN > 0
+        np.add.at(self.code_counts_CK, (query_class_BTN[predicted_BTN] - 1, codes_BTN[predicted_BTN]), 1)
 
 
 def _most_frequent(query_class_T: np.ndarray) -> int:

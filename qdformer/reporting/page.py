@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qdformer.audio.io.read import LOG_MEL_SUFFIX
 from qdformer.data.manifest import Classes
-from qdformer.evaluation.evaluate import Picture
+from qdformer.evaluation.result import Picture
 from qdformer.metrics.conventions import PROTOCOLS
 from qdformer.reporting.html import STYLE
 from qdformer.reporting.media import figure, film, sound

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 
-from qdformer.evaluation.evaluate import SCORES, Picture, negatives
+from qdformer.evaluation.result import SCORES, Picture
+from qdformer.evaluation.scores import negatives
 from qdformer.reporting import plots
 from qdformer.utils.errors import InputError
 from qdformer.utils.files import write_text
 
 if TYPE_CHECKING:
     from qdformer.data.manifest import Classes
-    from qdformer.evaluation.evaluate import Evaluation
+    from qdformer.evaluation.result import Evaluation
     from qdformer.evaluation.tokens import AudioTokens
 
 WRITER = "`make repro` writes it"

@@ -71,7 +71,7 @@ def train(settings, workspace, out, run_id):
 EVALUATE = """
 import json
 
-from qdformer.evaluation.evaluate import SCORES
+from qdformer.evaluation.result import SCORES
 
 def evaluate_checkpoint(settings, workspace, checkpoint, out, names=None):
     assert list(names) == settings.sweep.conditions

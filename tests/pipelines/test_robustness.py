@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from pipelines.robustness import compare_robustness
-from qdformer.evaluation.evaluate import SCORES
+from qdformer.evaluation.result import SCORES
 from qdformer.utils.errors import InputError
 
 

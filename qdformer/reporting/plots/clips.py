@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from qdformer.data.manifest import Classes
-    from qdformer.evaluation.evaluate import Picture
+    from qdformer.evaluation.result import Picture
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ import pandas
 import pytest
 import torch
 
-from qdformer.evaluation.evaluate import SCORES, EvaluationError, evaluate, negatives
+from qdformer.evaluation.evaluate import EvaluationError, evaluate
+from qdformer.evaluation.result import SCORES
+from qdformer.evaluation.scores import negatives
 from tests.helpers import PROJECT
 
 CLASSES = SimpleNamespace(names=("dog", "bell", "drum"), unseen=(False, True, True))
@@ -260,7 +262,7 @@ def test_pictures_of_the_named_clips():
     [
         (lambda p: setattr(p, "semantic_BTHW", p.semantic_BTHW[..., :-1]), "semantic_BTHW has shape"),
         (lambda p: setattr(p, "semantic_BTHW", p.semantic_BTHW + 9), "class id outside 0..3"),
-        (lambda p: setattr(p, "semantic_BTHW", p.semantic_BTHW.float()), "expected whole numbers"),
+        (lambda p: setattr(p, "semantic_BTHW", p.semantic_BTHW.float()), "expected integers"),
         (lambda p: setattr(p, "foreground_BTHW", p.foreground_BTHW * torch.nan), "no NaN"),
         (lambda p: setattr(p, "foreground_BTHW", p.foreground_BTHW - 3), "lie in 0..1"),
         (lambda p: setattr(p, "class_probs_BTC", p.class_probs_BTC[..., :2]), "class_probs_BTC has shape"),

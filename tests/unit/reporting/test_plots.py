@@ -12,7 +12,7 @@ import pandas
 import pytest
 from PIL import Image
 
-from qdformer.evaluation.evaluate import Picture
+from qdformer.evaluation.result import Picture
 from qdformer.evaluation.tokens import ClipTokens
 from qdformer.reporting import plots
 from qdformer.reporting.plots import colors
