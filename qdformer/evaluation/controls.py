@@ -26,7 +26,7 @@ from qdformer.data.layout import DataError
 from qdformer.utils.constants import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from qdformer.audio.features.extract import Embedder, Recipe
+    from qdformer.audio.features.extract import Embedder, EmbedderConfig
 
 _RECORDINGS_KEPT = 64
 
@@ -45,7 +45,7 @@ class ConditionFeatures:
     """The clips to evaluate: rows of the manifest."""
     pool: pandas.DataFrame
     """The clips of all splits that have features."""
-    recipe: Recipe
+    embedder: EmbedderConfig
     """How the features were computed."""
     noise: Path
     """Folder with the noise recordings."""
@@ -61,9 +61,9 @@ class ConditionFeatures:
         if name == "shuffled":
             return Shuffled(store, frames, self.seed)
         if name == "silence":
-            return Constant(self.recipe.load().embed_silence(1)[0], frames)
+            return Constant(self.embedder.load().embed_silence(1)[0], frames)
         if name == "noise":
-            return noise_features(self.clips, read_noise_table(self.noise), self.recipe.load(), self.noise_seed)
+            return noise_features(self.clips, read_noise_table(self.noise), self.embedder.load(), self.noise_seed)
         if name == "offscreen":
             return OffScreen(store, self.clips, self.pool, self.seed)
         return store

@@ -1,4 +1,4 @@
-"""The evaluator on drawn predictions: which frames count, what it reports, what it refuses."""
+"""The evaluator on synthetic predictions: the frames that count, the tables, the errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def drawn(clips=6, frames=3, size=24, seed=0):
 
 
 def blurred_truth(batch):
-    """A prediction that is the truth moved by three pixels, the same for a clip whatever batch it comes in."""
+    """The truth moved by three pixels; the prediction of a clip does not depend on its batch."""
     semantic = torch.roll(batch.labels_BTHW.where(batch.labels_BTHW != 255, 0), 3, dims=-1)
     foreground = (semantic > 0) * 0.6 + batch.images_BTCHW[:, :, 0].float() / 255 * 0.4
     class_probs = torch.full((*semantic.shape[:2], 3), 0.5)
@@ -63,7 +63,7 @@ def test_a_perfect_prediction():
     result = evaluate(perfect, [drawn()], CLASSES, bootstrap=50)
     assert list(result.summary) == [*SCORES, "clips"]
     expected = dict.fromkeys(SCORES, pytest.approx(1)) | {"miou_per_frame": pytest.approx(0.75), "clips": 6}
-    assert result.summary == expected  # drum never occurs: 0 in AVSS's convention, left out over the set
+    assert result.summary == expected  # drum never occurs: 0 in AVSS's convention, left out of miou_dataset
     assert result.groups == {"miou_seen": 1, "miou_unseen": 1, "fscore_per_frame": pytest.approx(0.75)}
     assert result.intervals["miou_dataset"] == {"value": 1, "low": 1, "high": 1}
     json.dumps([result.summary, result.groups, result.intervals], allow_nan=False)
@@ -80,7 +80,7 @@ def test_batches_do_not_change_the_result():
         assert 0 < around["low"] <= around["value"] <= around["high"] < 1, key
 
 
-def test_padded_unlabeled_and_ignored_count_nowhere():
+def test_padded_unlabeled_and_ignored_pixels_do_not_count():
     batch = drawn(clips=4, frames=4)
     alone = evaluate(blurred_truth, [batch.rows(0, 3)], CLASSES, bootstrap=20)
 
@@ -100,7 +100,7 @@ def test_padded_unlabeled_and_ignored_count_nowhere():
 
 def test_padding_to_a_larger_clip_changes_nothing():
     batch = drawn(clips=2)
-    batch.labels_BTHW[:, :, 10:, 14:] = 1  # cut off by the frame's edges
+    batch.labels_BTHW[:, :, 10:, 14:] = 1  # touches the frame's edges
     alone = evaluate(blurred_truth, [batch], CLASSES, bootstrap=20)
     larger = drawn(clips=2, size=64)
     larger.images_BTCHW[..., :24, :24] = batch.images_BTCHW
@@ -175,7 +175,7 @@ def test_clips_are_scored_in_the_order_of_the_manifest():
     pandas.testing.assert_frame_equal(mixed.per_clip, straight.per_clip)
 
 
-def test_a_clip_that_the_manifest_does_not_name_is_refused():
+def test_clip_outside_of_the_manifest_is_an_error():
     with pytest.raises(EvaluationError, match="clip clip5: not in the manifest; expected one of its 5 clips"):
         evaluate(blurred_truth, [drawn()], CLASSES, manifest=manifest_of(drawn()).head(5), bootstrap=5)
 
@@ -190,7 +190,7 @@ def test_negatives():
         )
 
     batch = drawn()
-    batch.labels_BTHW[0] = 0  # what is silent blames no model for marking nothing
+    batch.labels_BTHW[0] = 0  # predicting nothing for a silent clip is correct
     clean, deaf, silent = (evaluate(predict, [batch], CLASSES, bootstrap=20) for predict in (perfect, perfect, nothing))
     table = negatives({"silence": silent, "noise": deaf, "clean": clean, "snr0": clean}).set_index("condition")
     assert table.index.tolist() == ["silence", "noise", "all"]
@@ -220,7 +220,7 @@ distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_figures_of_one(tmp_path):
+def test_two_processes_have_the_metrics_of_one(tmp_path):
     store = tmp_path / "store"
     outs = [tmp_path / f"{rank}.pickle" for rank in range(2)]
     processes = [
@@ -240,7 +240,7 @@ def test_two_processes_have_the_figures_of_one(tmp_path):
         assert [picture.uid for picture in result.pictures] == pictures
 
 
-def test_no_unseen_class_has_no_figure():
+def test_metrics_of_unseen_classes_are_undefined_without_them():
     result = evaluate(perfect, [drawn().rows(0, 1)], CLASSES, bootstrap=5)
     assert result.groups["miou_unseen"] is None
     assert result.intervals["miou_unseen"] == {"value": None, "low": None, "high": None}
@@ -268,7 +268,7 @@ def test_pictures_of_the_named_clips():
         (lambda p: setattr(p, "class_probs_BTC", p.class_probs_BTC[..., :2]), "class_probs_BTC has shape"),
     ],
 )
-def test_unusable_predictions_are_refused(spoil, message):
+def test_unusable_predictions_are_errors(spoil, message):
     def predict(batch):
         prediction = perfect(batch)
         spoil(prediction)
@@ -278,7 +278,7 @@ def test_unusable_predictions_are_refused(spoil, message):
         evaluate(predict, [drawn()], CLASSES)
 
 
-def test_unusable_labels_are_refused():
+def test_unusable_labels_are_errors():
     batch = drawn()
     batch.labels_BTHW[2, 0, 0, 0] = 9
     with pytest.raises(EvaluationError, match="clip2: unknown class id 9"):

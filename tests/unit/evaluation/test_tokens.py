@@ -1,4 +1,4 @@
-"""What is kept of a sound's way through the model: clips' tokens, and codes by class."""
+"""The collected audio tokens: those of single clips, and the number of codes by class."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tests.helpers.model import CLASSES, make_clips, make_model
 VALID = torch.tensor([[True, True], [True, False]])
 
 
-def answered(**changes):
+def model_output(**changes):
     model = make_model(**changes).eval()
     images, audio, _ = make_clips()
     with torch.inference_mode():
         output = model(images, audio, VALID)
     logits = torch.zeros_like(output.class_logits_BTNC)
-    logits[..., CLASSES] = 9  # silent, but for what follows
+    logits[..., CLASSES] = 9  # no object, except for the following
     logits[0, :, 0, 1], logits[0, 0, 1, 2], logits[1, :, 2, 3] = 20, 20, 20
     output.class_logits_BTNC = logits
     return output
 
 
-def test_a_clip_s_tokens_and_what_they_are_called():
-    output, tokens = answered(), AudioTokens(CLASSES)
+def test_tokens_of_a_clip_and_their_predicted_classes():
+    output, tokens = model_output(), AudioTokens(CLASSES)
     tokens.update(["one", "two"], output, VALID)
     one, two = tokens.clips
     assert (one.uid, two.uid) == ("one", "two")
@@ -33,8 +33,8 @@ def test_a_clip_s_tokens_and_what_they_are_called():
     assert np.allclose(one.fused_D, output.fused_BTD[0].mean(0)) and np.allclose(two.fused_D, output.fused_BTD[1, 0])
 
 
-def test_codes_are_counted_by_the_class_that_their_query_names():
-    output, tokens = answered(), AudioTokens(CLASSES)
+def test_codes_are_counted_by_the_class_of_their_query():
+    output, tokens = model_output(), AudioTokens(CLASSES)
     tokens.update(["one", "two"], output, VALID)
     tokens.update(["three", "four"], output, VALID)
     codes = output.quantization.local_codes_BTN
@@ -44,26 +44,26 @@ def test_codes_are_counted_by_the_class_that_their_query_names():
     assert (tokens.code_counts_CK == expected).all()
 
 
-def test_without_calibration_the_clip_s_codes_are_counted():
-    output, tokens = answered(calibrate=False), AudioTokens(CLASSES)
+def test_codes_of_the_clip_are_counted_without_calibration():
+    output, tokens = model_output(calibrate=False), AudioTokens(CLASSES)
     tokens.update(["one", "two"], output, VALID)
     assert output.quantization.local_codes_BTN is None
     assert tokens.code_counts_CK.sum() == 4 and tokens.code_counts_CK[1, output.quantization.global_codes_BN[0, 0]] == 2
 
 
-def test_models_without_the_parts_have_nothing_to_show():
+def test_models_without_decomposition_or_quantization_have_no_tokens_or_codes():
     tokens = AudioTokens(CLASSES)
-    tokens.update(["one", "two"], answered(quantize=False), VALID)
+    tokens.update(["one", "two"], model_output(quantize=False), VALID)
     assert len(tokens.clips) == 2 and tokens.code_counts_CK is None
     tokens = AudioTokens(CLASSES)
-    baseline = answered(decompose=False, quantize=False, recombine=False, calibrate=False)
+    baseline = model_output(decompose=False, quantize=False, recombine=False, calibrate=False)
     assert baseline.tokens_BND is None
     tokens.update(["one", "two"], baseline, VALID)
     assert not tokens.clips and tokens.code_counts_CK is None
 
 
-def test_only_the_first_clips_are_kept_and_only_sure_names():
-    output, tokens = answered(), AudioTokens(CLASSES, clips=1)
+def test_limit_of_clips_and_threshold_of_classes():
+    output, tokens = model_output(), AudioTokens(CLASSES, clips=1)
     output.class_logits_BTNC[0, :, 0, 1] = 9  # as likely as silence
     assert output.class_logits_BTNC.softmax(-1)[0, 0, 0, 1] < CLASS_THRESHOLD
     tokens.update(["one", "two"], output, VALID)

@@ -1,4 +1,4 @@
-"""The record in MLflow: how runs end, are gone on with, take their evaluation, and become versions."""
+"""The record in MLflow: end and resumption of runs, their evaluation, and the versions of models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL = "qdformer-toy"
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory) -> Path:
-    """An SQLite store with its tables made, which takes seconds."""
+    """An SQLite store with its tables, whose creation takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -38,7 +38,7 @@ def empty_store(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def client(empty_store, tmp_path, monkeypatch) -> MlflowClient:
-    """A client of a store of the test's own, which the environment names."""
+    """A client of the test's own store, named by the environment."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     return MlflowClient(tracking.tracking_uri())
@@ -46,7 +46,7 @@ def client(empty_store, tmp_path, monkeypatch) -> MlflowClient:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """The tables of a data set of one clip a split."""
+    """The tables of a data set with one clip per split."""
     root = tmp_path_factory.mktemp("dataset")
     rows = [metadata_row(uid, subset="v1s", split=uid, classes=["dog"], frames=3, unseen=False) for uid in SPLITS]
     write_metadata(root, rows, [ClassInfo("dog", False)])
@@ -60,7 +60,7 @@ def settings():
 
 @contextlib.contextmanager
 def locked(store: Path, seconds: float) -> Iterator[Callable[[], None]]:
-    """Another process holds the store for itself, until the block ends or `seconds` have passed; yield its end."""
+    """Another process locks the store for `seconds`, at most until the block ends; yield a function that unlocks it."""
     hold = "import sqlite3, sys, time\nc = sqlite3.connect(sys.argv[1])\nc.execute('BEGIN EXCLUSIVE')\n"
     hold += "print('held', flush=True)\ntime.sleep(float(sys.argv[2]))"
     command = [sys.executable, "-c", hold, str(store), str(seconds)]
@@ -78,7 +78,7 @@ def locked(store: Path, seconds: float) -> Iterator[Callable[[], None]]:
 
 
 def results(root: Path, score: float, weights: str = "weights") -> tuple[Path, Path]:
-    """A checkpoint with its history, and the reports of its evaluation."""
+    """Reports of an evaluation, and the checkpoint with its history."""
     reports, checkpoint = root / "reports", root / "model.safetensors"
     (reports / "metrics").mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(weights)
@@ -115,7 +115,7 @@ def test_a_training_run_has_settings_epochs_and_system_metrics(client, settings,
     assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts" / "qdformer-toy").as_uri())
 
 
-def test_a_run_says_what_it_was_made_from_on_what_and_by_which_conventions(client, settings, dataset, tmp_path):
+def test_run_records_provenance_machine_and_protocols(client, settings, dataset, tmp_path):
     run_id, _ = trained(settings, dataset, tmp_path / "a", 0.4)
     run = client.get_run(run_id)
     tags = run.data.tags
@@ -137,14 +137,14 @@ def test_a_run_says_what_it_was_made_from_on_what_and_by_which_conventions(clien
     assert files == {"settings/train.yaml", "settings/evaluate.yaml"}
 
 
-def test_the_last_lock_of_dvc_counts(client, settings, dataset, tmp_path):
+def test_last_dvc_lock_is_recorded(client, settings, dataset, tmp_path):
     run_id, checkpoint = trained(settings, dataset, tmp_path / "a", 0.4)
-    later = {**PROVENANCE, "dvc_lock_digest": "l2"}  # as it is after the stage evaluate has ended
+    later = {**PROVENANCE, "dvc_lock_digest": "l2"}  # DVC writes it after the stage evaluate
     assert tracking.log_evaluation(tmp_path / "a" / "reports", settings, later, checkpoint, dataset) == run_id
     assert client.get_run(run_id).data.tags["dvc_lock_digest"] == "l2"
 
 
-def test_a_sweep_is_compared_in_a_saved_view_and_in_its_description(client, settings, dataset, tmp_path):
+def test_sweep_is_compared_in_a_saved_view_and_in_its_description(client, settings, dataset, tmp_path):
     with tracking.parent_run(settings, PROVENANCE, "sweep") as parent:
         rows = {name: trained(settings, dataset, tmp_path / name, score, parent, name)[0] for name, score in ROWS}
         page = tracking.save_comparison(parent, list(rows), ["clean/miou_dataset"], "sweep 1", "| row |")
@@ -162,15 +162,15 @@ def test_a_sweep_is_compared_in_a_saved_view_and_in_its_description(client, sett
     assert note.endswith("| row |") and page in note and all(run_id in note for run_id in rows.values())
 
 
-@pytest.mark.slow  # MLflow itself waits 20 s
-def test_a_store_that_is_locked_for_a_while_is_waited_for(client, settings, dataset, tmp_path):
+@pytest.mark.slow  # MLflow itself retries for 20 s
+def test_calls_to_a_locked_store_are_retried(client, settings, dataset, tmp_path):
     with tracking.training_run(settings, PROVENANCE, dataset) as run_id, locked(tmp_path / "mlflow.db", seconds=25):
         tracking.log_epoch(tracking.tracking_uri(), run_id, {"epoch": 1, "total": 2.0})
     assert client.get_metric_history(run_id, "train/total")[0].value == 2.0
 
 
 @pytest.mark.slow
-def test_a_store_that_stays_away_costs_no_training_and_gets_its_record_later(
+def test_unreachable_store_does_not_stop_a_training_and_gets_its_record_later(
     client, settings, dataset, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(store, "RETRY_SECONDS", 0)
@@ -198,10 +198,10 @@ def test_a_store_that_stays_away_costs_no_training_and_gets_its_record_later(
     run_id = tracking.log_evaluation(reports, settings, PROVENANCE, checkpoint, dataset)
     assert run_id != lost
     assert [metric.step for metric in client.get_metric_history(run_id, "train/total")] == [1, 2]
-    assert time.monotonic() - started < 200  # five calls that each wait MLflow's 20 s
+    assert time.monotonic() - started < 200  # five calls that MLflow retries for 20 s each
 
 
-def test_only_a_finished_and_evaluated_run_is_registered(client, settings, dataset, tmp_path):
+def test_only_finished_and_evaluated_runs_are_registered(client, settings, dataset, tmp_path):
     with pytest.raises(KeyboardInterrupt), tracking.training_run(settings, PROVENANCE, dataset) as killed:
         raise KeyboardInterrupt
     with pytest.raises(tracking.TrackingError, match="is KILLED without clean/miou_dataset"):
@@ -212,7 +212,7 @@ def test_only_a_finished_and_evaluated_run_is_registered(client, settings, datas
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
 )
-def test_a_broken_run_says_how_it_ended_and_is_gone_on_with(client, settings, dataset, error, status):
+def test_interrupted_run_has_its_status_and_is_resumed(client, settings, dataset, error, status):
     with pytest.raises(error), tracking.training_run(settings, PROVENANCE, dataset) as first:
         raise error
     assert client.get_run(first).info.status == status
@@ -222,10 +222,10 @@ def test_a_broken_run_says_how_it_ended_and_is_gone_on_with(client, settings, da
         assert again == first
         assert client.get_run(first).info.status == "RUNNING"
     with tracking.training_run(settings, PROVENANCE, dataset) as new:
-        assert new != first  # a finished run is left as it is
+        assert new != first  # a finished run is not resumed
 
 
-def test_a_run_whose_process_was_killed_outright_is_marked(client, settings, dataset):
+def test_run_of_a_dead_process_is_marked_as_killed(client, settings, dataset):
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom pipelines.workspace import preset_settings\n"
         "from qdformer import tracking\n"
@@ -239,7 +239,7 @@ def test_a_run_whose_process_was_killed_outright_is_marked(client, settings, dat
         assert client.get_run(run_id).info.status == "KILLED"
 
 
-def test_an_evaluation_joins_the_run_of_its_checkpoint_once(client, settings, dataset, tmp_path):
+def test_evaluation_is_recorded_once_in_the_run_of_its_checkpoint(client, settings, dataset, tmp_path):
     run_id, checkpoint = trained(settings, dataset, tmp_path / "a", 0.4)
     run = client.get_run(run_id)
     assert run.data.metrics["clean/miou_dataset"] == 0.4
@@ -250,19 +250,19 @@ def test_an_evaluation_joins_the_run_of_its_checkpoint_once(client, settings, da
     assert len(client.get_metric_history(run_id, "clean/miou_dataset")) == 1
 
 
-def test_an_evaluation_of_a_checkpoint_from_elsewhere_gets_a_run_of_its_own(client, settings, dataset, tmp_path):
+def test_evaluation_of_an_unknown_checkpoint_creates_a_run(client, settings, dataset, tmp_path):
     reports, checkpoint = results(tmp_path / "pulled", 0.3)
     run_id = tracking.log_evaluation(reports, settings, PROVENANCE, checkpoint, dataset)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["download.dataset"] == "toy"
     assert [metric.value for metric in client.get_metric_history(run_id, "train/total")] == [2.0, 1.5]
-    assert len(client.get_metric_history(run_id, "train/mask")) == 1  # an empty cell is no figure
+    assert len(client.get_metric_history(run_id, "train/mask")) == 1  # an empty cell is not logged
     assert run.data.metrics["clean/miou_dataset"] == 0.3
     assert tracking.log_evaluation(reports, settings, PROVENANCE, checkpoint, dataset) == run_id
 
 
-def test_nested_runs_are_kept_apart_from_others_with_the_same_checkpoint(client, settings, dataset, tmp_path):
+def test_nested_runs_are_separate_from_others_with_the_same_checkpoint(client, settings, dataset, tmp_path):
     with tracking.parent_run(settings, PROVENANCE, "sweep") as parent:
         child, checkpoint = trained(settings, dataset, tmp_path / "row", 0.4, parent)
     assert client.get_run(child).data.tags["mlflow.parentRunId"] == parent
@@ -272,7 +272,7 @@ def test_nested_runs_are_kept_apart_from_others_with_the_same_checkpoint(client,
         assert again == parent  # even when finished
 
 
-def test_the_alias_moves_only_to_a_better_checkpoint(client, settings, dataset, tmp_path):
+def test_alias_moves_only_to_a_better_checkpoint(client, settings, dataset, tmp_path):
     def judge(score):
         run_id, checkpoint = trained(settings, dataset, tmp_path / str(score), score)
         version = tracking.register(MODEL, run_id, file_sha256(checkpoint), SOURCE, "a card")
@@ -289,12 +289,12 @@ def test_the_alias_moves_only_to_a_better_checkpoint(client, settings, dataset, 
     assert "model_card.md" in {file.path for file in client.list_artifacts(champion.run_id)}
 
 
-def test_registering_that_was_cut_short_is_gone_on_with(client, settings, dataset, tmp_path, monkeypatch):
+def test_interrupted_registration_is_completed(client, settings, dataset, tmp_path, monkeypatch):
     run_id, checkpoint = trained(settings, dataset, tmp_path / "a", 0.4)
     digest = file_sha256(checkpoint)
     version = tracking.register(MODEL, run_id, digest, SOURCE, "a card")
     assert "judged" not in tracking.find_version(MODEL, digest).tags
-    with monkeypatch.context() as patch, pytest.raises(OSError):  # dies after the alias, before the verdict is kept
+    with monkeypatch.context() as patch, pytest.raises(OSError):  # fails after the alias and before the verdict
         patch.setattr(MlflowClient, "set_model_version_tag", lambda *_: (_ for _ in ()).throw(OSError))
         tracking.promote(MODEL, version)
     again = tracking.register(MODEL, run_id, digest, SOURCE, "a card")
@@ -304,7 +304,7 @@ def test_registering_that_was_cut_short_is_gone_on_with(client, settings, datase
     assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
 
 
-def test_the_store_is_absolute_and_the_library_does_not_load_mlflow(tmp_path, monkeypatch):
+def test_store_is_absolute_and_the_library_does_not_load_mlflow(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     assert tracking.tracking_uri() == f"sqlite:///{Path.cwd()}/mlflow.db"
