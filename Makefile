@@ -1,4 +1,4 @@
-# `make` prints what there is. DATA=NAME picks a preset of pipelines/presets/; without it, params.yaml is taken as it is.
+# `make` lists the commands. DATA=NAME selects a preset of pipelines/presets/; without it params.yaml is used as it is.
 
 # An interpreter to make .venv with, in place of the first of PYTHONS that works. A .venv that exists is kept as it is.
 PYTHON ?=
@@ -40,7 +40,7 @@ test -n "$$python" || { \
 }
 endef
 
-setup: $(READY) ## Make .venv with the exact versions of requirements.lock
+setup: $(READY) ## Create .venv with the exact versions of requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || { $(FIND_PYTHON); "$$python" -m venv $(VENV); }
@@ -52,46 +52,46 @@ $(READY): requirements.lock pyproject.toml
 repro: setup ## Bring the whole pipeline up to date and print the test metrics
 	@python -m pipelines.flows reproduce --data "$(DATA)"
 
-data: setup ## Take in AVSBench (DATASET=s4|ms3|avss SOURCE="folder, archives or URLs")
+data: setup ## Import AVSBench (DATASET=s4|ms3|avss SOURCE="folder, archives or URLs")
 	@python -m pipelines.flows data --data "$(DATASET)" --source "$$SOURCE"
 
-check: setup ## What is wrong with the data set, or with a published list alone (METADATA=path.csv)
+check: setup ## Report the faults of the data set, or of a published list of clips (METADATA=path.csv)
 	@python -m pipelines.check --data "$(DATA)" --metadata "$(METADATA)"
 
-test: setup ## Fast tests, no network
+test: setup ## Run the fast tests (no network)
 	@python -m pytest
 
-test-slow: setup ## End-to-end and fault tests
+test-slow: setup ## Run the end-to-end and fault tests
 	@python -m pytest -m slow
 
-bench: setup .cache/bench/.ready ## Speed of the parts, beside torchvggish (BENCH=features for one of them)
+bench: setup .cache/bench/.ready ## Measure the speed of the parts, and compare with torchvggish (BENCH=features for one part)
 	@PYTHONPATH=.cache/bench python tests/benchmarks $(BENCH)
 
 .cache/bench/.ready: tests/benchmarks/requirements.txt
 	@rm -rf $(@D) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) --requirement $<
 	@touch $@
 
-listen: setup ## Hear and see a clip under its noise (CLIP=test-00004 SNR=5, or SNR=clean)
+listen: setup ## Write a noisy clip as sound and spectrogram (CLIP=test-00004 SNR=5, or SNR=clean)
 	@python -m pipelines.listen --data "$(DATA)" --clip="$(CLIP)" --snr="$(SNR)"
 
-report: setup ## The result as one HTML page, with clips that play: report.html
+report: setup ## Write the results as one HTML page with playable clips: report.html
 	@python -m pipelines.report --data "$(DATA)"
 
-sweep: setup ## Table 2 of the paper: ablation runs, compared in MLflow
+sweep: setup ## Run the ablations of the paper's Table 2 and compare them in MLflow
 	@python -m pipelines.flows sweep --data "$(DATA)"
 
-retrain: setup ## Retrain once if something changed; move the champion if it got better
+retrain: setup ## Retrain if anything changed; a better model becomes the champion
 	@python -m pipelines.flows retrain --data "$(DATA)"
 
-schedule: setup ## Retrain on a cron until Ctrl-C (CRON="0 3 * * *")
+schedule: setup ## Retrain on a cron schedule until Ctrl-C (CRON="0 3 * * *", UTC)
 	@python -m pipelines.flows schedule --data "$(DATA)" --cron "$(CRON)"
 
 ui: setup ## Serve the MLflow dashboard on 127.0.0.1 (PORT=5000)
 	@echo "MLflow: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
-lint: setup ## Check style
-	@ruff check . && ruff format --check .
+lint: setup ## Check style and types
+	@ruff check . && ruff format --check . && mypy
 
 # Made with the oldest Python, since a release that has dropped it could not be installed there; then see that pip takes
 # the pins under the newer ones too. A package that only some of them need, or in another version, gets its line by hand,
@@ -99,12 +99,12 @@ lint: setup ## Check style
 # The CUDA libraries are left to torch, which names their versions: a build for the CPU needs none of them.
 lock: ## Rewrite requirements.lock from pyproject.toml
 	@rm -rf .cache/lock && $(or $(PYTHON),$(lastword $(PYTHONS))) -m venv .cache/lock
-	@.cache/lock/bin/python -m pip install --quiet '.[dev]'
+	@.cache/lock/bin/python -m pip install --quiet '.[pipeline,dev]'
 	@{ sed -n '/^#/p' requirements.lock; \
 	   .cache/lock/bin/python -m pip freeze --exclude qdformer --exclude setuptools \
 	     | sed -E 's/\+[a-z0-9.]*$$//; /^(cuda-|nvidia-[^m]|triton==)/d'; \
 	   sed -n '/^[^#].*;/p' requirements.lock; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && rm -rf .cache/lock build
 
-clean: ## Remove everything that was computed (keeps .venv, downloads and the MLflow record)
+clean: ## Remove all computed files (keeps .venv, downloads and the MLflow record)
 	@rm -rf data models workspaces sweeps listen report.html reports/*
