@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipelines.cli import stage_main
 from pipelines.findings import save_reports, show_reports
+from pipelines.workspace import REPORTS
 from qdformer.config.check import Check
 from qdformer.config.settings import Settings
 from qdformer.data.checks import check_dataset, check_sounds, raise_on_errors
@@ -32,7 +33,7 @@ def check(settings: Check, data: Path, reports: Path) -> None:
 
 
 def main(settings: Settings) -> None:
-    check(settings.check, Path("data"), Path("reports"))
+    check(settings.check, Path("data"), REPORTS)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def imports(path: Path, typing: bool = True) -> Iterator[str]:
 def run_time_modules(module: str, left_out: Collection[str] = ()) -> set[str]:
     """The modules of the project that `module` needs at run time, itself included.
 
-    The `__init__.py` of each package on the way is one of them if it holds more than a docstring. Neither the modules in
-    `left_out` nor those below them are followed.
+    The `__init__.py` of each package on the way is one of them if it holds more than a docstring. Modules in `left_out`
+    and those below them are not followed.
     """
     found: set[str] = set()
     waiting = [module]
