@@ -115,16 +115,7 @@ class AVSDataset(Dataset):
         return self._resize(Image.open(path).convert("RGB"), view, labels=False)
 
     def _resize(self, image: Image.Image, view: View | None, labels: bool) -> np.ndarray:
-        """The picture, or the view's crop of it, at the size wanted: bilinear, labels nearest."""
-        size, corner = resize_geometry(image.size, self.image_size, self.resize)
-        resample = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
-        if view is not None:
-            image = image.resize(size, resample, view.crop_box(*image.size))
-        elif image.size != size:
-            image = image.resize(size, resample)
-        if self.resize == "crop":
-            image = image.crop((*corner, *(side + self.image_size for side in corner)))
-        return np.asarray(image)
+        return resize_image(image, self.image_size, self.resize, view, labels=labels)
 
     def _read_features(self, clip) -> torch.Tensor:
         try:
@@ -211,6 +202,22 @@ def build_loader(
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(dataset.seed),  # else the loader draws from torch's global state
     )
+
+
+def resize_image(
+    image: Image.Image, image_size: int, resize: Resize, view: View | None = None, *, labels: bool = False
+) -> np.ndarray:
+    """The image, or its crop by `view`, at the model's input size: bilinear, or nearest for `labels`."""
+    size, corner = resize_geometry(image.size, image_size, resize)
+    resample = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
+    if view is not None:
+        image = image.resize(size, resample, view.crop_box(*image.size))
+    elif image.size != size:
+        image = image.resize(size, resample)
+    if resize == "crop":
+        left, top = corner
+        image = image.crop((left, top, left + image_size, top + image_size))
+    return np.asarray(image)
 
 
 def resize_geometry(size: tuple[int, int], image_size: int, resize: Resize) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -1,1 +1,5 @@
-"""A trained model on videos that are in no data set."""
+"""Prediction with a trained model on videos outside of any data set."""
+
+from qdformer.inference.predictor import ClipPrediction, Predictor
+
+__all__ = ["ClipPrediction", "Predictor"]

@@ -1,1 +1,1 @@
-"""Drift: whether new data is still like the data that the champion was trained on."""
+"""Drift of new data, compared with the data that the champion was trained on."""
