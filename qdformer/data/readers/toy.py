@@ -1,7 +1,7 @@
 """The `toy` data set: drawn shapes that sound, made in seconds from nothing, for tests.
 
 Each class is one shape and one timbre; size, colour, angle, place and pitch vary, so that only the
-shape and the timbre tell classes apart. A clip shows one to three shapes that drift and turn over a
+shape and the timbre tell classes apart. A clip shows one or two large shapes that drift and turn over a
 textured ground; each second some of them sound, some are mute, and at times one sounds from outside
 the picture or nothing sounds. Two shapes of one class sound together, since nobody could tell them
 apart by ear. Of the classes marked unseen the test split holds colours and pitches that training
@@ -104,16 +104,16 @@ def _compose_clip(
 
 
 def _cast(generator: np.random.Generator, split: str, seconds: int) -> list[_Actor]:
-    """One to three shapes, the first the farthest back."""
+    """One or two shapes, the first the farthest back."""
     actors = []
-    for _ in range(generator.integers(1, 4)):
+    for _ in range(generator.integers(1, 3)):
         index = int(generator.integers(len(CLASSES)))
         start, drift = generator.uniform(0.2, 0.8, 2), generator.uniform(-0.12, 0.12, 2)
         path = start + drift * np.arange(seconds)[:, None]
         path = 0.15 + np.abs((path - 0.15) % 1.4 - 0.7)  # turns back at 0.15 and 0.85
         angle = generator.uniform(-0.4, 0.4) + generator.uniform(-0.2, 0.2) * np.arange(seconds)
         look = _colour(_draw_share(generator, split, CLASSES[index].unseen), generator)
-        actors.append(_Actor(index, path, angle, generator.uniform(0.18, 0.28), look))
+        actors.append(_Actor(index, path, angle, generator.uniform(0.24, 0.34), look))
     return actors
 
 
