@@ -42,19 +42,25 @@ def test_reproduce_makes_all_then_nothing(checkout):
     first = reproduce(checkout)
     assert "Running stage 'train'" in first
     reports = checkout / "workspaces" / "toy" / "reports"
+    scores = {}
     for condition in CONDITIONS:
         figures = json.loads((reports / "metrics" / f"{condition}.json").read_text())
         robust = {"fpr", "g_miou"} if condition in ("silence", "noise", "offscreen") else set()
         assert set(figures) == {*SCORES, "clips", *robust}
         assert all(0 <= figures[name] <= 1 for name in (*SCORES, *robust))
         assert condition in first
+        scores[condition] = figures
+    for control in ("shuffled", "silence", "untrained"):
+        for score in ("miou_dataset", "davis_jf"):
+            assert scores["clean"][score] > scores[control][score], (control, score)
+        assert scores["clean"]["miou_dataset"] > 1.5 * scores[control]["miou_dataset"], control
     for picture in ("pictures", "robustness", "classes", "confusion", "tokens", "codebook", "training"):
         assert (reports / "figures" / f"{picture}.png").stat().st_size > 10_000
     tables = {name: pandas.read_csv(reports / f"{name}.csv") for name in ("clips", "sources", "negatives", "confusion")}
     pandas.testing.assert_frame_equal(
         pandas.read_parquet(reports / "clips.parquet"), tables["clips"], check_dtype=False
     )
-    assert len(tables["clips"]) == len(CONDITIONS) * 8 and set(tables["sources"]["by"]) == {"sources", "off_screen"}
+    assert len(tables["clips"]) == len(CONDITIONS) * 16 and set(tables["sources"]["by"]) == {"sources", "off_screen"}
     assert tables["negatives"]["condition"].tolist() == ["silence", "noise", "offscreen", "all"]
     pictures = np.load(reports / "pictures.npz")
     shown = [name.removesuffix("/images") for name in pictures if name.endswith("/images")]
