@@ -13,7 +13,7 @@ from rich.table import Table
 from pipelines.cli import command_main, preset_parser
 from pipelines.settings import preset_label, preset_settings
 from qdformer.config.train import Train
-from qdformer.models.qdformer.model import QDFormer
+from qdformer.models.registry import build_model
 from qdformer.training.cost import Part, peak_memory, random_clip, summarize
 
 FRAMES = 5
@@ -25,7 +25,7 @@ def show(train: Train, title: str) -> None:
     """Print the table of parts and the peak memory for one clip of `FRAMES` frames."""
     settings, classes = train.model, CLASSES[train.task]
     torch.manual_seed(0)
-    model = QDFormer(settings.model_copy(update={"backbone_weights": None}), classes)
+    model = build_model(settings.model_copy(update={"backbone_weights": None}), classes)
     if settings.backbone_weights is not None and settings.frozen_stages:
         model.backbone.freeze(settings.frozen_stages)  # as with pretrained weights
     clip = random_clip(FRAMES, train.image_size)

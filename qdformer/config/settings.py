@@ -21,6 +21,7 @@ from qdformer.config.features import Features
 from qdformer.config.mix import Mix
 from qdformer.config.noise import Noise
 from qdformer.config.pretrain import Pretrain
+from qdformer.config.renamed import RENAMED
 from qdformer.config.sweep import Sweep
 from qdformer.config.train import Train
 
@@ -59,21 +60,37 @@ class Settings(Section):
 
 
 def parse_settings(values: Any, source: str = "settings") -> Settings:
-    """Validate a nested mapping; raise `SettingsError` naming each wrong key and what it allows."""
+    """Validate a nested mapping; raise `SettingsError` naming each wrong key and the values it allows."""
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):  # a typo comes first
-            key = ".".join(str(part) for part in item["loc"]) or "settings"
-            if item["type"] == "extra_forbidden":
-                allowed = _known_keys(item["loc"][:-1])
-                problems.append(f"{key}: unknown key; known here: {', '.join(allowed)}")
-            else:
-                message = item["msg"].removeprefix("Value error, ")
-                given = "" if item["type"] in ("missing", "value_error") else f", not {item['input']!r}"
-                problems.append(f"{key}: {message}{given}")
-        raise SettingsError(f"{source}: " + "\n  ".join(problems)) from None
+        errors = error.errors()
+    renamed = {
+        (*item["loc"][:-1], RENAMED.get(_dotted(item["loc"][:-1]), {}).get(str(item["loc"][-1])))
+        for item in errors
+        if item["type"] == "extra_forbidden"
+    }
+    problems = [
+        _describe(item["loc"], item["type"], item["msg"], item["input"])
+        for item in sorted(errors, key=lambda item: item["type"] != "extra_forbidden")  # unknown keys first
+        if not (item["type"] == "missing" and item["loc"] in renamed)  # its old name is reported instead
+    ]
+    raise SettingsError(f"{source}: " + "\n  ".join(problems))
+
+
+def _describe(location: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
+    """One line on one of pydantic's errors: the key, and what was expected."""
+    key, section = _dotted(location) or "settings", location[:-1]
+    if kind == "extra_forbidden":
+        if new := RENAMED.get(_dotted(section), {}).get(str(location[-1])):
+            return f"{key}: unknown key; it is called {new} now"
+        return f"{key}: unknown key; known here: {', '.join(_known_keys(section))}"
+    message = message.removeprefix("Value error, ")
+    return f"{key}: {message}" if kind in ("missing", "value_error") else f"{key}: {message}, not {given!r}"
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
 
 
 def load_settings(path: str | Path = "params.yaml") -> Settings:

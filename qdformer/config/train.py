@@ -1,4 +1,4 @@
-"""Section `train`: the recipe of a training, and what both it and `evaluate` see."""
+"""Section `train`: the training recipe, and the input format that `evaluate` shares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from qdformer.config.base import Count, Positive, Rate, Section, Share, Weight
-from qdformer.config.model import Model
+from qdformer.config.model import ModelSettings
 
 Task = Literal["avs", "avss"]
 Resize = Literal["longest", "squash", "crop"]
@@ -28,10 +28,11 @@ class Loss(Section):
 
 
 class Augment(Section):
-    """Random views of the training clips, each the same in all frames of a clip.
+    """Random augmentation of the training clips, the same for all frames of a clip.
 
-    `flip` is the share of clips mirrored left to right; a crop's side is `crop` to 1 of the frame's; brightness,
-    contrast and saturation are multiplied by 1 - `color` to 1 + `color`, each color channel by half as much.
+    `flip` is the probability of a horizontal flip. The side of a random crop is a share of the frame's side between
+    `crop` and 1. Brightness, contrast and saturation are multiplied by factors between 1 - `color` and 1 + `color`,
+    and each color channel by a factor between 1 - `color` / 2 and 1 + `color` / 2.
     """
 
     flip: Share
@@ -40,15 +41,16 @@ class Augment(Section):
 
 
 class Train(Section):
-    """Stage `train`: the optimiser's recipe, on the condition without noise; and what both it and `evaluate` see.
+    """Stage `train`: model, losses, input and optimizer; training uses the condition without noise.
 
-    `task`: `avs` marks what sounds, all of it as one object; `avss` names it too. `resize`: the longer side of a
-    picture becomes `image_size` (`longest`, as the paper); both sides do, whatever their ratio (`squash`); the shorter
-    one does, and the square in the middle is taken (`crop`). AVSBench's public code has the last two.
+    `task`: `avs` segments all sounding objects as one class, `avss` classifies them. `resize`: `longest` scales the
+    longer side of a frame to `image_size` (as the paper does), `squash` scales both sides to it without keeping the
+    ratio, and `crop` scales the shorter side to it and takes the central square; AVSBench's public code has the last
+    two. `lr_milestones` are shares of all steps after each of which the learning rate is divided by ten.
     """
 
     task: Task
-    model: Model
+    model: ModelSettings
     loss: Loss
     resize: Resize
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from qdformer.models.qdformer.model import QDFormerOutput
+    from qdformer.models import QDFormerOutput
 
 CLASS_THRESHOLD = 0.5
 """A query predicts its likeliest class in a frame if the probability exceeds this threshold."""

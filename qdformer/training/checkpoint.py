@@ -1,61 +1,70 @@
-"""Checkpoints: the finished model as safetensors, and the state of a run that may be resumed."""
+"""Checkpoints: the trained model as a safetensors file, and the state from which a run is resumed."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
-from qdformer.config.model import Model
+from qdformer.config.model import parse_model_settings
 from qdformer.data.manifest import Classes
 from qdformer.models.backbones import BackboneError
-from qdformer.models.qdformer.model import QDFormer
+from qdformer.models.registry import build_model
 from qdformer.utils.digests import file_sha256
 from qdformer.utils.errors import InputError
 
+if TYPE_CHECKING:
+    from qdformer.config.model import ModelSettings
+    from qdformer.models import Method
+
 METADATA = "qdformer"
+RENAMED_TENSORS = {"quantizer.free_KD": "quantizer.codebook_weight"}
+"""New name of each tensor in checkpoints from before a renaming."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint is missing, damaged or not ours; the message names the file."""
+    """A checkpoint is missing, damaged or of another kind; the message names the file."""
 
 
-def save_model(path: Path, model: QDFormer, classes: Classes, settings: Model) -> None:
-    """Write the weights with what is needed to rebuild the model; the same weights give the same bytes."""
+def save_model(path: Path, model: Method, classes: Classes, settings: ModelSettings) -> None:
+    """Write the weights, with the settings and classes to rebuild the model. The same weights give the same bytes."""
     about = {"model": settings.model_dump(), "classes": {"names": classes.names, "unseen": classes.unseen}}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(weights, partial, {METADATA: json.dumps(about)})  # one entry: their order is not kept
+    save_file(weights, partial, {METADATA: json.dumps(about)})  # one entry, as the order of entries is not kept
     os.replace(partial, path)
 
 
-def load_model(path: Path, *, trained: bool = True) -> tuple[QDFormer, Classes]:
-    """Rebuild a model in evaluation mode and the classes it names.
+def load_model(path: Path, *, trained: bool = True) -> tuple[Method, Classes]:
+    """Rebuild a model in evaluation mode, with the names of its classes.
 
-    `trained=False` gives the same architecture as it was before training, as a control: with the backbone's pretrained
-    weights, which must be where they were then. A trained model needs nothing but its checkpoint.
-    Raises `CheckpointError` if the file is missing, damaged or holds something else, and `BackboneError` if those
-    weights are gone.
+    With `trained=False` the model has its weights from before training, as a control: the backbone's pretrained weights
+    are loaded from where `backbone_weights` names them. A trained model needs only its checkpoint. Checkpoints with
+    settings and tensors named as before a renaming are accepted.
+
+    Raises `CheckpointError` if the file is missing, damaged or no checkpoint of ours, and `BackboneError` if the
+    backbone's pretrained weights are not available.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
-        settings = Model.model_validate(about["model"])
+        settings = parse_model_settings(about["model"])
         names = Classes(tuple(about["classes"]["names"]), tuple(about["classes"]["unseen"]))
         torch.manual_seed(0)
         random = {"backbone_weights": None, "backbone_sha256": None}
-        model = QDFormer(settings.model_copy(update=random) if trained else settings, len(names.names))
+        model = build_model(settings.model_copy(update=random) if trained else settings, len(names.names))
         if trained:
-            model.load_state_dict(load_file(path))
+            weights = load_file(path)
+            model.load_state_dict({RENAMED_TENSORS.get(name, name): value for name, value in weights.items()})
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except BackboneError:  # of the weights that the training began with
+    except BackboneError:
         raise
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: not a usable QDFormer checkpoint: {error}") from error
@@ -63,14 +72,14 @@ def load_model(path: Path, *, trained: bool = True) -> tuple[QDFormer, Classes]:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write a resumable state and, after it, the digest that makes it valid."""
+    """Write the state of a run, and then its digest, without which the state is not valid."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / "state.pt")
     (folder / "state.sha256").write_text(file_sha256(folder / "state.pt"), encoding="ascii")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote; raise `CheckpointError` if its bytes are not those that were written."""
+    """Read what `save_state` wrote; raise `CheckpointError` if the file is missing or damaged."""
     path = folder / "state.pt"
     try:
         expected = (folder / "state.sha256").read_text(encoding="ascii")

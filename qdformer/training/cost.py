@@ -1,4 +1,4 @@
-"""What a model costs, part by part: parameters, floating-point operations, time and memory.
+"""Parameters, floating-point operations, time and memory of each part of a model.
 
 Shapes: B clips, T frames, A audio features, H W pixels.
 """
@@ -12,57 +12,59 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from qdformer.config.train import Loss
-from qdformer.models.qdformer.criterion import Criterion
-from qdformer.models.qdformer.model import QDFormer
 from qdformer.utils.constants import EMBEDDING_SIZE
 
+if TYPE_CHECKING:
+    from qdformer.config.train import Loss
+    from qdformer.models import Method
+
 REST = "the rest"
-"""What the model does and holds outside its parts."""
+"""Operations and parameters of the model itself, outside its child modules."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the model, in one forward pass of one clip."""
+    """The cost of one part of a model in one forward pass of one clip."""
 
     name: str
     parameters: int
     trained: int
-    """Parameters that are not frozen."""
+    """Number of parameters that are not frozen."""
     flops: int
-    """Of matrix products and convolutions, a multiplication and an addition being two."""
+    """Matrix products and convolutions only; a multiplication and an addition count as two operations."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The highest resident memory of the whole process, in bytes."""
+    """Peak resident memory of the whole process, in bytes."""
 
     before: int
     forward: int
     training_step: int
 
 
-def summarize(model: QDFormer, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, repeats: int = 3) -> list[Part]:
-    """The children of the model in their order, then `REST`; seconds are medians over `repeats` passes.
+def summarize(model: Method, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, repeats: int = 3) -> list[Part]:
+    """The cost of each child module in order, then of `REST`; seconds are medians over `repeats` passes.
 
-    A part's costs are those of the outermost calls of its modules, so that what is called past its `forward` counts.
+    The outermost calls of a child's submodules are counted, so that methods other than its `forward` are included.
     """
     model.eval()
-    # With gradients, and attention as matrix products: the counter does not know the fused kernels of the CPU.
+    # Gradients and the math backend are needed because the counter does not know the CPU's fused attention kernels.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         flops = _costs(model, lambda: model(images_BTCHW, audio_BTA), counter.get_total_flops)
     seconds: dict[str, list[float]] = defaultdict(list)
     with torch.no_grad():
         for repeat in range(repeats + 1):
             for name, value in _costs(model, lambda: model(images_BTCHW, audio_BTA), time.perf_counter).items():
-                if repeat:  # the first pass is slower: it finds memory and kernels
+                if repeat:  # the first pass warms up
                     seconds[name].append(value)
     held: dict[str, list[nn.Parameter]] = {name: [] for name in flops}
     for name, parameter in model.named_parameters():
@@ -80,8 +82,8 @@ def summarize(model: QDFormer, images_BTCHW: torch.Tensor, audio_BTA: torch.Tens
     ]
 
 
-def peak_memory(model: QDFormer, loss: Loss, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor) -> Memory:
-    """The peaks of a forward pass and of a training step (forward, loss, backward, AdamW), by Linux's own count."""
+def peak_memory(model: Method, loss: Loss, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor) -> Memory:
+    """Peak memory of a forward pass and of a training step (forward, loss, backward, AdamW), as Linux reports it."""
 
     def forward() -> None:
         model.eval()
@@ -92,15 +94,15 @@ def peak_memory(model: QDFormer, loss: Loss, images_BTCHW: torch.Tensor, audio_B
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-        everywhere_BT = torch.ones(images_BTCHW.shape[:2], dtype=torch.bool)
+        every_frame_BT = torch.ones(images_BTCHW.shape[:2], dtype=torch.bool)
         labels_BTHW = torch.zeros(*images_BTCHW.shape[:2], *images_BTCHW.shape[-2:], dtype=torch.int64)
-        labels_BTHW[..., : labels_BTHW.shape[-1] // 2] = 1  # a thing in the left half
+        labels_BTHW[..., : labels_BTHW.shape[-1] // 2] = 1  # one object in the left half
         output = model(images_BTCHW, audio_BTA)
-        Criterion(loss, model.num_classes)(output, labels_BTHW, everywhere_BT, everywhere_BT)["total"].backward()
+        model.build_criterion(loss)(output, labels_BTHW, every_frame_BT, every_frame_BT)["total"].backward()
         optimizer.step()
 
     def peak(run: Callable[[], object]) -> int:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark so far
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         run()
         return next(
             int(line.split()[1]) * 1024
@@ -119,29 +121,29 @@ def random_clip(frames: int, image_size: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _costs(model: nn.Module, run: Callable[[], object], meter: Callable[[], float]) -> dict[str, float]:
-    """How far `meter` went during `run` in each child, and in none (`REST`)."""
+    """Increase of `meter` during `run` in each child module, and outside all of them (`REST`)."""
     costs = {name: 0.0 for name, _ in model.named_children()}
     with _metered(model, costs, meter):
-        begun = meter()
+        start = meter()
         run()
-        whole = meter() - begun
+        whole = meter() - start
     return costs | {REST: max(whole - sum(costs.values()), 0.0)}
 
 
 @contextmanager
 def _metered(model: nn.Module, costs: dict[str, float], meter: Callable[[], float]) -> Iterator[None]:
     hooks = []
-    inside: list[float] = []  # what the meter said when each call began that has not ended
+    open_calls: list[float] = []  # the meter at the start of each call that has not ended
 
     def enter(*_: object) -> None:
-        inside.append(meter())
+        open_calls.append(meter())
 
     for name, child in model.named_children():
 
         def leave(*_: object, name: str = name) -> None:
-            begun = inside.pop()
-            if not inside:
-                costs[name] += meter() - begun
+            start = open_calls.pop()
+            if not open_calls:
+                costs[name] += meter() - start
 
         for module in child.modules():
             hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]

@@ -1,8 +1,8 @@
 """Training on Ray Train: worker processes on CPUs or GPUs, resumed from the last checkpoint after a crash.
 
-Where it runs comes from the environment: `RAY_ADDRESS` (a cluster; without it a local session is
-started), `QDFORMER_WORKERS` (default: one per GPU, or one on the CPU) and
-`QDFORMER_CPUS_PER_WORKER` (default: the cluster's CPUs divided among the workers).
+The environment determines where it runs: `RAY_ADDRESS` (a cluster; the default is a new local session),
+`QDFORMER_WORKERS` (default: one per GPU, or one without GPUs) and `QDFORMER_CPUS_PER_WORKER` (default: the cluster's
+CPUs divided by the number of workers).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from qdformer.training.job import Job
 from qdformer.training.worker import train_worker
 
-# A local session of one training run has no use for these services; each costs a process, seconds or lines.
+# Services that one training run does not need; each costs a process, start-up time or console output.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -34,19 +34,19 @@ QUIET = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run is noticed at the next check
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run is detected by this check
 }
 
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """A Ray session for the block; one that is already open is used and left open."""
+    """A Ray session for the `with` block; a session that is already open is used and left open."""
     if ray.is_initialized():
         yield
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    # The workers' lines stay in Ray's log folder: without its dashboard Ray repeats a warning there every second.
+    # Workers log to Ray's log folder only: without the dashboard Ray repeats a warning every second.
     ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
     try:
         yield
@@ -56,7 +56,7 @@ def ray_session() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bar(file: Path) -> Iterator[None]:
-    """Show for the length of the block what a worker, here or on another node, writes to `file`."""
+    """Show, during the `with` block, the progress that a worker on this or another node writes to `file`."""
     file.unlink(missing_ok=True)
     finished = threading.Event()
 
@@ -65,7 +65,7 @@ def progress_bar(file: Path) -> Iterator[None]:
             over = False
             while not over:
                 over = finished.wait(0.5)
-                with contextlib.suppress(FileNotFoundError, ValueError):  # not begun, or just being written
+                with contextlib.suppress(FileNotFoundError, ValueError):  # not there yet, or half written
                     done, bar.total = map(int, file.read_text(encoding="ascii").split())
                     bar.update(done - bar.n)
 
@@ -80,7 +80,7 @@ def progress_bar(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C be a `KeyboardInterrupt`, as everywhere: Ray's own handler ends the program with code 0, and stays."""
+    """Make Ctrl-C raise `KeyboardInterrupt`; Ray's own handler, which it does not remove, exits with code 0."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -92,10 +92,10 @@ def _interruptible() -> Iterator[None]:
 
 
 def launch(job: Job, out: Path) -> list[dict[str, float]]:
-    """Train and write `out/model.safetensors`; return the figures of every epoch.
+    """Train and write `out/model.safetensors`; return the metrics of every epoch.
 
-    A run that was killed goes on from its last finished epoch; what others left in `job.storage` is removed. Raises
-    `ray.train.TrainingFailedError` when the workers fail more often than they may be restarted.
+    An interrupted run continues after its last finished epoch; folders of other runs in `job.storage` are removed.
+    Raises `ray.train.TrainingFailedError` when the workers have failed more often than they may be restarted.
     """
     with ray_session():
         digest = job.digest()

@@ -5,30 +5,27 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from qdformer.config.train import Train
-from qdformer.data.dataset import Batch
-from qdformer.models.qdformer.criterion import Criterion
-from qdformer.models.qdformer.decomposition import mean_cosine_similarity
-from qdformer.models.qdformer.model import QDFormer, parameter_groups
-from qdformer.models.qdformer.quantizer import perplexity
+if TYPE_CHECKING:
+    from qdformer.config.train import Train
+    from qdformer.data.dataset import Batch
+    from qdformer.models import Method
 
 
 class TrainingState:
-    """Everything that a resumed run needs: optimiser, schedule, epochs done and their figures."""
+    """What a resumed run needs: model, optimizer, learning-rate schedule, RNG, metrics of the finished epochs."""
 
-    def __init__(self, model: QDFormer, recipe: Train, steps_per_epoch: int) -> None:
+    def __init__(self, model: Method, recipe: Train, steps_per_epoch: int) -> None:
         self.model = model
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, recipe.learning_rate, recipe.backbone_lr_mult, recipe.weight_decay), fused=True
+            model.parameter_groups(recipe.learning_rate, recipe.backbone_lr_mult, recipe.weight_decay), fused=True
         )
-        steps = recipe.epochs * steps_per_epoch
-        self.quantize_from = recipe.model.quantize_after * steps
-        factor = learning_rate_factor(steps, recipe.warmup_steps, recipe.lr_milestones)
+        self.total_steps = recipe.epochs * steps_per_epoch
+        factor = learning_rate_factor(self.total_steps, recipe.warmup_steps, recipe.lr_milestones)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.history: list[dict[str, float]] = []
 
@@ -70,26 +67,22 @@ def learning_rate_factor(steps: int, warmup_steps: int, lr_milestones: list[floa
 def train_epoch(
     state: TrainingState,
     network: nn.Module,
-    criterion: Criterion,
+    criterion: nn.Module,
     batches: Iterable[Batch],
     recipe: Train,
     device: torch.device,
-    progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> dict[str, float]:
-    """Train for one epoch and append its mean losses, and the use of the codebook over it, to `state.history`.
+    """Train for one epoch; append the mean losses and the method's own metrics to `state.history` and return them.
 
-    `network` is the model, or its distributed wrapper. Raises `FloatingPointError` if the loss is
-    not finite, before the weights are touched.
+    `network` is the model or its distributed wrapper. Raises `FloatingPointError` for a loss that is not finite, before
+    the weights are changed.
     """
     network.train()
-    quantizer = state.model.quantizer
-    if quantizer is not None:
-        quantizer.clear_token_buffer()
+    state.model.on_epoch_start()
     started = time.monotonic()
     sums: dict[str, float] = defaultdict(float)
-    use: dict[str, torch.Tensor | int] = defaultdict(int)
     steps = 0
-    for batch in progress(batches):
+    for batch in batches:
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             output = network(batch.images_BTCHW, batch.audio_BTA, batch.valid_BT)
@@ -102,24 +95,14 @@ def train_epoch(
         norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm)
         state.optimizer.step()
         state.scheduler.step()
-        if quantizer is not None:
-            quantizer.update(output.tokens_BND, output.quantization.global_codes_BN)
-            if not quantizer.started and state.steps_done >= state.quantize_from:
-                quantizer.start_quantizing()
+        state.model.on_step_end(output, state.steps_done, state.total_steps)
         for name, value in losses.items():
             sums[name] += float(value.detach())
         sums["gradient_norm"] += float(norm)
-        if output.tokens_BND is not None:
-            sums["token_similarity"] += float(mean_cosine_similarity(output.tokens_BND))
-        if output.quantization is not None:
-            use["codebook_perplexity"] += output.quantization.global_counts_K
-            use["codebook_perplexity_local"] += output.quantization.local_counts_K
         steps += 1
-    if quantizer is not None and not quantizer.started and state.steps_done >= state.quantize_from:
-        quantizer.start_quantizing(force=True)  # an epoch of too few tokens to place codes by
-    figures = {name: value / steps for name, value in sums.items()}
-    figures |= {name: perplexity(use_K) for name, use_K in use.items()}
-    figures["learning_rate"] = state.optimizer.param_groups[0]["lr"]
-    figures["seconds"] = time.monotonic() - started
-    state.history.append({"epoch": state.epochs_done + 1, **figures})
+    metrics = {name: value / steps for name, value in sums.items()}
+    metrics |= state.model.on_epoch_end(state.steps_done, state.total_steps)
+    metrics["learning_rate"] = state.optimizer.param_groups[0]["lr"]
+    metrics["seconds"] = time.monotonic() - started
+    state.history.append({"epoch": state.epochs_done + 1, **metrics})
     return state.history[-1]

@@ -1,4 +1,4 @@
-"""What one Ray Train worker does: data, model, epochs, and a report with a checkpoint after each."""
+"""One Ray Train worker: loads the data, trains the model, and reports metrics and a checkpoint after each epoch."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
 import torch
 
 from qdformer.audio.features.store import FeatureStore
-from qdformer.data.dataset import AVSDataset, Batch, build_loader
+from qdformer.data.dataset import AVSDataset, build_loader
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
-from qdformer.models.qdformer.criterion import Criterion
-from qdformer.models.qdformer.model import QDFormer
+from qdformer.models.registry import build_model
 from qdformer.training.checkpoint import load_state, save_model, save_state
-from qdformer.training.job import Job
 from qdformer.training.loop import TrainingState, train_epoch
+
+if TYPE_CHECKING:
+    from qdformer.data.dataset import Batch
+    from qdformer.training.job import Job
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train the job in `config`; every rank reports once per epoch, rank 0 with the checkpoint."""
+    """Train the job in `config`. Every rank reports once per epoch; rank 0 adds the checkpoint."""
     job: Job = config["job"]
     recipe = job.recipe
     context = ray.train.get_context()
@@ -44,16 +46,16 @@ def train_worker(config: dict[str, Any]) -> None:
         resize=recipe.resize,
         task=recipe.task,
     )
-    model = QDFormer(recipe.model, len(classes)).to(device)
-    criterion = Criterion(recipe.loss, len(classes)).to(device)
+    model = build_model(recipe.model, len(classes)).to(device)
+    criterion = model.build_criterion(recipe.loss).to(device)
     network = ray.train.torch.prepare_model(model)
     loader = build_loader(data, recipe.batch_size, shuffle=True, rank=rank, world_size=context.get_world_size())
     state = TrainingState(model, recipe, len(loader))
 
-    def counted(batches: Iterable[Batch]) -> Iterator[Batch]:
+    def report_progress(batches: Iterable[Batch]) -> Iterator[Batch]:
         for step, batch in enumerate(batches, start=1 + state.epochs_done * len(loader)):
             yield batch
-            job.progress_file.write_text(f"{step} {recipe.epochs * len(loader)}", encoding="ascii")
+            job.progress_file.write_text(f"{step} {state.total_steps}", encoding="ascii")
 
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
@@ -61,14 +63,15 @@ def train_worker(config: dict[str, Any]) -> None:
 
     for epoch in range(state.epochs_done, recipe.epochs):
         loader.sampler.set_epoch(epoch)
-        figures = train_epoch(state, network, criterion, loader, recipe, device, counted if rank == 0 else iter)
+        batches = report_progress(loader) if rank == 0 else loader
+        metrics = train_epoch(state, network, criterion, batches, recipe, device)
         if rank != 0:
-            ray.train.report(figures)
+            ray.train.report(metrics)
             continue
         if job.on_epoch is not None:
-            job.on_epoch(figures)
+            job.on_epoch(metrics)
         with tempfile.TemporaryDirectory(dir=job.storage) as folder:
             save_state(Path(folder), state.state_dict())
             save_model(Path(folder) / "model.safetensors", model, classes, recipe.model)
             (Path(folder) / "history.json").write_text(json.dumps(state.history), encoding="utf-8")
-            ray.train.report(figures, ray.train.Checkpoint.from_directory(folder))
+            ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder))

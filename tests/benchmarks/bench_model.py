@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import qdformer  # noqa: F401  (lets transformers be imported)
 from pipelines.workspace import preset_settings
-from qdformer.models import QDFormer, parameter_groups
+from qdformer.models import QDFormer
 from qdformer.models.qdformer.criterion import Criterion
 
 CLASSES, FRAMES, SIZE, THREADS = 70, 5, 224, 2
@@ -131,7 +131,7 @@ class TrainingStep:
         recipe = preset_settings("avss").train
         self.model = model
         self.criterion = Criterion(recipe.loss, CLASSES)
-        groups = parameter_groups(model, recipe.learning_rate, recipe.backbone_lr_mult, recipe.weight_decay)
+        groups = model.parameter_groups(recipe.learning_rate, recipe.backbone_lr_mult, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.images, self.audio, self.labels, self.everywhere = clip(FRAMES)
         self.shares: list[float] = []

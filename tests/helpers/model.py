@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qdformer.config.model import Model
+from qdformer.config.model import QDFormerSettings
 from qdformer.config.settings import load_settings
 from qdformer.config.train import Loss
 from qdformer.models.qdformer.model import QDFormer
@@ -48,7 +48,7 @@ READINGS = {
 }
 
 
-def settings(**changes: object) -> Model:
+def settings(**changes: object) -> QDFormerSettings:
     return SMALL.model_copy(update=changes)
 
 

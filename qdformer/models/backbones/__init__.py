@@ -5,16 +5,20 @@ Shapes: F frames, H W pixels; maps at strides 4, 8, 16 and 32 are rounded up for
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from qdformer.config.model import Model
 from qdformer.models.backbones.base import Backbone
 from qdformer.models.backbones.weights import BackboneError, Weights, read_weights
+
+if TYPE_CHECKING:
+    from qdformer.config.model import MethodSettings
 
 __all__ = ["Backbone", "BackboneError", "build_backbone"]
 
 
-def build_backbone(settings: Model) -> Backbone:
+def build_backbone(settings: MethodSettings) -> Backbone:
     """The backbone that the settings name, with the weights they name (none: drawn at random).
 
     Of pretrained weights, the stem and the first `frozen_stages` stages are not trained. Raises `BackboneError` if the

@@ -14,7 +14,7 @@ from qdformer.config.train import Loss
 from qdformer.models.common.boxes import generalized_iou
 from qdformer.models.common.targets import Targets, build_targets
 from qdformer.models.qdformer.matcher import match
-from qdformer.models.qdformer.model import QDFormerOutput
+from qdformer.models.qdformer.output import QDFormerOutput
 
 FOCAL_GAMMA = 2.0
 """Exponent of the focal loss (Lin et al., 2017)."""

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from qdformer.config.base import SettingsError
+from qdformer.config.renamed import RENAMED
 from qdformer.config.settings import load_settings, parse_settings
 from tests.helpers import PROJECT
 
@@ -43,6 +44,10 @@ def test_audioset_s_settings_are_valid(values):
     ("key", "value", "message"),
     [
         ("train.epoch", 3, r"train\.epoch: unknown key; known here: .*epochs"),
+        ("train.model.width", 64, r"train\.model\.width: unknown key; it is called hidden_dim now$"),
+        ("train.augment.colour", 0.1, r"train\.augment\.colour: unknown key; it is called color now$"),
+        ("features.centre", True, r"features\.centre: unknown key; it is called center now$"),
+        ("check.speck", 0.1, r"check\.speck: unknown key; it is called min_component_area now$"),
         ("nosuch", {}, r"nosuch: unknown key; known here: download, check, pretrain"),
         ("train.epochs", "three", r"train\.epochs: .*integer.*'three'"),
         ("train.epochs", 0, r"train\.epochs: .*greater than 0, not 0"),
@@ -170,3 +175,17 @@ def test_missing_and_broken_files_are_named(tmp_path):
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         load_settings(PARAMS).train.epochs = 1
+
+
+@pytest.mark.parametrize("section", RENAMED)
+def test_every_old_key_is_answered_with_its_new_name(values, section):
+    """Also in place of the new key, whose lack is then not reported."""
+    for old, new in RENAMED[section].items():
+        changed = copy.deepcopy(values)
+        place = changed
+        for part in section.split("."):
+            place = place[part]
+        place[old] = place.pop(new)
+        with pytest.raises(SettingsError) as caught:
+            parse_settings(changed, "params.yaml")
+        assert str(caught.value) == f"params.yaml: {section}.{old}: unknown key; it is called {new} now"

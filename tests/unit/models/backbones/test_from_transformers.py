@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qdformer.config.model import Model
+from qdformer.config.model import QDFormerSettings
 from qdformer.config.settings import load_settings
 from qdformer.models.backbones import BackboneError, build_backbone
 from tests.helpers import PROJECT
@@ -30,7 +30,7 @@ BEFORE = {  # what transformers called Swin's tensors when the published files w
 }
 
 
-def settings(name: str, path: object = None, **changes: object) -> Model:
+def settings(name: str, path: object = None, **changes: object) -> QDFormerSettings:
     weights = None if path is None else str(path)
     return MODEL.model_copy(update={"backbone": name, "backbone_weights": weights, "frozen_stages": 0, **changes})
 

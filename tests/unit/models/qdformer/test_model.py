@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qdformer.models import parameter_groups
 from qdformer.models.qdformer.criterion import Criterion
 from qdformer.models.qdformer.model import FOREGROUND_THRESHOLD
 from tests.helpers.model import CLASSES, LOSS, READINGS, ROWS, SMALL, make_clips, make_model
@@ -153,7 +152,7 @@ def test_wrong_shapes_are_named(images, audio, message):
 def test_parameter_groups_hold_each_trained_parameter_once():
     model = make_model()
     model.backbone.stem.requires_grad_(False)
-    groups = parameter_groups(model, 0.001, 0.5, 0.01)
+    groups = model.parameter_groups(0.001, 0.5, 0.01)
     members = [id(p) for group in groups for p in group["params"]]
     assert sorted(members) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     assert groups[0]["lr"] == 0.001
@@ -167,7 +166,7 @@ def test_parameter_groups_hold_each_trained_parameter_once():
 def test_a_few_steps_lower_the_loss():
     model = make_model()
     images, audio, labels = make_clips()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.002, 1.0, 0.0))
+    optimizer = torch.optim.AdamW(model.parameter_groups(0.002, 1.0, 0.0))
     history = []
     for _ in range(12):
         total = losses_of(model, images, audio, labels)["total"]

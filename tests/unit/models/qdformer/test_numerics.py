@@ -12,7 +12,7 @@ from qdformer.models.common.deformable import NUM_POINTS, DeformableAttention, S
 from qdformer.models.qdformer import criterion
 from qdformer.models.qdformer.criterion import Criterion
 from qdformer.models.qdformer.mask_decoder import MaskDecoder
-from qdformer.models.qdformer.model import LayerOutput, QDFormerOutput
+from qdformer.models.qdformer.output import LayerOutput, QDFormerOutput
 from qdformer.models.qdformer.recombination import Recombination
 from tests.helpers.model import CLASSES, LOSS, make_clips, make_model
 

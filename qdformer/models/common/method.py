@@ -1,0 +1,112 @@
+"""The interface that all methods share.
+
+Shapes: B clips, T frames (one per second), A audio features (128), H W pixels, C object classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from qdformer.config.model import ModelSettings
+    from qdformer.config.train import Loss
+    from qdformer.models.backbones import Backbone
+
+
+@dataclass
+class Prediction:
+    """The segmentation of a batch of clips, at the size of the input frames."""
+
+    semantic_BTHW: torch.Tensor
+    """Class of each pixel, int64: 0 is background, 1..C are the classes."""
+    foreground_BTHW: torch.Tensor
+    """Probability that the pixel belongs to a sounding object."""
+    class_probs_BTC: torch.Tensor
+    """Probability that an object of the class is visible and sounds in the frame."""
+    output: Any
+    """The method's own output, as `forward` returned it."""
+
+
+class Method(nn.Module, ABC):
+    """A method for audio-visual segmentation: the interface between a model and training, evaluation and cost.
+
+    To add a method:
+
+    1. Settings. In `config/model.py`, derive a class from `MethodSettings` with `name: Literal["mymethod"]`, and add it
+       to the union `ModelSettings`. `train.model` in `params.yaml` then takes its keys, and no others.
+    2. Model. In `models/mymethod/`, derive a class from `Method`. Its constructor takes `(settings, num_classes)` and
+       sets `backbone` (from `build_backbone(settings)`), `settings` and `num_classes`. Implement:
+
+       - `forward(images_BTCHW, audio_BTA, valid_BT)`: frames with pixel values 0..255 and one VGGish embedding per
+         frame; `valid_BT` is false for padding frames, which must not influence other frames. It returns any object;
+         only the method's own code reads it.
+       - `build_criterion(loss)`: a module called with `(output, labels_BTHW, valid_BT, labeled_BT)`, which returns the
+         weighted losses by name and their sum as `total`. Labels are class ids 0..C or 255 (ignored).
+       - `predict(images_BTCHW, audio_BTA, valid_BT)`: the `Prediction` of a model in evaluation mode.
+
+    3. Registry. Add the class to `METHODS` in `models/registry.py`.
+
+    The rest has defaults: `parameter_groups` (parameters named in `no_decay` have no weight decay) and the hooks
+    `on_epoch_start`, `on_step_end` and `on_epoch_end`, by which a method takes part in training beyond its gradient and
+    adds its own metrics to the history. Parameters must be created in a fixed order: the seed determines their values.
+    """
+
+    settings: ModelSettings
+    num_classes: int
+    backbone: Backbone
+    no_decay: tuple[str, ...] = ()
+    """Last parts of the names of further parameters without weight decay."""
+
+    @abstractmethod
+    def forward(self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor | None = None) -> Any:
+        """Frames and audio features -> the method's output. Raises `ValueError` for shapes that do not fit."""
+
+    @abstractmethod
+    def build_criterion(self, loss: Loss) -> nn.Module:
+        """The training objective with these loss weights."""
+
+    @abstractmethod
+    def predict(
+        self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor | None = None
+    ) -> Prediction:
+        """The segmentation of a batch of clips, without gradients."""
+
+    def parameter_groups(
+        self, learning_rate: float, backbone_lr_mult: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for AdamW; the group with the plain `learning_rate` comes first.
+
+        The backbone's learning rate is multiplied by `backbone_lr_mult`. Vectors (biases, norms) and the parameters of
+        `no_decay` have no weight decay. Frozen parameters are left out.
+        """
+        backbone = {id(parameter) for parameter in self.backbone.parameters()}
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                decays = parameter.ndim > 1 and not name.endswith(self.no_decay)
+                groups.setdefault((id(parameter) in backbone, not decays), []).append(parameter)
+        return [
+            {
+                "params": groups[in_backbone, no_decay],
+                "lr": learning_rate * (backbone_lr_mult if in_backbone else 1),
+                "weight_decay": 0.0 if no_decay else weight_decay,
+            }
+            for in_backbone, no_decay in sorted(groups)
+        ]
+
+    # Hooks of the training loop that a method may leave as they are.
+
+    def on_epoch_start(self) -> None:  # noqa: B027
+        """Called before the first step of an epoch, also of the first epoch after an interruption."""
+
+    def on_step_end(self, output: Any, step: int, total_steps: int) -> None:  # noqa: B027
+        """Called after the optimizer's step with the output it was computed from; `step` steps are done."""
+
+    def on_epoch_end(self, step: int, total_steps: int) -> dict[str, float]:
+        """Called after the last step of an epoch; returns the method's metrics of that epoch."""
+        return {}

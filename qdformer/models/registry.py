@@ -1,0 +1,23 @@
+"""The methods by name (`train.model.name`). `qdformer.models.common.method.Method` describes how to add one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qdformer.models.qdformer.model import QDFormer
+
+if TYPE_CHECKING:
+    from qdformer.config.model import ModelSettings
+    from qdformer.models.common.method import Method
+
+METHODS: dict[str, Any] = {
+    "qdformer": QDFormer,
+}
+
+
+def build_model(settings: ModelSettings, num_classes: int) -> Method:
+    """The model that the settings describe, in training mode, for classes 1..`num_classes`.
+
+    Raises `BackboneError` if the backbone's weights are not available or do not fit.
+    """
+    return METHODS[settings.name](settings, num_classes)
