@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from qdformer.config.base import Count, Positive, Section, Share
-from qdformer.config.renamed import rename_keys
 
 BACKBONE_STAGES = {"efficientnet_lite0": 7, "resnet50": 4, "swin_tiny": 4, "pvt_v2_b2": 4, "pvt_v2_b5": 4}
 
@@ -112,8 +111,5 @@ ModelSettings = QDFormerSettings
 
 
 def parse_model_settings(values: dict[str, Any]) -> ModelSettings:
-    """Validate the settings of a model, as a checkpoint holds them; keys from before a renaming are accepted.
-
-    Raises pydantic's `ValidationError`, which is a `ValueError`.
-    """
-    return TypeAdapter(ModelSettings).validate_python(rename_keys({"name": "qdformer", **values}, "train.model"))
+    """Validate the settings of a model, as a checkpoint holds them; raises pydantic's `ValidationError`."""
+    return TypeAdapter(ModelSettings).validate_python(values)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qdformer.config.model import parse_model_settings
+from qdformer.config.renamed import rename_keys
 from qdformer.data.manifest import Classes
 from qdformer.models.backbones import BackboneError
 from qdformer.models.registry import build_model
@@ -54,7 +55,7 @@ def load_model(path: Path, *, trained: bool = True) -> tuple[Method, Classes]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
-        settings = parse_model_settings(about["model"])
+        settings = parse_model_settings(rename_keys({"name": "qdformer", **about["model"]}, "train.model"))
         names = Classes(tuple(about["classes"]["names"]), tuple(about["classes"]["unseen"]))
         torch.manual_seed(0)
         random = {"backbone_weights": None, "backbone_sha256": None}

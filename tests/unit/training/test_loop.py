@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
+import safetensors
 import torch
+from safetensors.torch import load_file, save_file
 
+from qdformer.config.renamed import RENAMED
 from qdformer.config.settings import load_settings
 from qdformer.data.dataset import Batch
 from qdformer.data.manifest import Classes
@@ -116,6 +120,24 @@ def test_the_untrained_control_has_other_weights(tmp_path):
     save_model(path, state.model, CLASSES, SMALL)
     trained, untrained = load_model(path)[0], load_model(path, trained=False)[0]
     assert not torch.equal(trained.prototypes_ND, untrained.prototypes_ND)
+
+
+def test_a_checkpoint_from_before_the_renaming_can_be_read(tmp_path):
+    state, _ = fresh()
+    path = tmp_path / "model.safetensors"
+    save_model(path, state.model, CLASSES, SMALL)
+    with safetensors.safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["qdformer"])
+    old_keys = {new: old for old, new in RENAMED["train.model"].items()}
+    about["model"] = {old_keys.get(key, key): value for key, value in about["model"].items() if key != "name"}
+    assert "width" in about["model"] and "hidden_dim" not in about["model"]
+    weights = load_file(path)
+    weights["quantizer.free_KD"] = weights.pop("quantizer.codebook_weight")
+    save_file(weights, path, {"qdformer": json.dumps(about)})
+    model, classes = load_model(path)
+    assert classes == CLASSES and model.settings.hidden_dim == SMALL.hidden_dim
+    for name, value in state.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 def test_damaged_checkpoints_are_named(tmp_path):
