@@ -1,4 +1,4 @@
-"""QDFormer: audio-visual segmentation with quantised semantic decomposition, and all it needs around it."""
+"""QDFormer: audio-visual segmentation with quantized semantic decomposition, as a library."""
 
 from qdformer.utils import torchaudio_shim
 

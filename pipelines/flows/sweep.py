@@ -155,7 +155,7 @@ def _session_if(needed: bool) -> Iterator[None]:
     if not needed:
         yield
         return
-    from qdformer.training.launch import ray_session  # Ray and torch take seconds to import
+    from qdformer.utils.ray_session import ray_session  # Ray and torch take seconds to import
 
     with ray_session():
         yield

@@ -1,1 +1,1 @@
-"""Audio: reading, VGGish and its front end, noise mixing, and the feature store."""
+"""Audio: reading and writing, VGGish and its front end, noise mixing, and feature extraction."""

@@ -8,7 +8,6 @@ on the seed, the clip and the available candidates alone.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,13 @@ import pandas
 from tqdm import tqdm
 
 from qdformer.audio.features.extract import CLIPS_PER_CHUNK
+from qdformer.audio.io.level import rms
 from qdformer.audio.io.read import read_audio
 from qdformer.audio.noise.collect import read_noise_table
-from qdformer.audio.noise.mixing import SILENT_CLIP_REFERENCE_RMS, rms, select_noise
+from qdformer.audio.noise.mixing import SILENT_CLIP_REFERENCE_RMS, select_noise
 from qdformer.data.layout import DataError
 from qdformer.utils.constants import SAMPLE_RATE
+from qdformer.utils.digests import rendezvous_hash
 
 if TYPE_CHECKING:
     from qdformer.audio.features.extract import Embedder, EmbedderConfig
@@ -181,7 +182,7 @@ def noise_features(
             for clip in chunk:
                 samples = clip.frames * SAMPLE_RATE
                 if noises.empty:
-                    words = np.frombuffer(_clip_hash(seed, clip.uid, "white"), np.uint32)
+                    words = np.frombuffer(rendezvous_hash(seed, clip.uid, "white"), np.uint32)
                     waveform = np.random.default_rng(words).uniform(-1, 1, samples).astype(np.float32)
                 else:
                     waveform = select_noise(pools[clip.split], seed, clip.uid, samples, read).audio
@@ -194,9 +195,4 @@ def noise_features(
 
 def _first_by_hash(candidates: list[Any], seed: int, uid: str) -> str:
     """The uid of the candidate with the smallest hash for this clip: the choice for other clips does not change it."""
-    return min(candidates, key=lambda row: _clip_hash(seed, uid, row.uid)).uid
-
-
-def _clip_hash(seed: int, uid: str, candidate: str) -> bytes:
-    """The rank of a candidate for this clip alone (rendezvous hashing)."""
-    return hashlib.sha256(f"{seed}/{uid}/{candidate}".encode()).digest()
+    return min(candidates, key=lambda row: rendezvous_hash(seed, uid, row.uid)).uid

@@ -23,35 +23,7 @@ from tqdm import tqdm
 
 from qdformer.training.job import Job
 from qdformer.training.worker import train_worker
-
-# Services that one training run does not need; each costs a process, start-up time or console output.
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run is detected by this check
-}
-
-
-@contextlib.contextmanager
-def ray_session() -> Iterator[None]:
-    """A Ray session for the `with` block; a session that is already open is used and left open."""
-    if ray.is_initialized():
-        yield
-        return
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    # Workers log to Ray's log folder only: without the dashboard Ray repeats a warning every second.
-    ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+from qdformer.utils.ray_session import ray_session
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""What every room uses: errors, digests, files, archives, downloads, tables and the constants that all agree on."""
+"""Shared by all rooms: errors, digests, atomic files, archives, downloads, tables and common constants."""

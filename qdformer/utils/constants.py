@@ -1,13 +1,13 @@
-"""Numbers that several rooms must agree on."""
+"""Constants that several rooms share."""
 
 SAMPLE_RATE = 16_000
-"""Rate in Hz at which VGGish, and therefore the whole project, works."""
+"""Sample rate of VGGish, and therefore of all audio in the project, in Hz."""
 
 EMBEDDING_SIZE = 128
-"""Length of VGGish's embedding of one second of sound."""
+"""Size of VGGish's embedding of one second of audio."""
 
 IGNORE_INDEX = 255
-"""Value of the pixels of a label map that are not judged."""
+"""Value of the label-map pixels that losses and metrics ignore."""
 
 SPLITS = ("train", "val", "test")
 """The splits of every data set."""

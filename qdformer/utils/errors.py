@@ -1,5 +1,5 @@
-"""The one base of all errors that a user can mend."""
+"""The base class of all errors that a user can correct."""
 
 
 class InputError(ValueError):
-    """Something given is not usable; the message names the file or key and what was expected."""
+    """An input is not usable; the message names the file or key and what was expected."""

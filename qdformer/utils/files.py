@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then moved there."""
+"""Atomic writes: a file or folder is written under a temporary name and then moved into place."""
 
 from __future__ import annotations
 
@@ -12,39 +12,32 @@ from pathlib import Path
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file or folder lies until it is whole: hidden, in the same folder, so that moving it is one step."""
+    """The temporary name of a file or folder: hidden, in the same folder, so that the move is a single rename."""
     return path.with_name(f".{path.name}.partial")
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole, in a folder made if need be; where that fails, `path` is as it was. Raises `OSError`."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the temporary path that the block writes to; it replaces `path` when the block ends without an error.
+
+    The parent folder is created. After an error `path` is unchanged and the temporary file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
-        partial.write_bytes(content)
+        yield partial
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file (UTF-8) as `write_bytes` does."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a CSV file with a header, as `write_bytes` does."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill in the block; it takes the place of `path` at the block's end, if that is reached."""
+    """Yield an empty temporary folder for the block to fill; it replaces `path` when the block ends without an error.
+
+    The parent folder is created. After an error `path` is unchanged and the temporary folder is removed.
+    """
     partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -55,3 +48,23 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file atomically, see `new_file`. Raises `OSError` if it cannot be written."""
+    with new_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) atomically. Raises `OSError` if it cannot be written."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a CSV file with a header atomically. Raises `OSError` if it cannot be written."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,4 +1,4 @@
-"""Reading the tables that stages leave for each other, and the lists that data sets are published with."""
+"""Reading CSV tables: those that a stage writes for another, and the lists that data sets are published with."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from qdformer.utils.errors import InputError
 def read_table(
     path: Path, columns: Iterable[str], error: type[InputError], writer: str = "", numbers: Iterable[str] = ()
 ) -> pandas.DataFrame:
-    """All cells as text, but for those of the columns `numbers` (an empty cell there is NaN).
+    """Read a CSV file with all cells as text, except those of the columns `numbers`, where an empty cell is NaN.
 
-    Raises `error` if the file is missing (where a stage writes it, `writer` names that), broken or lacks one of
-    `columns`.
+    Args:
+        path: the file.
+        columns: columns that it must have.
+        error: class of the exception.
+        writer: name of the stage that writes the file, for the message about a missing file.
+        numbers: columns to convert.
+
+    Raises:
+        InputError: of the class `error`, if the file is missing or damaged, or lacks one of `columns`.
     """
     columns = list(columns)
+    expected = f"expected a table with the columns {', '.join(columns)}"
     try:
         table = pandas.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        where = f"the stage {writer} writes it" if writer else f"expected a table with the columns {', '.join(columns)}"
-        raise error(f"{path}: missing; {where}") from None
+        raise error(f"{path}: missing; {f'the stage {writer} writes it' if writer else expected}") from None
     except IsADirectoryError:
-        raise error(f"{path}: a folder; expected a table with the columns {', '.join(columns)}") from None
+        raise error(f"{path}: a folder; {expected}") from None
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as problem:
         raise error(f"{path}: not a readable table ({problem})") from None
     if missing := [name for name in columns if name not in table.columns]:

@@ -34,7 +34,7 @@ def write_ontology(path: Path, tree: dict[str, tuple[str, list[str]]] = TREE) ->
 
 
 def write_list(path: Path, segments: list[tuple[str, float, list[str]]]) -> Path:
-    """A list of 10 s segments, given as (id, start, labels), in the published form."""
+    """A list of 10 s segments, given as (id, start, labels), in the published format."""
     lines = [f'{name}, {start:.3f}, {start + 10:.3f}, "{",".join(mids)}"\n' for name, start, mids in segments]
     path.write_text(HEADER + "".join(lines), encoding="utf-8")
     return path
@@ -45,7 +45,7 @@ def youtube_id(number: int) -> str:
 
 
 def write_tone(path: Path, seconds: float = 10.0, rate: int = 16000, channels: int = 1, level: float = 0.1) -> Path:
-    """A sound whose samples rise from second to second, so that a cut can be told from another."""
+    """Write a tone that gets louder every second, so that each cut is different."""
     path.parent.mkdir(parents=True, exist_ok=True)
     time = np.arange(int(seconds * rate)) / rate
     wave = level * np.sin(2 * np.pi * 300 * time) * (1 + np.floor(time)) / (1 + seconds)

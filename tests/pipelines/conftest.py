@@ -88,7 +88,7 @@ SESSION = """
 import contextlib
 
 @contextlib.contextmanager
-def session():
+def ray_session():
     print("a Ray session", flush=True)
     yield
 """
@@ -187,7 +187,7 @@ def project(tmp_path: Path) -> Project:
     # the seams of the sweep: its rows are trained and evaluated by the stages' own functions
     (root / "pipelines" / "stages" / "train.py").write_text(TRAIN, encoding="utf-8")
     (root / "pipelines" / "stages" / "evaluate.py").write_text(EVALUATE, encoding="utf-8")
-    (root / "qdformer" / "training" / "launch.py").write_text(SESSION, encoding="utf-8")
+    (root / "qdformer" / "utils" / "ray_session.py").write_text(SESSION, encoding="utf-8")
     small = Project(root)
     small.set_score(0.3)
     return small

@@ -26,7 +26,12 @@ ROOMS = (
 """From the top to the ground: a room imports from itself and from the rooms below it."""
 TOOLS = {
     "mlflow": {"qdformer.tracking"},
-    "ray": {"qdformer.training.launch", "qdformer.training.worker", "qdformer.audio.features.ray_executor"},
+    "ray": {
+        "qdformer.training.launch",
+        "qdformer.training.worker",
+        "qdformer.audio.features.ray_executor",
+        "qdformer.utils.ray_session",
+    },
     "prefect": set(),
     "dvc": set(),
 }

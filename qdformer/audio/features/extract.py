@@ -1,8 +1,8 @@
-"""VGGish embeddings of clips, one for each video frame, made in bounded memory and kept in HDF5.
+"""Extract VGGish embeddings of clips, one per video frame, in bounded memory and into an HDF5 file.
 
-Every patch passes the network in a batch of one fixed shape and on one thread, so its 128 numbers
-are the same whatever else is in the batch, however many workers there are, and wherever a run was
-interrupted. Speed comes from several such batches at once.
+The network always runs on batches of one fixed shape and on one thread. The embedding of a patch is therefore the same
+for any other content of its batch, any number of workers, and any interruption of the run. Several batches run in
+parallel.
 
 Shapes: P patches of a clip, T frames, F frames of 10 ms, M = 64 mel bands, A = 128.
 """
@@ -29,19 +29,19 @@ from qdformer.audio.vggish.log_mel_pickle import is_log_mel_file, read_log_mel
 from qdformer.audio.vggish.model import load_pca, load_vggish
 from qdformer.utils.constants import EMBEDDING_SIZE, SAMPLE_RATE
 
-PATCHES_PER_BATCH = 16  # as fast as larger ones, with a quarter of the memory of 64
-CLIPS_PER_CHUNK = 16  # clips of T frames fill T batches
+PATCHES_PER_BATCH = 16  # as fast as larger batches, with a quarter of the memory of 64
+CLIPS_PER_CHUNK = 16  # 16 clips of T frames fill T batches
 
 
 class Clip(NamedTuple):
-    """A clip to embed: its name, sound file and number of video frames."""
+    """A clip to embed: its id, audio file and number of video frames."""
 
     uid: str
     path: Path
     frames: int
 
     def stamp(self) -> str:
-        """What changes when the sound or the number of frames does; empty for a missing file."""
+        """A text that changes with the audio file and the number of frames; empty for a missing file."""
         try:
             status = self.path.stat()
         except OSError:
@@ -50,7 +50,7 @@ class Clip(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """What became of a clip: its embeddings [T, 128] float32, or why its sound cannot be used."""
+    """The result of a clip: its embeddings [T, 128] float32, or the problem of its audio."""
 
     clip: Clip
     embeddings: np.ndarray | None
@@ -59,9 +59,9 @@ class Embedding(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbedderConfig:
-    """What embeddings are made with, as files and settings, so that it can be sent to other machines.
+    """The files and settings of an `Embedder`, which can be sent to other processes.
 
-    `weights_sha256` and `pca_sha256` are digests that the files must have, or their first digits.
+    `weights_sha256` and `pca_sha256` are hex digests that the files must have, or their first digits.
     """
 
     weights: Path
@@ -72,12 +72,12 @@ class EmbedderConfig:
     pca_sha256: str = ""
 
     def info(self, condition: str) -> FeatureInfo:
-        """What the feature file of `condition` says about itself."""
+        """The attributes of the feature file of `condition`."""
         pca = self.pca_sha256 if self.pca else ""
         return FeatureInfo(condition, self.weights_sha256, self.short_clips, self.center, pca)
 
     def load(self) -> Embedder:
-        """Raise `WeightsError` if a file cannot be used."""
+        """Load the network; raises `WeightsError` if a file is not usable."""
         pca = load_pca(self.pca, self.pca_sha256) if self.pca else None
         return Embedder(load_vggish(self.weights, self.weights_sha256), self.short_clips, self.center, pca)
 
@@ -85,9 +85,9 @@ class EmbedderConfig:
 class Embedder:
     """VGGish with the rules that give each video frame one embedding.
 
-    Patch i is frame i's: 0.96 s long, from 0.96 i s, as published; with `center`, around i + 0.5 s.
-    A longer sound's further patches are not used. For a shorter one the last embedding is repeated,
-    or zeros follow, as `short_clips` says. A sound shorter than one patch is filled up with silence.
+    Frame i gets patch i: 0.96 s from 0.96 i s on, as published; with `center`, the patch centered on i + 0.5 s. Patches
+    beyond the number of frames are not used. If the audio is shorter, the last embedding is repeated or zeros are
+    appended, according to `short_clips`. Audio shorter than one patch is padded with silence.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Embedder:
         self._cut = centered_patches if center else log_mel_patches
 
     def embed(self, clips: Sequence[Clip]) -> list[Embedding]:
-        """Embed a few clips; call it where `torch.get_num_threads()` is 1."""
+        """Embed a few clips. `torch.get_num_threads()` must be 1 for reproducible results."""
         results: list[Embedding] = []
         usable: list[Clip] = []
         patches: list[Tensor] = []
@@ -113,20 +113,23 @@ class Embedder:
             results += [Embedding(clip, own) for clip, own in zip(usable, embedded, strict=True)]
         return results
 
-    def embed_waveforms(self, sounds: Sequence[np.ndarray], frames: Sequence[int]) -> list[np.ndarray]:
-        """Embed a few sounds [S] float32 at 16 kHz: [T, 128] float32 for each, T being its number in `frames`."""
-        return self._embed([self._patches(sound)[:T] for sound, T in zip(sounds, frames, strict=True)], frames)
+    def embed_waveforms(self, waveforms: Sequence[np.ndarray], frames: Sequence[int]) -> list[np.ndarray]:
+        """Embed a few waveforms [S] float32 at 16 kHz; returns [T, 128] float32 for each, with T from `frames`."""
+        patches = [self._patches(waveform)[:T] for waveform, T in zip(waveforms, frames, strict=True)]
+        return self._embed(patches, frames)
 
     def embed_silence(self, frames: int) -> np.ndarray:
-        """What digital silence of `frames` frames gives: [T, 128] float32."""
+        """The embeddings [T, 128] float32 of digital silence of `frames` frames."""
         return self._run(self._patches(np.zeros(0, np.float32))).numpy().repeat(frames, axis=0)
 
     def _read(self, path: Path) -> Tensor:
-        """The patches of a sound file, or those that AVSBench has published in its place."""
+        """The patches of an audio file, or those of AVSBench's published spectrogram."""
         if not is_log_mel_file(path):
             return self._patches(read_audio(path))
         if self.center:
-            raise AudioError(f"{path}: a spectrogram cannot be cut anew; features.center needs the sound (audio_wav)")
+            raise AudioError(
+                f"{path}: the patches of a spectrogram cannot be changed; features.center needs the audio (audio_wav)"
+            )
         return read_log_mel(path)
 
     def _patches(self, samples: np.ndarray) -> Tensor:
@@ -134,7 +137,7 @@ class Embedder:
 
     @torch.inference_mode()
     def _run(self, patches_P1FM: Tensor) -> Tensor:
-        """The embeddings [P, 128], computed in batches of one shape."""
+        """The embeddings [P, 128], computed in batches of a fixed shape."""
         results = []
         for batch in patches_P1FM.split(PATCHES_PER_BATCH):
             filled = torch.cat([batch, batch.new_zeros(PATCHES_PER_BATCH - len(batch), *batch.shape[1:])])
@@ -153,29 +156,29 @@ class Embedder:
 
 
 Executor = Callable[[EmbedderConfig, Iterable[list[Clip]]], Iterator[list[Embedding]]]
-"""Embeds chunks of clips; gives each chunk's results as they get ready, in any order. It draws the
-next chunk only when a worker is about to want it, so that little waits in memory."""
+"""Embeds chunks of clips and yields the results of each chunk when they are ready, in any order. It takes the next
+chunk only when a worker is about to need it, so that few results wait in memory."""
 
 
-def embed_in_threads(recipe: EmbedderConfig, chunks: Iterable[list[Clip]]) -> Iterator[list[Embedding]]:
-    """An `Executor` on threads of this process, as many as PyTorch would use (`OMP_NUM_THREADS` sets it)."""
-    embedder, threads = recipe.load(), torch.get_num_threads()
-    chunks = iter(chunks)
+def embed_in_threads(config: EmbedderConfig, chunks: Iterable[list[Clip]]) -> Iterator[list[Embedding]]:
+    """An `Executor` on threads of this process, as many as PyTorch would use (see `OMP_NUM_THREADS`)."""
+    embedder, threads = config.load(), torch.get_num_threads()
+    remaining = iter(chunks)
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        waiting = deque(pool.submit(embedder.embed, chunk) for chunk in islice(chunks, 2 * threads))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(embedder.embed, chunk) for chunk in islice(chunks, 1))
+        pending = deque(pool.submit(embedder.embed, chunk) for chunk in islice(remaining, 2 * threads))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(embedder.embed, chunk) for chunk in islice(remaining, 1))
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # the workers' calls also set what the matrix library uses in this one
+        torch.set_num_threads(threads)  # the workers' calls also change the number of threads of this one
 
 
 @dataclass(frozen=True)
 class ExtractionSummary:
-    """How a run ended: clips written, of which a run before had left `resumed`, and (uid, reason) of those left out."""
+    """Number of clips written, number of them from an interrupted run, and (uid, reason) of clips left out."""
 
     written: int
     resumed: int
@@ -185,30 +188,31 @@ class ExtractionSummary:
 def extract_features(
     path: str | Path,
     clips: Sequence[Clip],
-    recipe: EmbedderConfig,
+    config: EmbedderConfig,
     condition: str,
     cache: str | Path,
     bad_clips: float = 0.0,
     executor: Executor = embed_in_threads,
     progress: bool = True,
 ) -> ExtractionSummary:
-    """Write the feature file `path` of a condition; a run that was killed goes on where it was.
+    """Write the feature file `path` of a condition; a run that was interrupted is resumed.
 
     Args:
-        path: the HDF5 file. It appears when it is complete; its bytes depend on the arguments above alone.
-        clips: what it is to hold, in this order.
-        recipe: what the embeddings are made with.
-        cache: folder for what is finished until the file is written.
-        bad_clips: share of the clips whose sound may be unusable; they are left out.
-        executor: where the embeddings are computed.
+        path: the HDF5 file, written atomically. Its bytes depend on `clips`, `config` and `condition` only.
+        clips: the clips, in the order of the file.
+        config: files and settings of the embedder.
+        condition: name of the condition.
+        cache: folder of the journal, which keeps finished clips until the file is written.
+        bad_clips: share of the clips whose audio may be unusable; they are left out.
+        executor: computes the embeddings.
         progress: show a progress bar.
 
     Raises:
-        AudioError: too many sounds are unusable; all of them are named, and the others are kept in `cache`.
-        FeatureError: another process makes the same features, or a file cannot be written.
-        WeightsError: the weights cannot be used.
+        AudioError: too many audio files are unusable; all are named, and the other clips are kept in `cache`.
+        FeatureError: another process extracts the same features, or a file cannot be written.
+        WeightsError: the weights are not usable.
     """
-    path, info = Path(path), recipe.info(condition)
+    path, info = Path(path), config.info(condition)
     stamps = {clip.uid: clip.stamp() for clip in clips}
     with Journal(Path(cache) / f"{path.stem}.journal", info) as journal:
         missing = [clip for clip in clips if not journal.has(clip.uid, stamps[clip.uid])]
@@ -217,10 +221,13 @@ def extract_features(
             total=len(clips), initial=len(clips) - len(missing), desc=condition, disable=None if progress else True
         )
         with bar:
-            for results in executor(recipe, _chunks(missing)) if missing else ():
+            for results in executor(config, _chunks(missing)) if missing else ():
                 problems |= {result.clip.uid: result.problem for result in results if result.problem}
-                good = [result for result in results if not result.problem]
-                journal.add((clip.uid, stamps[clip.uid], embeddings) for clip, embeddings, _ in good)
+                journal.add(
+                    (clip.uid, stamps[clip.uid], embeddings)
+                    for clip, embeddings, _ in results
+                    if embeddings is not None
+                )
                 bar.update(len(results))
         left_out = [(clip.uid, problems[clip.uid]) for clip in clips if clip.uid in problems]
         _check_share(left_out, len(clips), bad_clips)
@@ -240,5 +247,5 @@ def _check_share(left_out: list[tuple[str, str]], clips: int, allowed: float) ->
         reasons = "".join(f"\n  clip {uid}: {problem}" for uid, problem in left_out)
         raise AudioError(
             f"{len(left_out)} of {clips} clips cannot be used, and features.bad_clips allows {allowed:.1%}; "
-            f"the others are kept, and a new run goes on from them:{reasons}"
+            f"the other clips are kept, and another run resumes from them:{reasons}"
         )

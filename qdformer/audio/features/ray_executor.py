@@ -1,43 +1,45 @@
-"""Embed clips over a Ray cluster; its nodes see the sounds and the weights under the same paths."""
+"""Embed clips on a Ray cluster, whose nodes have the audio files and the weights under the same paths."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import cycle, islice
+from typing import Any
 
 import ray
 import torch
 
 from qdformer.audio.features.extract import Clip, Embedder, EmbedderConfig, Embedding
+from qdformer.utils.ray_session import ray_session
 
-CHUNKS_PER_WORKER = 2  # chunks for each worker: one in work, one waiting
-MAX_RESTARTS = 2  # of a worker that dies, or whose node does; its chunk is done again
+CHUNKS_PER_WORKER = 2  # one in progress and one waiting
+MAX_RESTARTS = 2  # of a worker that dies; its chunk is computed again
 
 
 @ray.remote(num_cpus=1, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
 class EmbedWorker:
-    """Holds the network on one CPU."""
+    """Runs the network on one CPU."""
 
-    def __init__(self, recipe: EmbedderConfig) -> None:
+    def __init__(self, config: EmbedderConfig) -> None:
         torch.set_num_threads(1)
-        self._recipe = recipe
+        self._config = config
         self._embedder: Embedder | None = None
 
     def embed(self, chunk: list[Clip]) -> list[Embedding]:
-        """Embed a chunk; the network is loaded for the first, where an error still has its own class."""
-        self._embedder = self._embedder or self._recipe.load()
+        """Embed a chunk. The network is loaded with the first one, where its errors keep their class."""
+        self._embedder = self._embedder or self._config.load()
         return self._embedder.embed(chunk)
 
 
-def embed_on_ray(recipe: EmbedderConfig, chunks: Iterable[list[Clip]]) -> Iterator[list[Embedding]]:
-    """An `Executor` with a worker for each CPU of the cluster that `RAY_ADDRESS` names, or of the open session.
+def embed_on_ray(config: EmbedderConfig, chunks: Iterable[list[Clip]]) -> Iterator[list[Embedding]]:
+    """An `Executor` with one worker per CPU of the open Ray session, or of one that is opened for the call.
 
-    At most `CHUNKS_PER_WORKER` chunks for each worker are on their way, and each result is dropped from Ray's
-    store when it was taken, so that the data set is never in memory as a whole.
+    At most `CHUNKS_PER_WORKER` chunks per worker are in flight, and a result leaves Ray's object store when it is
+    returned, so that the memory use does not depend on the size of the data set.
     """
-    with _session():
-        workers = [EmbedWorker.remote(recipe) for _ in range(max(1, int(ray.cluster_resources().get("CPU", 1))))]
+    create_worker: Any = EmbedWorker  # `remote` is added by the decorator
+    with ray_session():
+        workers = [create_worker.remote(config) for _ in range(max(1, int(ray.cluster_resources().get("CPU", 1))))]
         work = iter(chunks)
         running = {
             worker.embed.remote(chunk): worker
@@ -54,16 +56,3 @@ def embed_on_ray(recipe: EmbedderConfig, chunks: Iterable[list[Clip]]) -> Iterat
         finally:
             for worker in workers:
                 ray.kill(worker)
-
-
-@contextlib.contextmanager
-def _session() -> Iterator[None]:
-    """A Ray session for the block; one that is already open is used and left open."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(logging_level="error", log_to_driver=False)  # it reads RAY_ADDRESS
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -1,13 +1,12 @@
-"""Features on disk: the HDF5 file of a condition, and the journal of a run that is not finished.
+"""Features on disk: the HDF5 file of a condition, and the journal of an unfinished run.
 
-The HDF5 file: the group `embeddings` has one dataset [T, 128] float32 for each clip, named by its uid
-and chunked as a whole, with the attribute `sha256`. The file's attributes are those of `FeatureInfo`
-and `clips`, their number; the dataset `left_out`, where there is one, names the clips whose sound
-could not be used.
+In the HDF5 file, the group `embeddings` has one dataset [T, 128] float32 per clip, named by its uid and stored as one
+chunk, with the attribute `sha256`. The attributes of the file are the fields of `FeatureInfo` and `clips`, the number
+of clips. The optional dataset `left_out` names the clips whose audio is not usable.
 
-The journal is a text file to which a run adds a line for each clip as it gets ready. Killed at any
-moment, it leaves at worst a broken last line: HDF5, which keeps its index in memory, can leave a
-file that does not open. A line that is damaged fails its own digest and its clip is made anew.
+The journal is a text file with one line per finished clip. A run that is killed leaves at worst a damaged last line,
+whereas HDF5, which keeps its index in memory, can leave a file that does not open. A damaged line fails its digest, and
+its clip is computed again.
 
 Shapes: T frames, A = 128.
 """
@@ -24,13 +23,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import h5py
 import numpy as np
 
 from qdformer.utils.constants import SAMPLE_RATE
 from qdformer.utils.errors import InputError
+from qdformer.utils.files import new_file
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 FORMAT_VERSION = 2
 ShortClips = Literal["repeat", "zero"]
@@ -38,14 +41,14 @@ _GROUP, _LEFT_OUT = "embeddings", "left_out"
 
 
 class FeatureError(InputError):
-    """A feature file cannot be used or written; the message names it, what it holds and what was expected."""
+    """A feature file is not usable or cannot be written; the message names it, its content and what was expected."""
 
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """How the features of a file were made.
+    """How the features of a file were extracted.
 
-    `pca` is empty, or the digest that the settings ask of the file of the PCA step.
+    `pca` is empty without the PCA step, otherwise the expected digest of its file.
     """
 
     condition: str
@@ -60,52 +63,40 @@ class FeatureInfo:
 def write_features(
     path: str | Path, features: Iterable[tuple[str, np.ndarray]], info: FeatureInfo, left_out: Sequence[str] = ()
 ) -> int:
-    """Write a feature file and return its number of clips.
-
-    It is written beside `path` under another name and moved there when it is on the disk as a
-    whole. The same features give the same bytes.
+    """Write a feature file atomically and return its number of clips. The same features give the same bytes.
 
     Raises:
-        FeatureError: it cannot be written, the disk being full for instance; what was at `path` is still there.
+        FeatureError: the file cannot be written, for example because the disk is full; `path` is unchanged.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        output = _Output(partial, "w+")
-    try:
-        with output:
-            count = _write(path, output, features, info, left_out)
-            output.check(path)
-            with _naming(path):
-                os.fsync(output.fileno())
-        with _naming(path):
-            os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with _write_errors(path), new_file(path) as partial, _Output(partial, "w+") as output:
+        count = _write(path, output, features, info, left_out)
+        output.check(path)
+        os.fsync(output.fileno())
     return count
 
 
 class _Output(io.FileIO):
-    """A file that HDF5 writes through. HDF5 crashes at exit when it cannot write what it has in memory: on a
-    full disk it is told that all went well, and `check` raises what really happened."""
+    """A file for HDF5 to write to, which reports write errors in `check` only.
+
+    HDF5 crashes at exit if it cannot write what it holds in memory, so every write must appear to succeed.
+    """
 
     _error: OSError | None = None
 
     def check(self, path: Path) -> None:
-        """Raise `FeatureError`, with `path` in it, if anything could not be written."""
+        """Raise a `FeatureError` that names `path` if a write failed."""
         if self._error:
             raise FeatureError(f"{path}: cannot be written: {self._error.strerror}")
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: Buffer) -> int:
         rest = memoryview(data)
         try:
             while rest and not self._error:
                 rest = rest[super().write(rest) :]
         except OSError as error:
             self._error = error
-        return len(data)
+        return memoryview(data).nbytes
 
     def truncate(self, size: int | None = None) -> int:
         try:
@@ -134,18 +125,17 @@ def _write(
 
 
 class FeatureStore(Mapping[str, np.ndarray]):
-    """Features of a file by clip uid: [T, 128] float32, read and checked against their digest when asked for.
+    """The features of a file by clip uid: [T, 128] float32, checked against their digest at each read.
 
-    The file is opened at the first read, anew in each process, so that a store can be passed to
-    data-loader workers by fork or pickle.
+    Each process opens the file at its first read, so that a store can be passed to data-loader workers by fork or
+    pickle.
 
     Args:
         path: the file.
-        expected: fields of `FeatureInfo` and the values they must have, such as `weights_sha256`.
+        expected: required values of fields of `FeatureInfo`, such as `weights_sha256`.
 
     Raises:
-        FeatureError: the file is missing, damaged, of another version, or made with other weights
-            or settings.
+        FeatureError: the file is missing, damaged, of another version, or extracted with other weights or settings.
     """
 
     def __init__(self, path: str | Path, **expected: object) -> None:
@@ -153,7 +143,7 @@ class FeatureStore(Mapping[str, np.ndarray]):
         self._handle: tuple[int, h5py.File] | None = None
         self.info, self.left_out = _read_info(self.path)
         others = [
-            f"made with {name} {getattr(self.info, name)!r}, expected {value!r}"
+            f"extracted with {name} {getattr(self.info, name)!r}, expected {value!r}"
             for name, value in expected.items()
             if getattr(self.info, name) != value
         ]
@@ -186,12 +176,12 @@ class FeatureStore(Mapping[str, np.ndarray]):
         return self.__dict__ | {"_handle": None}
 
     def verify(self) -> None:
-        """Read every clip; raise `FeatureError` at the first that is damaged."""
+        """Read every clip; raise `FeatureError` for the first one that is damaged."""
         for uid in self:
             self[uid]
 
     def close(self) -> None:
-        """Close this process's handle; the next read opens another."""
+        """Close the handle of this process; the next read opens the file again."""
         if self._handle is not None and self._handle[0] == os.getpid():
             self._handle[1].close()
         self._handle = None
@@ -203,26 +193,26 @@ class FeatureStore(Mapping[str, np.ndarray]):
 
 
 class Journal:
-    """The clips that a run has finished, kept until its feature file is written; a context manager.
+    """The finished clips of a run, kept until its feature file is written; a context manager.
 
-    Only one process at a time can hold a journal; its lock ends with it. What it holds of another
-    `info`, or of a clip whose stamp changed, is not used.
+    A journal is locked by one process at a time. Its content is discarded if it has another `info`, and a clip is
+    ignored if its stamp has changed.
 
     Args:
         path: the file.
-        info: how the features are made.
+        info: how the features are extracted.
 
     Raises:
-        FeatureError: another process holds it, or it cannot be written.
+        FeatureError: another process holds the lock, or the file cannot be written.
     """
 
     def __init__(self, path: str | Path, info: FeatureInfo) -> None:
         self.path = Path(path)
         self._info = info
-        self._places: dict[str, tuple[str, int]] = {}
+        self._offsets: dict[str, tuple[str, int]] = {}
 
     def __enter__(self) -> Journal:
-        with _naming(self.path):
+        with _write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b")
         try:
@@ -230,70 +220,70 @@ class Journal:
         except BlockingIOError:
             self._file.close()
             raise FeatureError(
-                f"{self.path}: another process is making the features of {self._info.condition}"
+                f"{self.path}: another process is extracting the features of {self._info.condition}"
             ) from None
         self._recover()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # on a full disk closing tries again what `add` has told of
+        with contextlib.suppress(OSError):  # on a full disk, closing repeats the failed write of `add`
             self._file.close()
 
     def has(self, uid: str, stamp: str) -> bool:
-        """Whether the clip is here, made from the sound that has this stamp."""
-        return uid in self._places and self._places[uid][0] == stamp
+        """Whether the journal has the clip with this stamp."""
+        return uid in self._offsets and self._offsets[uid][0] == stamp
 
     def add(self, clips: Iterable[tuple[str, str, np.ndarray]]) -> None:
-        """Keep clips, given as (uid, stamp, [T, 128] float32)."""
-        with _naming(self.path):
+        """Add clips, given as (uid, stamp, [T, 128] float32)."""
+        with _write_errors(self.path):
             self._file.seek(0, os.SEEK_END)
             for uid, stamp, embeddings in clips:
-                self._places[uid] = (stamp, self._file.tell())
+                self._offsets[uid] = (stamp, self._file.tell())
                 self._file.write(_line(uid, stamp, embeddings))
             self._file.flush()
 
     def read(self, uid: str) -> np.ndarray:
-        """The clip's embeddings [T, 128] float32; raise `FeatureError` if they were damaged meanwhile."""
-        self._file.seek(self._places[uid][1])
+        """The embeddings [T, 128] float32 of a clip; raises `FeatureError` if they are damaged."""
+        self._file.seek(self._offsets[uid][1])
         if (entry := _parse(self._file.readline())) is None:
-            raise FeatureError(f"{self.path}: the features of clip {uid} are damaged; start again")
+            raise FeatureError(f"{self.path}: the features of clip {uid} are damaged; run the stage again")
         return entry[2]
 
     def finish(self) -> None:
-        """Empty the journal, its clips now being in the feature file."""
-        self._places.clear()
+        """Empty the journal after its clips were written to the feature file."""
+        self._offsets.clear()
         self._file.truncate(0)
 
     def _recover(self) -> None:
         header = json.dumps(asdict(self._info)).encode() + b"\n"
         self._file.seek(0)
         if self._file.readline() != header:
-            with _naming(self.path):
+            with _write_errors(self.path):
                 self._file.truncate(0)
                 self._file.write(header)
                 self._file.flush()
             return
-        place = self._file.tell()
+        offset = self._file.tell()
         while (line := self._file.readline()).endswith(b"\n"):
             if entry := _parse(line):
-                self._places[entry[0]] = (entry[1], place)
-            place = self._file.tell()
-        self._file.truncate(place)  # a line that was not finished
+                self._offsets[entry[0]] = (entry[1], offset)
+            offset = self._file.tell()
+        self._file.truncate(offset)  # drops an unfinished line
 
 
 def clip_digest(uid: str, embeddings: np.ndarray) -> str:
-    """Hex SHA-256 of a clip's name, shape and numbers."""
+    """Hex SHA-256 of the uid, shape and values of a clip."""
     head = f"{uid} {list(embeddings.shape)} ".encode()
     return hashlib.sha256(head + np.ascontiguousarray(embeddings, "<f4").tobytes()).hexdigest()
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in what the operating system says about writing it."""
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` into a `FeatureError` that names the file."""
     try:
         yield
     except OSError as error:
-        raise FeatureError(f"{path}: cannot be written: {error.strerror}") from error
+        raise FeatureError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _read_info(path: Path) -> tuple[FeatureInfo, frozenset[str]]:
@@ -303,14 +293,16 @@ def _read_info(path: Path) -> tuple[FeatureInfo, frozenset[str]]:
         with h5py.File(path, "r") as file:
             version = file.attrs["version"]
             if version != FORMAT_VERSION:
-                raise FeatureError(f"{path}: features of version {version}, expected {FORMAT_VERSION}; make them again")
+                raise FeatureError(
+                    f"{path}: features of version {version}, expected {FORMAT_VERSION}; extract them again"
+                )
             values = {name: file.attrs[name] for name in FeatureInfo.__dataclass_fields__}
             complete = _GROUP in file and len(file[_GROUP]) == file.attrs["clips"]
             left_out = frozenset(file[_LEFT_OUT].asstr()[()] if _LEFT_OUT in file else ())
     except (OSError, KeyError) as error:
         raise FeatureError(f"{path}: not a feature file: {error}") from None
     if not complete:
-        raise FeatureError(f"{path}: does not hold all the clips it was made of")
+        raise FeatureError(f"{path}: incomplete: the number of clips differs from the attribute clips")
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
     return FeatureInfo(**plain), left_out
 
@@ -327,11 +319,11 @@ def _line(uid: str, stamp: str, embeddings: np.ndarray) -> bytes:
 
 
 def _parse(line: bytes) -> tuple[str, str, np.ndarray] | None:
-    """What a line says, or None if it is damaged."""
+    """The entry of a line, or None if it is damaged."""
     try:
         entry = json.loads(line)
         embeddings = np.frombuffer(base64.b64decode(entry["data"]), "<f4").reshape(entry["shape"])
-        whole = clip_digest(entry["uid"] + entry["stamp"], embeddings) == entry["sha256"]
+        intact = clip_digest(entry["uid"] + entry["stamp"], embeddings) == entry["sha256"]
     except (ValueError, KeyError, TypeError):
         return None
-    return (entry["uid"], entry["stamp"], embeddings) if whole else None
+    return (entry["uid"], entry["stamp"], embeddings) if intact else None

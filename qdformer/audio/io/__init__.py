@@ -1,1 +1,1 @@
-"""Sounds in files: reading, resampling, writing, and the table of single sounds."""
+"""Audio files: reading, resampling, writing, levels, and the table of single sounds."""

@@ -1,4 +1,4 @@
-"""Read a sound, or the sound track of a video, as float32 samples."""
+"""Read an audio file, or the audio track of a video, as float32 samples."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from qdformer.utils.constants import SAMPLE_RATE
 from qdformer.utils.errors import InputError
 
 LOG_MEL_SUFFIX = ".pkl"
-"""Of AVSBench's spectrograms, which can stand in a sound's place where only features are wanted."""
-
-_CONTAINERS = {".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".aac", ".3gp", ".ts"}
+"""Suffix of AVSBench's spectrograms, which can replace an audio file where only features are needed."""
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
+CONTAINER_SUFFIXES = frozenset({".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".aac", ".3gp", ".ts"})
+"""Containers that may hold video; they are read with PyAV, all other files with soundfile first."""
 _UNKNOWN_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
-_UNKNOWN_LENGTH = 0xFFFFFFFF  # written by programs that stream a wav and cannot go back to its header
+_UNKNOWN_LENGTH = 0xFFFFFFFF  # written by programs that stream a wav file and cannot seek back to its header
 
 
 class AudioError(InputError):
-    """A sound cannot be used; the message names the file and what is wrong with it."""
+    """Audio is not usable; the message names the file and the problem."""
 
 
 def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bool = True) -> np.ndarray:
-    """Read an audio file or a video's first sound track.
+    """Read an audio file or the first audio track of a video.
 
-    wav, flac, ogg and mp3 are read with soundfile, video containers with PyAV; what the file holds
-    decides, whatever its name ends with.
+    wav, flac, ogg and mp3 are read with soundfile, video containers with PyAV. The content of the file decides, not
+    its suffix.
 
     Args:
         path: the file.
-        sample_rate: rate in Hz to resample to; None keeps the file's own.
+        sample_rate: rate in Hz to resample to; None keeps the rate of the file.
         mono: average the channels.
 
     Returns:
-        float32 samples, nominally in -1..1: [samples], or [samples, channels] where `mono` is false.
+        float32 samples, nominally in -1..1: [samples], or [samples, channels] if `mono` is false.
 
     Raises:
-        AudioError: the file is missing, unreadable, empty, cut short, not audio, or holds NaN or
-            infinite samples.
+        AudioError: the file is missing, unreadable, empty, truncated, not audio, or holds NaN or infinite samples.
     """
     samples, rate = decode_audio(path)
     if not np.isfinite(samples).all():
@@ -47,20 +47,20 @@ def read_audio(path: str | Path, sample_rate: int | None = SAMPLE_RATE, mono: bo
     if mono:
         samples = samples.mean(axis=1)
     if sample_rate is not None and rate != sample_rate:
-        from qdformer.audio.io.resample import resample  # here, so that reading 16 kHz files starts without torch
+        from qdformer.audio.io.resample import resample  # imports torch, which 16 kHz files do not need
 
         samples = resample(samples, rate, sample_rate)
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
 def decode_audio(path: str | Path) -> tuple[np.ndarray, int]:
-    """The samples as the file has them, float32 [samples, channels], NaN or not, and their rate in Hz.
+    """The unchanged samples of a file, float32 [samples, channels], and their rate in Hz; NaN is not checked.
 
-    Raises `AudioError` for a file that is missing, unreadable, empty, cut short or not audio.
+    Raises `AudioError` for a file that is missing, unreadable, empty, truncated or not audio.
     """
     path = Path(path)
     if path.suffix == LOG_MEL_SUFFIX:
-        raise AudioError(f"{path}: a spectrogram; noise and listening need the sound itself (audio_wav)")
+        raise AudioError(f"{path}: a spectrogram; noise and listening need the audio itself (audio_wav)")
     if not path.is_file():
         raise AudioError(f"{path}: no such file")
     if path.stat().st_size == 0:
@@ -75,9 +75,9 @@ def decode_audio(path: str | Path) -> tuple[np.ndarray, int]:
 
 
 def _decode(path: Path) -> tuple[np.ndarray, int]:
-    """Samples [samples, channels] and their rate, by the reader that the name suggests or else the other."""
-    if path.suffix.lower() in _CONTAINERS:
-        return _decode_container(path)  # FFmpeg looks at the content, and knows soundfile's formats too
+    """Samples [samples, channels] and their rate, from the reader that fits the suffix or otherwise the other one."""
+    if path.suffix.lower() in CONTAINER_SUFFIXES:
+        return _decode_container(path)  # FFmpeg looks at the content and reads soundfile's formats as well
     import soundfile
 
     try:
@@ -97,12 +97,12 @@ def _decode_sound(path: Path) -> tuple[np.ndarray, int]:
         expected, rate = file.frames, file.samplerate
         samples = file.read(dtype="float32", always_2d=True)
     if len(samples) < expected:
-        raise AudioError(f"{path}: cut short: {len(samples)} of {expected} samples can be read")
+        raise AudioError(f"{path}: truncated: {len(samples)} of {expected} samples can be read")
     return samples, rate
 
 
 def _check_wav_length(path: Path) -> None:
-    """soundfile silently reads what is left of a truncated wav, so its header is compared with the file."""
+    """Compare the header with the file size, because soundfile reads a truncated wav file without an error."""
     with path.open("rb") as file:
         header = file.read(12)
     if header[:4] != b"RIFF" or header[8:12] != b"WAVE":
@@ -110,7 +110,7 @@ def _check_wav_length(path: Path) -> None:
     expected = int.from_bytes(header[4:8], "little")
     size = path.stat().st_size
     if expected != _UNKNOWN_LENGTH and size < expected + 8:
-        raise AudioError(f"{path}: cut short: {size} of {expected + 8} bytes")
+        raise AudioError(f"{path}: truncated: {size} of {expected + 8} bytes")
 
 
 def _decode_container(path: Path) -> tuple[np.ndarray, int]:
@@ -119,7 +119,7 @@ def _decode_container(path: Path) -> tuple[np.ndarray, int]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.audio:
-                raise AudioError(f"{path}: has no sound track")
+                raise AudioError(f"{path}: has no audio track")
             stream = container.streams.audio[0]
             to_float = av.AudioResampler(format="fltp")  # same layout and rate, planar float32
             frames = [part.to_ndarray() for frame in container.decode(stream) for part in to_float.resample(frame)]

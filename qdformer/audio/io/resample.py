@@ -1,8 +1,8 @@
-"""Change a sound's sample rate as the public VGGish port does, as a few matrix products.
+"""Resample audio as the public VGGish port does, as a few matrix products.
 
-The port resamples with resampy's `kaiser_best` filter (resampy 0.4.3, ISC licence): a sinc of 50
-zero crossings under a Kaiser window. Its taps repeat after `new_rate / gcd` output samples, so they are
-laid out once as small matrices. What comes out is resampy's to float32 accuracy.
+The port uses resampy's `kaiser_best` filter (resampy 0.4.3, ISC license): a sinc with 50 zero crossings under a Kaiser
+window. Its taps repeat after `new_rate / gcd` output samples, so they are computed once and kept as small matrices. The
+result equals resampy's to float32 accuracy.
 
 Shapes: C channels, S samples, N periods, K taps, P phases of a period.
 """
@@ -16,24 +16,24 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-# resampy's filter table: zero crossings, entries between two of them, roll-off, beta of the window
+# resampy's filter table: zero crossings, entries between two zero crossings, roll-off, beta of the window
 _ZEROS, _TABLE, _ROLLOFF, _BETA = 50, 8192, 0.9173473712608761, 12.984585247040012
-_FEWEST, _MOST = 64, 256  # phases in one matrix: fewer copy much for little, more take much memory
+_MIN_PHASES, _MAX_PHASES = 64, 256  # per matrix: a balance of speed and memory
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """Resample `samples` [S] or [S, channels] from `rate` to `new_rate` Hz.
 
-    Returns float32 [floor(S * new_rate / rate)] or with channels; the sound is silent outside of its ends.
+    Returns float32 [floor(S * new_rate / rate)], or the same with channels. Samples beyond both ends count as 0.
     """
     divisor = math.gcd(rate, new_rate)
-    repeats = -(-_FEWEST // (new_rate // divisor))
+    repeats = -(-_MIN_PHASES // (new_rate // divisor))
     old, new = repeats * rate // divisor, repeats * new_rate // divisor
     length = len(samples) * new // old
     periods = -(-length // new)
-    # after the end as many zeros as the last, perhaps incomplete, period reaches for
+    # enough zeros after the end for the last period, which may be incomplete
     reach = _reach(old, new)
-    # in float64: the logarithm of a quiet mel band shows the rounding of a float32 sum
+    # float64, because the rounding of a float32 sum shows in the logarithm of a quiet mel band
     channels_CS = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(samples.T), dtype=np.float64))
     padded_CS = torch.nn.functional.pad(channels_CS, (reach, (periods + 1) * old + reach - len(samples)))
     parts = []
@@ -45,17 +45,17 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 
 def _reach(old: int, new: int) -> int:
-    """How many input samples the filter looks to either side."""
+    """Number of input samples that the filter covers on either side."""
     return math.ceil(_ZEROS / min(1.0, new / old)) + 1
 
 
 @functools.lru_cache(maxsize=8)
 def _kernels(old: int, new: int) -> list[tuple[int, torch.Tensor]]:
-    """For each run of phases P of one period: its first (padded) input sample, and its taps [K, P] float64."""
+    """For each group of phases P of one period: its first (padded) input sample, and its taps [K, P] float64."""
     reach, scale = _reach(old, new), min(1.0, new / old)
-    step = int(scale * _TABLE) / _TABLE  # between two taps, in zero crossings; resampy rounds it so
+    step = int(scale * _TABLE) / _TABLE  # between two taps, in zero crossings; rounded as in resampy
     kernels = []
-    for first, last in pairwise([*range(0, new, _MOST), new]):
+    for first, last in pairwise([*range(0, new, _MAX_PHASES), new]):
         times = np.arange(first, last) * old
         nearest = times // new  # input sample at or before each output sample
         after = (times % new) / new

@@ -1,7 +1,7 @@
-"""A folder of single sounds and its table, `sounds.csv`: what a data set's objects sound like, and its noises.
+"""A folder of single sounds and its table, `sounds.csv`: recordings of the object classes and background noises.
 
-{root}/sounds.csv    path,role,split,label; written last: its presence says that the folder is whole
-{root}/{path}        mono, 16 bit
+{root}/sounds.csv    path,role,split,label; written last, so its presence means that the folder is complete
+{root}/{path}        mono, 16 bits
 """
 
 from __future__ import annotations
@@ -22,26 +22,29 @@ SOUND_COLUMNS = ("path", "role", "split", "label")
 
 
 def sound_row(path: str, *, role: str, split: str, label: str = "") -> dict[str, str]:
-    """One row of `sounds.csv`: `path` relative to it, role 'source' (with its class) or 'noise' (without)."""
+    """One row of `sounds.csv`: `path` relative to it, and role 'source' (with a class as label) or 'noise'."""
     return {"path": path, "role": role, "split": split, "label": label}
 
 
 def write_single_sound(root: Path, path: str, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
-    """Write one mono sound, float [samples] within -1..1, as 16-bit `{root}/{path}` (.flac or .wav)."""
+    """Write one mono sound, float [samples] within -1..1, as the 16-bit file `{root}/{path}` (.flac or .wav)."""
     check_waveform(f"sound {path}", audio)
     write_audio(Path(root) / path, quantize(audio * PCM16_MAX, 16), sample_rate=sample_rate)
 
 
 def write_sound_table(root: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write `sounds.csv`. Call it last, when every sound is written. `rows` as `sound_row` makes them."""
+    """Write `sounds.csv` from rows of `sound_row`. Call it after all sounds are written."""
     write_rows(Path(root) / "sounds.csv", SOUND_COLUMNS, rows)
 
 
 def read_sound_table(root: str | Path) -> pandas.DataFrame:
     """Read `sounds.csv`; one row per sound, in the file's order.
 
-    Columns: path (Path, with `root`), role ('source' or 'noise'), split, label (class name, '' for noise).
-    A sound that serves several splits has a row for each.
+    Columns: path (Path, includes `root`), role ('source' or 'noise'), split, label (class name, '' for noise).
+    A sound of several splits has a row for each.
+
+    Raises:
+        AudioError: the table is missing or damaged, or a row is not valid.
     """
     root = Path(root)
     path = root / "sounds.csv"

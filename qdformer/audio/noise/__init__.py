@@ -1,1 +1,1 @@
-"""Background noise: where it comes from, and mixing it under clips at a signal-to-noise ratio."""
+"""Background noise: collecting it, and mixing it into clips at a signal-to-noise ratio."""

@@ -1,9 +1,9 @@
-"""The background noises of a run: a folder of recordings by split, from the data set's own sounds or from AudioSet.
+"""Collect the background noises of a run, from the data set's own sounds or from AudioSet, into one folder.
 
     {folder}/noise.csv   one row per recording and split: path, split, source, labels, youtube_id, start
 
-The noises of AudioSet are FLAC of 16 kHz, mono, 16 bits, with a peak of `NOISE_PEAK`: mixing sets their level. Those of
-the data set are its files as they are.
+Noises from AudioSet are 16 kHz mono FLAC files of 16 bits with a peak of `NOISE_PEAK`; their level is set when they are
+mixed. Noises of the data set are copied unchanged.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas
 from tqdm import tqdm
 
+from qdformer.audio.io.level import SILENCE_RMS, rms
 from qdformer.audio.io.read import AudioError, read_audio
 from qdformer.audio.io.write import quantize, write_audio
 from qdformer.audio.noise.audioset import (
@@ -30,24 +32,27 @@ from qdformer.audio.noise.audioset import (
     labels_of_classes,
     select_segments,
 )
-from qdformer.audio.noise.mixing import SILENCE_RMS, rms
-from qdformer.config.noise import Noise
 from qdformer.utils.constants import SAMPLE_RATE
+from qdformer.utils.files import write_text
 from qdformer.utils.tables import read_table
+
+if TYPE_CHECKING:
+    from qdformer.config.noise import Noise
 
 NOISE_COLUMNS = ("path", "split", "source", "labels", "youtube_id", "start")
 NOISE_PEAK = 0.9
-_TALLIED = ("picked", "found", "fetched", "gone", "failed", "missing", "unreadable", "silent")
-_LONGER = 1.0  # seconds by which a file may pass its segment's length before it counts as the whole video
+_REPORTED = ("picked", "found", "fetched", "unavailable", "failed", "missing", "unreadable", "silent")
+_LENGTH_TOLERANCE = 1.0  # seconds; a file longer than its segment by more than this is the whole video
 
 
 def copy_dataset_noises(folder: str | Path, sounds_root: str | Path, sounds: pandas.DataFrame) -> pandas.DataFrame:
-    """Copy the noises of a data set's sounds to `folder`, under the same names and in the same order.
+    """Copy the noises of a data set to `folder`, with the same names and in the same order.
 
-    `sounds` is `qdformer.data.manifest.read_sound_table(sounds_root)`. Returns the table written as `noise.csv`.
+    `sounds` is the result of `qdformer.audio.io.sound_table.read_sound_table(sounds_root)`. Returns the table written
+    to `noise.csv`.
 
     Raises:
-        AudioError: there is none.
+        AudioError: the data set has no noises.
     """
     folder = Path(folder)
     rows = []
@@ -64,18 +69,18 @@ def copy_dataset_noises(folder: str | Path, sounds_root: str | Path, sounds: pan
 
 
 def write_empty_noise_table(folder: str | Path) -> pandas.DataFrame:
-    """Write a `noise.csv` without a noise, for runs that mix none; returns the table."""
+    """Write and return an empty `noise.csv`, for runs without noisy conditions."""
     return _write_table(Path(folder), [])
 
 
 def collect_audioset_noises(
     folder: str | Path, settings: Noise, classes: Iterable[str], cache: str | Path
 ) -> pandas.DataFrame:
-    """Write `settings.count` noises from AudioSet for each split to `folder`; none has a label of `classes`.
+    """Write `settings.count` noises from AudioSet per split to `folder`, none of them with a label of `classes`.
 
-    Segments are taken in an order that the seed gives, from the user's folder, from what was fetched before, or from
-    YouTube; one that is gone or no good is passed over for the next. All segments of one video go to one
-    split. The counts are printed. Returns the table written as `noise.csv`.
+    Segments are taken in an order that depends on the seed: from the user's folder, from the cache of fetched segments,
+    or from YouTube. A segment that is not available or not usable is skipped. All segments of one video belong to one
+    split. The counts are printed. Returns the table written to `noise.csv`.
 
     Raises:
         AudioSetError: a file of AudioSet is not usable, or a split gets fewer than `settings.minimum` noises.
@@ -83,6 +88,7 @@ def collect_audioset_noises(
     """
     from qdformer.audio.noise.audioset_fetch import Fetcher
 
+    assert settings.ontology is not None  # the settings check it
     ontology = Ontology(settings.ontology)
     wanted = ontology.with_descendants(ontology.resolve_ids(settings.labels))
     excluded = labels_of_classes(classes, ontology)
@@ -104,11 +110,12 @@ def collect_audioset_noises(
                 if path is None:
                     path, outcome = fetcher.fetch(segment) if settings.fetch else (None, "missing")
                 tally[outcome] += 1
-                if path is not None and (row := _convert(path, segment, split, Path(folder), tally)):
+                row = None if path is None else _convert(path, segment, split, Path(folder), tally)
+                if row is not None:
                     rows.append(row | {"labels": ";".join(ontology.names.get(mid, mid) for mid in segment.labels)})
                     tally["usable"] += 1
                     bar.update()
-        counts = ", ".join(f"{name} {tally[name]}" for name in _TALLIED)
+        counts = ", ".join(f"{name} {tally[name]}" for name in _REPORTED)
         print(f"noise {split}: {tally['usable']} usable of {count} wanted, {len(eligible)} eligible: {counts}")
         if tally["usable"] < settings.minimum:
             problems.append(
@@ -124,23 +131,23 @@ def read_noise_table(folder: str | Path) -> pandas.DataFrame:
     """Read `noise.csv`; one row per noise and split, in the file's order, with `path` as a Path.
 
     Raises:
-        AudioError: the table is missing, broken or lacks a column.
+        AudioError: the table is missing, damaged or lacks a column.
     """
     table = read_table(Path(folder) / "noise.csv", NOISE_COLUMNS, AudioError, writer="noise")
     return table.assign(path=[Path(folder) / value for value in table["path"]])
 
 
 def _convert(path: Path, segment: Segment, split: str, folder: Path, tally: Counter[str]) -> dict | None:
-    """Write a segment's noise and return its row; None, and a word why, if the file is no good."""
+    """Write the noise of a segment and return its row; if the file is not usable, print the reason and return None."""
     try:
         audio = _cut(read_audio(path), segment, path)
     except AudioError as error:
         tally["unreadable"] += 1
-        tqdm.write(f"noise left out: {error}", file=sys.stderr)
+        tqdm.write(f"noise skipped: {error}", file=sys.stderr)
         return None
     if rms(audio) <= SILENCE_RMS:
         tally["silent"] += 1
-        tqdm.write(f"noise left out: {path}: is silent", file=sys.stderr)
+        tqdm.write(f"noise skipped: {path}: is silent", file=sys.stderr)
         return None
     name = f"{split}/{segment.name}.flac"
     (folder / split).mkdir(parents=True, exist_ok=True)
@@ -155,8 +162,8 @@ def _convert(path: Path, segment: Segment, split: str, folder: Path, tally: Coun
 
 
 def _cut(audio: np.ndarray, segment: Segment, path: Path) -> np.ndarray:
-    """The segment's part of a whole video's sound; a file of about the segment's length is taken whole."""
-    if len(audio) <= (segment.end - segment.start + _LONGER) * SAMPLE_RATE:
+    """Cut the segment from the audio of a whole video; a file of about the segment's length is returned whole."""
+    if len(audio) <= (segment.end - segment.start + _LENGTH_TOLERANCE) * SAMPLE_RATE:
         return audio
     part = audio[round(segment.start * SAMPLE_RATE) : round(segment.end * SAMPLE_RATE)]
     if not len(part):
@@ -166,5 +173,5 @@ def _cut(audio: np.ndarray, segment: Segment, path: Path) -> np.ndarray:
 
 def _write_table(folder: Path, rows: list[dict]) -> pandas.DataFrame:
     table = pandas.DataFrame(rows, columns=list(NOISE_COLUMNS))
-    table.to_csv(folder / "noise.csv", index=False, lineterminator="\n")
+    write_text(folder / "noise.csv", table.to_csv(index=False, lineterminator="\n"))
     return table

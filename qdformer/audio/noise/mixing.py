@@ -1,27 +1,24 @@
-"""Background noise under clips at a chosen signal-to-noise ratio (SNR).
+"""Mix background noise into clips at a given signal-to-noise ratio (SNR).
 
 Shapes: S samples.
 
 Rules:
-- Power is the mean square over the whole clip. The same clip gets the same noise, from the same
-  place, at every SNR: they are drawn from the seed and the clip's id alone, so that neither the
-  order of the clips nor which others are mixed matters.
-- Where the sum would clip, clip and noise are scaled down together, which keeps the SNR.
-- The file is FLAC of 16 bits. Where rounding to them would move the SNR by more than `SNR_TOLERANCE_DB`
-  (a clip that is nearly silent, or noise far beneath it) it is FLAC of 24 bits. No dither is added.
-- The SNR is measured on the samples of the written file; off by more than `SNR_TOLERANCE_DB` is an `AudioError`.
-- What has an RMS of `SILENCE_RMS` or less is silent. A silent clip has no power to measure against: noise
-  is laid as if the clip's RMS were `SILENT_CLIP_REFERENCE_RMS`, and its SNR is minus infinity.
-- A piece of noise that is silent is drawn anew; a noise that stays silent is an `AudioError`.
+- Power is the mean square over the whole clip. A clip gets the same noise, from the same offset, at every SNR: both
+  depend on the seed and the clip's id only, not on the order of the clips or on which others are mixed.
+- If the sum would clip, the clip and the noise are scaled down together, which keeps the SNR.
+- Files are 16-bit FLAC. If rounding to 16 bits changes the SNR by more than `SNR_TOLERANCE_DB` (a nearly silent clip,
+  or noise far below the clip), the file is 24-bit FLAC. No dither is added.
+- The SNR is measured on the samples of the written file; an error above `SNR_TOLERANCE_DB` is an `AudioError`.
+- A signal with an RMS of `SILENCE_RMS` or less is silent. The SNR of a silent clip is minus infinity; its noise gets
+  the level that it would have for a clip with an RMS of `SILENT_CLIP_REFERENCE_RMS`.
+- If the noise is silent at an offset, another offset is drawn; noise that remains silent is an `AudioError`.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,43 +28,44 @@ import numpy as np
 import pandas
 from tqdm import tqdm
 
+from qdformer.audio.io.level import SILENCE_RMS, amplitude_to_db, db_to_amplitude, rms
 from qdformer.audio.io.read import AudioError, read_audio
-from qdformer.audio.io.write import quantize, write_audio
+from qdformer.audio.io.write import PCM16_MAX, quantize, write_audio
+from qdformer.utils.digests import rendezvous_hash
+from qdformer.utils.files import new_folder, write_text
 from qdformer.utils.tables import read_table
 
-SILENCE_RMS = 1e-4  # -80 dB of full scale, three 16-bit steps: nothing but the dither of a recording
 SILENT_CLIP_REFERENCE_RMS = 0.05
 SNR_TOLERANCE_DB = 0.01
-_PEAK = 1.0 - 1.0 / 32768  # the largest 16-bit sample
-_DRAWS = 20
-_RECORDINGS_KEPT = 64  # in memory; an AudioSet segment takes 0.6 MB
-_LISTED = 10  # clips named in one message
+_MAX_OFFSETS = 20  # offsets drawn in a noise that is silent in places
+_CACHED_RECORDINGS = 64  # in memory; a segment of AudioSet takes 0.6 MB
+_MAX_LISTED = 10  # clips named in one message
 MANIFEST_COLUMNS = ("uid", "split", "frames", "audio", "noise", "offset", "gain", "scale", "snr_asked", "snr_achieved")
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A clip with noise: round(scale * (clean + gain * noise)) in steps of `bits`."""
+    """A clip with noise: scale * (clean + gain * noise), rounded to `bits`."""
 
     audio: np.ndarray
     """[S] float32, each a multiple of 2 ** (1 - bits)."""
     gain: float
-    """Factor on the noise."""
+    """Factor of the noise."""
     scale: float
-    """Factor on the sum; 1 where nothing would clip."""
+    """Factor of the sum; 1 if the sum would not clip."""
     snr_db: float
     """In dB, after scaling and rounding; minus infinity for a silent clip."""
     bits: int
-    """Of a sample: 16, or 24 where 16 do not hold the SNR."""
+    """Bits per sample: 16, or 24 if 16 bits do not keep the SNR."""
 
 
 @dataclass(frozen=True)
 class NoiseSegment:
-    """Where a clip's noise comes from."""
+    """The part of a recording that is mixed into a clip."""
 
     path: Path
     offset: int
-    """First sample in the 16 kHz recording, which is repeated where it is shorter than the clip."""
+    """First sample in the 16 kHz recording, which is repeated if it is shorter than the clip."""
     audio: np.ndarray
     """[S] float32."""
 
@@ -76,7 +74,7 @@ def mix_at_snr(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> Mixture:
     """Add `noise` [S] to `clean` [S] at `snr_db` over the whole clip.
 
     Raises:
-        AudioError: the noise is silent, the lengths differ, or no 24-bit file holds the SNR.
+        AudioError: the noise is silent, the lengths differ, or 24 bits do not keep the SNR.
     """
     if clean.shape != noise.shape or clean.ndim != 1:
         raise AudioError(f"clip {list(clean.shape)} and noise {list(noise.shape)} must be mono and of one length")
@@ -84,62 +82,60 @@ def mix_at_snr(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> Mixture:
     if rms(noise) <= SILENCE_RMS:
         raise AudioError("the noise is silent")
     silent = rms(clean) <= SILENCE_RMS
-    gain = (SILENT_CLIP_REFERENCE_RMS if silent else rms(clean)) / rms(noise) * 10.0 ** (-snr_db / 20.0)
+    gain = (SILENT_CLIP_REFERENCE_RMS if silent else rms(clean)) / rms(noise) * db_to_amplitude(-snr_db)
     mixed = clean + gain * noise
-    scale = min(1.0, _PEAK / float(np.abs(mixed).max()))
+    scale = min(1.0, PCM16_MAX / float(np.abs(mixed).max()))
     for bits in (16, 24):
         audio = quantize(mixed * scale, bits)
         achieved = measure_snr(clean, audio, scale)
         if silent or abs(achieved - snr_db) <= SNR_TOLERANCE_DB:
             return Mixture(audio, gain, scale, achieved, bits)
-    level = 20.0 * math.log10(rms(clean))
+    level = amplitude_to_db(rms(clean))
     raise AudioError(
-        f"an SNR of {snr_db:g} dB cannot be held: a clip of {level:.0f} dB full scale gets {achieved:.3f} dB in 24 bits"
+        f"an SNR of {snr_db:g} dB cannot be kept: a clip of {level:.0f} dB full scale gets {achieved:.3f} dB in 24 bits"
     )
 
 
 def measure_snr(clean: np.ndarray, mixed: np.ndarray, scale: float) -> float:
-    """The SNR in dB of `mixed` [S], over the whole clip, where `scale * clean` [S] is the signal and the rest is noise.
+    """The SNR in dB of `mixed` [S]: `scale * clean` [S] is the signal, the difference to `mixed` is the noise.
 
-    Minus infinity for a silent clip, infinity where nothing was added.
+    It is minus infinity for a silent clip, and infinity if there is no noise.
     """
     if rms(clean) <= SILENCE_RMS:
         return -math.inf
     added = rms(mixed - scale * clean.astype(np.float64))
-    return 20.0 * math.log10(scale * rms(clean) / added) if added else math.inf
-
-
-def rms(samples: np.ndarray) -> float:
-    """Root mean square; 0 of no samples."""
-    return math.sqrt(float(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
+    return amplitude_to_db(scale * rms(clean) / added) if added else math.inf
 
 
 def select_noise(
     noises: Sequence[Path], seed: int, uid: str, samples: int, read: Callable[[Path], np.ndarray] = read_audio
 ) -> NoiseSegment:
-    """The noise of clip `uid`: a recording and a place in it that depend on `seed` and `uid` alone.
+    """Select the noise of clip `uid`: a recording and an offset in it, which depend on `seed` and `uid` only.
 
-    Every recording's name has a rank of its own for the clip, and the first is taken: one that comes or goes changes
-    no clip but those that it is taken for (rendezvous hashing, Thaler and Ravishankar, 1998).
+    The recording is selected by `rendezvous_hash` of the file names, so adding or removing a recording changes no clip
+    that does not use it.
+
+    Args:
+        noises: the recordings of the clip's split.
+        seed: of the selection.
+        uid: the clip.
+        samples: length of the clip at 16 kHz.
+        read: reads a recording.
 
     Raises:
-        AudioError: there is no noise to choose from, or the one chosen is silent wherever tried.
+        AudioError: `noises` is empty, or the selected recording is silent.
     """
     if not noises:
-        raise AudioError(f"clip {uid}: no noise to choose from")
-
-    def rank(path: Path) -> bytes:
-        return hashlib.sha256(f"{seed}/{uid}/{path.name}".encode()).digest()
-
-    path = min(noises, key=rank)
-    random = np.random.default_rng(np.frombuffer(rank(path), np.uint32))
+        raise AudioError(f"clip {uid}: no noise to select from")
+    path = min(noises, key=lambda candidate: rendezvous_hash(seed, uid, candidate.name))
+    random = np.random.default_rng(np.frombuffer(rendezvous_hash(seed, uid, path.name), np.uint32))
     recording = read(path)
-    for _ in range(_DRAWS):
-        places = len(recording) - samples + 1 if len(recording) >= samples else len(recording)
-        offset = int(random.integers(places))
-        piece = np.take(recording, np.arange(offset, offset + samples), mode="wrap")
-        if rms(piece) > SILENCE_RMS:
-            return NoiseSegment(path, offset, piece)
+    for _ in range(_MAX_OFFSETS):
+        offsets = len(recording) - samples + 1 if len(recording) >= samples else len(recording)
+        offset = int(random.integers(offsets))
+        audio = np.take(recording, np.arange(offset, offset + samples), mode="wrap")
+        if rms(audio) > SILENCE_RMS:
+            return NoiseSegment(path, offset, audio)
     raise AudioError(f"{path}: the noise is silent")
 
 
@@ -151,15 +147,14 @@ def write_condition(
     splits: Iterable[str],
     seed: int,
 ) -> pandas.DataFrame:
-    """Write one condition: `{uid}.flac` for each clip and `manifest.csv`, which is returned too.
+    """Write one condition, `{uid}.flac` for each clip and `manifest.csv`, and return the manifest.
 
-    Without noise (`snr_db` None) nothing is copied: the manifest covers all clips and points at the
-    data set's own files. With noise it covers the clips of `splits`, each under a noise of its own split.
-    A clip that cannot be mixed is reported, the others are tried all the same; `folder` appears only
-    when it is complete.
+    Without noise (`snr_db` is None) nothing is copied: the manifest lists all clips with the data set's own files. With
+    noise it lists the clips of `splits`, each mixed with a noise of its own split. A clip that cannot be mixed is
+    reported and the remaining clips are processed. The folder is written atomically.
 
     Args:
-        folder: where to write; replaced if it is there.
+        folder: where to write; an existing folder is replaced.
         clips: `qdformer.data.manifest.read_manifest`: uid, split, frames, audio.
         noises: `qdformer.audio.noise.collect.read_noise_table`: path, split.
 
@@ -167,26 +162,22 @@ def write_condition(
         AudioError: clips or noises are not usable (the message counts and names them), or a split has no noise.
     """
     folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if snr_db is None:
-        rows = [_row(clip, os.path.relpath(clip.audio, folder)) for clip in clips.itertuples()]
-    else:
-        chosen = clips[clips["split"].isin(list(splits))]
-        rows = _write_noisy(partial, chosen, noises, snr_db, seed)
-    manifest = pandas.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
-    manifest.to_csv(partial / "manifest.csv", index=False, lineterminator="\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with new_folder(folder) as partial:
+        if snr_db is None:
+            rows = [_row(clip, os.path.relpath(clip.audio, folder)) for clip in clips.itertuples()]
+        else:
+            selected = clips[clips["split"].isin(list(splits))]
+            rows = _write_noisy(partial, selected, noises, snr_db, seed)
+        manifest = pandas.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+        write_text(partial / "manifest.csv", manifest.to_csv(index=False, lineterminator="\n"))
     return manifest
 
 
 def read_condition(folder: str | Path) -> pandas.DataFrame:
-    """Read a condition's `manifest.csv`: the columns written, `audio` as a Path.
+    """Read the `manifest.csv` of a condition, with `audio` as a Path.
 
     Raises:
-        AudioError: the manifest is missing, broken or lacks a column.
+        AudioError: the manifest is missing, damaged or lacks a column.
     """
     numbers = [name for name in MANIFEST_COLUMNS if name not in ("uid", "split", "audio", "noise")]
     table = read_table(Path(folder) / "manifest.csv", MANIFEST_COLUMNS, AudioError, writer="mix", numbers=numbers)
@@ -197,7 +188,7 @@ def _write_noisy(
     folder: Path, clips: pandas.DataFrame, noises: pandas.DataFrame, snr_db: float, seed: int
 ) -> list[dict]:
     pools = {split: list(noises["path"][noises["split"] == split]) for split in clips["split"].unique()}
-    read_noise = functools.lru_cache(_RECORDINGS_KEPT)(read_audio)
+    read_noise = functools.lru_cache(_CACHED_RECORDINGS)(read_audio)
     rows, bad = [], []
     for clip in tqdm(list(clips.itertuples()), desc=f"{snr_db:g} dB", unit="clip", disable=None):
         if not pools[clip.split]:
@@ -224,21 +215,21 @@ def _write_noisy(
             }
         )
     if bad:
-        more = [f"and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
-        listed = "\n  ".join(bad[:_LISTED] + more)
+        more = [f"and {len(bad) - _MAX_LISTED} more"] if len(bad) > _MAX_LISTED else []
+        listed = "\n  ".join(bad[:_MAX_LISTED] + more)
         raise AudioError(f"{len(bad)} of {len(clips)} clips cannot be mixed at {snr_db:g} dB:\n  {listed}")
     return rows
 
 
 def _write_checked(path: Path, clean: np.ndarray, mix: Mixture, snr_db: float) -> float:
-    """Write the mix as FLAC and return the SNR of what the file holds."""
+    """Write the mixture as FLAC and return the SNR measured on the written file."""
     import soundfile
 
     write_audio(path, mix.audio, mix.bits)
     written, _ = soundfile.read(path, dtype="float32")
     achieved = measure_snr(clean, written, mix.scale)
     if math.isfinite(mix.snr_db) and not abs(achieved - snr_db) <= SNR_TOLERANCE_DB:
-        raise AudioError(f"{path.name}: written with an SNR of {achieved:.3f} dB, asked {snr_db:g} dB")
+        raise AudioError(f"{path.name}: written with an SNR of {achieved:.3f} dB, expected {snr_db:g} dB")
     return achieved
 
 

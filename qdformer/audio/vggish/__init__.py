@@ -1,4 +1,4 @@
-"""VGGish: its front end and network, its published files, and its training here."""
+"""VGGish: front end, network, published weights, and pretraining."""
 
 from qdformer.audio.vggish.log_mel import log_mel_patches
 from qdformer.audio.vggish.model import VGGish, load_vggish

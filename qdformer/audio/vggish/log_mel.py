@@ -17,28 +17,27 @@ from torch import Tensor
 from qdformer.audio.io.resample import resample
 from qdformer.utils.constants import SAMPLE_RATE
 
-WIN_LENGTH, HOP_LENGTH, N_FFT = 400, 160, 512  # samples: 25 ms, 10 ms
+WIN_LENGTH, HOP_LENGTH, N_FFT = 400, 160, 512  # samples; 25 ms and 10 ms
 N_MELS, F_MIN, F_MAX = 64, 125.0, 7500.0
 LOG_OFFSET = 0.01
 PATCH_FRAMES = 96
 PATCH_SAMPLES = WIN_LENGTH + (PATCH_FRAMES - 1) * HOP_LENGTH
 PATCH_SECONDS = PATCH_FRAMES * HOP_LENGTH / SAMPLE_RATE
-_FRAMES_A_SECOND = SAMPLE_RATE // HOP_LENGTH
+_FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
+
+
+def _hertz_to_mel(hertz: float | np.ndarray) -> np.ndarray:
+    return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
 
 
 @functools.cache
 def mel_filter_bank() -> Tensor:
-    """HTK mel filters [N_FFT // 2 + 1, N_MELS] float64, triangular on the mel scale, the DC bin left out.
+    """HTK mel filters [N_FFT // 2 + 1, N_MELS] float64, triangular on the mel scale, without the DC bin.
 
-    `torchaudio.functional.melscale_fbanks` draws its triangles over Hz instead, which is not what
-    VGGish was trained with.
+    VGGish was not trained with the filters of `torchaudio.functional.melscale_fbanks`, which are triangular in Hz.
     """
-
-    def to_mel(hertz):
-        return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
-
-    bins = to_mel(np.linspace(0.0, SAMPLE_RATE / 2, N_FFT // 2 + 1))[:, None]
-    edges = np.linspace(to_mel(F_MIN), to_mel(F_MAX), N_MELS + 2)
+    bins = _hertz_to_mel(np.linspace(0.0, SAMPLE_RATE / 2, N_FFT // 2 + 1))[:, None]
+    edges = np.linspace(_hertz_to_mel(F_MIN), _hertz_to_mel(F_MAX), N_MELS + 2)
     low, center, high = edges[:-2], edges[1:-1], edges[2:]
     weights = np.maximum(0.0, np.minimum((bins - low) / (center - low), (high - bins) / (high - center)))
     weights[0] = 0.0
@@ -46,14 +45,13 @@ def mel_filter_bank() -> Tensor:
 
 
 def mel_spectrogram(waveforms: Tensor) -> Tensor:
-    """Mel magnitudes [..., frames, N_MELS] of 16 kHz waveforms [..., samples]; no padding at the ends.
+    """Mel magnitudes [..., frames, N_MELS] of 16 kHz waveforms [..., samples], without padding at the ends.
 
-    Computed in the precision of `waveforms`. In float32 the leakage between bins of a loud pure tone
-    is off by up to 5e-4 in the logarithm.
+    Computed in the precision of `waveforms`. In float32 the spectral leakage of a loud pure tone causes errors of up to
+    5e-4 in the logarithm.
     """
-    frames = waveforms.unfold(-1, WIN_LENGTH, HOP_LENGTH) * torch.hann_window(
-        WIN_LENGTH, periodic=True, dtype=waveforms.dtype
-    )
+    window = torch.hann_window(WIN_LENGTH, periodic=True, dtype=waveforms.dtype)
+    frames = waveforms.unfold(-1, WIN_LENGTH, HOP_LENGTH) * window
     return torch.fft.rfft(frames, n=N_FFT).abs() @ mel_filter_bank().to(waveforms.dtype)
 
 
@@ -62,10 +60,10 @@ def log_mel(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
 
     Args:
         waveform: [samples] or [samples, channels] in -1..1; channels are averaged.
-        sample_rate: its rate in Hz; other than 16 kHz is resampled.
+        sample_rate: its rate in Hz; it is resampled if this is not 16 kHz.
 
     Returns:
-        [frames, 64] float32, a frame every 10 ms; none for a waveform shorter than 25 ms.
+        [frames, 64] float32, one frame per 10 ms; no frame for a waveform shorter than 25 ms.
     """
     samples = np.asarray(waveform, dtype=np.float32)
     if samples.ndim == 2:
@@ -83,8 +81,8 @@ def log_mel_patches(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
     """Cut a waveform, given as to `log_mel`, into VGGish's input patches.
 
     Returns:
-        [P, 1, 96, 64] float32: whole, non-overlapping 0.96 s patches. What is left at the end is
-        dropped, and a waveform shorter than one patch (15600 samples) gives P = 0.
+        [P, 1, 96, 64] float32: complete, non-overlapping patches of 0.96 s. The rest at the end is dropped; P = 0 for a
+        waveform shorter than one patch (15600 samples).
     """
     log_mel_FM = log_mel(waveform, sample_rate)
     patches = len(log_mel_FM) // PATCH_FRAMES
@@ -92,18 +90,18 @@ def log_mel_patches(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
 
 
 def centered_patches(waveform: np.ndarray | Tensor, sample_rate: int) -> Tensor:
-    """Patches of a waveform, given as to `log_mel`, each centred on a second: patch i on i + 0.5 s.
+    """Cut a waveform, given as to `log_mel`, into patches centered on its seconds: patch i on i + 0.5 s.
 
-    At the ends, where a patch reaches beyond the spectrogram, its first or last frame is repeated.
+    The last frame is repeated if a patch extends beyond the spectrogram.
 
     Returns:
-        [P, 1, 96, 64] float32, one patch for each second whose middle lies in the waveform; a
-        waveform of less than half a second gives one, of less than 25 ms none.
+        [P, 1, 96, 64] float32, one patch for each second whose center lies in the waveform; one for a waveform of less
+        than half a second, none for less than 25 ms.
     """
     log_mel_FM = log_mel(waveform, sample_rate)
     if not len(log_mel_FM):
         return torch.zeros(0, 1, PATCH_FRAMES, N_MELS)
     seconds = max(1, round(len(waveform) / sample_rate))
-    starts_P = torch.arange(seconds) * _FRAMES_A_SECOND + (_FRAMES_A_SECOND - PATCH_FRAMES) // 2
+    starts_P = torch.arange(seconds) * _FRAMES_PER_SECOND + (_FRAMES_PER_SECOND - PATCH_FRAMES) // 2
     frames_PF = starts_P[:, None] + torch.arange(PATCH_FRAMES)
     return log_mel_FM[frames_PF.clamp(max=len(log_mel_FM) - 1)][:, None]

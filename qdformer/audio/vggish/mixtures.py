@@ -1,4 +1,4 @@
-"""Random one-patch mixtures of single sources and noise, to train VGGish on.
+"""Random mixtures of single sources and noise, one patch long, for the pretraining of VGGish.
 
 Shapes: B mixtures, S = 15600 samples (one VGGish patch), C classes.
 """
@@ -10,21 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
+from qdformer.audio.io.level import SILENCE_RMS, db_to_amplitude, rms
 from qdformer.audio.io.read import AudioError, read_audio
 from qdformer.audio.io.sound_table import read_sound_table
 from qdformer.audio.vggish.log_mel import PATCH_SAMPLES
 
 MAX_SOURCES = 3
 SPEED_RANGE = (0.85, 1.18)
-SOURCE_LEVEL_RANGE_DB = (-12.0, 0.0)  # loudness of one source against the others
-MIXTURE_LEVEL_RANGE_DB = (-35.0, -10.0)  # RMS of the whole mixture against full scale
+SOURCE_LEVEL_RANGE_DB = (-12.0, 0.0)  # level of a source relative to the others
+MIXTURE_LEVEL_RANGE_DB = (-35.0, -10.0)  # RMS of the mixture relative to full scale
 NOISE_PROBABILITY, NOISE_SNR_RANGE_DB = 0.6, (-5.0, 30.0)
-SILENCE = 1e-4  # RMS below which a cut of a sound is taken as silent
 
 
 @dataclass(frozen=True)
 class SoundSplit:
-    """One split of the sounds, in memory: 16 kHz mono float32."""
+    """The sounds of one split in memory, as 16 kHz mono float32."""
 
     classes: tuple[str, ...]
     sources: tuple[tuple[np.ndarray, ...], ...]
@@ -33,18 +33,23 @@ class SoundSplit:
 
 
 def load_sounds(root: str | Path, split: str, classes: tuple[str, ...] | None = None) -> SoundSplit:
-    """Read the sounds of a split; `classes` (default: those of the split, sorted) gives their order.
+    """Read the sounds of a split.
+
+    Args:
+        root: folder of `sounds.csv`.
+        split: name of the split.
+        classes: order of the classes; by default those of the split, sorted.
 
     Raises:
-        AudioError: a class has no recording in the split, or a recording is not usable or silent.
+        AudioError: the split has no source, or a recording is not usable or silent.
     """
     table = read_sound_table(root)
     table = table[table["split"] == split]
     sources = table[table["role"] == "source"]
     classes = classes or tuple(sorted(sources["label"].unique()))
     if not classes:
-        table = Path(root) / "sounds.csv"
-        raise AudioError(f"{table}: no source of the split {split}; pretrain.weights: official needs none")
+        file = Path(root) / "sounds.csv"
+        raise AudioError(f"{file}: no source of the split {split}; pretrain.weights: official needs none")
     recordings = []
     for name in classes:
         paths = sources["path"][sources["label"] == name]
@@ -54,7 +59,7 @@ def load_sounds(root: str | Path, split: str, classes: tuple[str, ...] | None = 
 
 
 class Mixer:
-    """Draws mixtures of 0 to 3 classes, with noise under most, from one stream of random numbers."""
+    """Samples mixtures of 0 to 3 classes, most of them with noise, from one random generator."""
 
     def __init__(self, sounds: SoundSplit, seed: int) -> None:
         self.sounds = sounds
@@ -62,7 +67,7 @@ class Mixer:
         self.available_classes = [index for index, recordings in enumerate(sounds.sources) if recordings]
 
     def sample(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(waveforms [count, S] float32, labels [count, C] float32 of 0 and 1)."""
+        """Sample `count` mixtures: waveforms [count, S] float32 and multi-hot labels [count, C] float32."""
         waveforms = np.zeros((count, PATCH_SAMPLES), np.float32)
         labels = np.zeros((count, len(self.sounds.classes)), np.float32)
         for waveform, label in zip(waveforms, labels, strict=True):
@@ -71,23 +76,24 @@ class Mixer:
 
     def _mix(self, waveform: np.ndarray, label: np.ndarray) -> None:
         random = self.random
-        # 1 in 10 holds no source; with no noise to play either, that is silence
+        # 1 in 10 has no source, so it is silent if there is no noise either
         amount = 0 if random.random() < 0.1 else 1 + int(random.integers(min(MAX_SOURCES, len(self.available_classes))))
         for index in random.choice(self.available_classes, amount, replace=False):
             recordings = self.sounds.sources[index]
             part = self._cut(recordings[random.integers(len(recordings))])
-            waveform += part * _factor(random.uniform(*SOURCE_LEVEL_RANGE_DB)) / _rms(part)
+            waveform += part * db_to_amplitude(random.uniform(*SOURCE_LEVEL_RANGE_DB)) / rms(part)
             label[index] = 1
         if self.sounds.noises and random.random() < NOISE_PROBABILITY:
             noise = self._cut(self.sounds.noises[random.integers(len(self.sounds.noises))])
-            loudness = _rms(waveform) if amount else 1.0
-            waveform += noise * loudness * _factor(-random.uniform(*NOISE_SNR_RANGE_DB)) / _rms(noise)
-        if (rms := _rms(waveform)) > 0:
-            waveform *= _factor(random.uniform(*MIXTURE_LEVEL_RANGE_DB)) / rms
+            loudness = rms(waveform) if amount else 1.0
+            waveform += noise * loudness * db_to_amplitude(-random.uniform(*NOISE_SNR_RANGE_DB)) / rms(noise)
+        level = rms(waveform)
+        if level > 0:
+            waveform *= db_to_amplitude(random.uniform(*MIXTURE_LEVEL_RANGE_DB)) / level
         np.clip(waveform, -1, 1, out=waveform)
 
     def _cut(self, sound: np.ndarray) -> np.ndarray:
-        """One patch of a sound at a random place and speed; a shorter sound is repeated with pauses."""
+        """Cut one patch from a sound at a random offset and speed; a shorter sound is repeated with pauses."""
         random = self.random
         speed = random.uniform(*SPEED_RANGE)
         needed = int(np.ceil(PATCH_SAMPLES * speed)) + 1
@@ -97,25 +103,17 @@ class Mixer:
             start = int(random.integers(len(period)))
             piece = np.take(period, np.arange(start, start + needed), mode="wrap")
         else:
-            for _ in range(5):  # a long recording has pauses of its own; a class must be heard to be named
+            for _ in range(5):  # avoid the pauses of a long recording, because the patch gets its label
                 start = int(random.integers(len(sound) - needed))
                 piece = sound[start : start + needed]
-                if _rms(piece) > 0.1 * _rms(sound):
+                if rms(piece) > 0.1 * rms(sound):
                     break
         part = np.interp(np.arange(PATCH_SAMPLES) * speed, np.arange(needed), piece).astype(np.float32)
-        return part if _rms(part) > SILENCE else self._cut(sound)
+        return part if rms(part) > SILENCE_RMS else self._cut(sound)
 
 
 def _read_audible(path: Path) -> np.ndarray:
     sound = read_audio(path)
-    if _rms(sound) <= SILENCE:
+    if rms(sound) <= SILENCE_RMS:
         raise AudioError(f"{path}: is silent")
     return sound
-
-
-def _rms(samples: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
-
-
-def _factor(decibels: float) -> float:
-    return 10.0 ** (decibels / 20.0)

@@ -1,16 +1,16 @@
-"""VGGish (Hershey et al., ICASSP 2017): log-mel front end and network.
+"""VGGish (Hershey et al., ICASSP 2017): the network, its PCA step, and their weights files.
 
-Both give what the public PyTorch port gives with its PCA step left out, as audio-visual
-segmentation methods use it: 16 kHz mono, 0.96 s patches, 128 non-negative numbers a patch. The PCA
-step is here too (`load_pca`), for those who want the numbers that AudioSet was released with.
+The embeddings equal those of the public PyTorch port without its PCA step, as audio-visual segmentation methods use
+them: 128 non-negative numbers per patch of 0.96 s. The PCA step (`load_pca`) gives the numbers in the format in which
+AudioSet's embeddings were released.
 
-Shapes: P patches, F = 96 frames of 10 ms, M = 64 mel bands.
+Shapes: P patches, F = 96 frames of 10 ms, M = 64 mel bands, A = 128.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,33 +19,39 @@ from torch import Tensor, nn
 from qdformer.utils.constants import EMBEDDING_SIZE
 from qdformer.utils.digests import file_sha256
 from qdformer.utils.errors import InputError
+from qdformer.utils.files import write_bytes
 
-_PCA_LIMIT, _PCA_STEPS = 2.0, 255  # +-2 in 8 bits
+_Module = TypeVar("_Module", bound=nn.Module)
+_PCA_LIMIT, _PCA_STEPS = 2.0, 255  # -2..2 as 8-bit integers
 
 
 class WeightsError(InputError):
-    """A weights file cannot be used; the message names the file, and the key and shape where they matter."""
+    """A weights file is not usable; the message names the file and, where it applies, the key and shape."""
+
+
+def channels_last(module: _Module) -> _Module:
+    """Move the parameters of a module to channels-last memory, in place, and return it."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 class VGGish(nn.Module):
     """The network: [P, 1, 96, 64] log-mel patches to [P, 128] embeddings, after the last ReLU, no PCA.
 
-    Names and shapes of its state dict are the public port's (`features.0.weight` to
-    `embeddings.4.bias`). Works in channels-last memory, which is also the order that the first
-    fully connected layer expects its inputs in.
+    The state dict has the names and shapes of the public port (`features.0.weight` to `embeddings.4.bias`). The
+    network uses channels-last memory, which is also the order of the inputs of the first fully connected layer.
     """
 
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 1
-        for width in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool"):
-            if width == "pool":
-                layers.append(nn.MaxPool2d(2))
-            else:
+        for block in ((64,), (128,), (256, 256), (512, 512)):
+            for width in block:
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
-        self.features = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+            layers.append(nn.MaxPool2d(2))
+        self.features = channels_last(nn.Sequential(*layers))
         self.embeddings = nn.Sequential(
             nn.Linear(512 * 6 * 4, 4096),
             nn.ReLU(inplace=True),
@@ -61,10 +67,13 @@ class VGGish(nn.Module):
 
 
 class PCA(nn.Module):
-    """The public post-processing: PCA with whitening, clipped to +-2, in 256 steps.
+    """The published post-processing: PCA with whitening, clipping to -2..2, and quantization to 8 bits.
 
-    Takes embeddings [P, 128] to [P, 128] float32, whole numbers from 0 to 255.
+    Maps embeddings [P, 128] to [P, 128] float32, integers from 0 to 255.
     """
+
+    eigen_vectors: Tensor
+    means: Tensor
 
     def __init__(self, eigen_vectors: Tensor, means: Tensor) -> None:
         super().__init__()
@@ -77,10 +86,10 @@ class PCA(nn.Module):
 
 
 def load_vggish(path: str | Path, sha256: str | None = None) -> VGGish:
-    """Load weights from safetensors, or from a PyTorch file without running any code in it.
+    """Load weights from a safetensors file, or from a PyTorch file without running any code in it.
 
     Args:
-        path: `.safetensors`, or what `torch.save` wrote of a state dict.
+        path: `.safetensors`, or a state dict written by `torch.save`.
         sha256: hex digest that the file must have, or its first digits.
 
     Returns:
@@ -90,18 +99,18 @@ def load_vggish(path: str | Path, sha256: str | None = None) -> VGGish:
         WeightsError: the file is missing or damaged, has another digest, or a key or shape is wrong.
     """
     state = _read_state(Path(path), sha256)
-    with torch.device("meta"):  # no time spent on initial values that the file replaces
+    with torch.device("meta"):  # without initial values, which the file replaces
         model = VGGish()
     _check_state(Path(path), state, {key: list(value.shape) for key, value in model.state_dict().items()})
     model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    model.features.to(memory_format=torch.channels_last)
+    channels_last(model.features)
     return model.eval().requires_grad_(False)
 
 
 def load_pca(path: str | Path, sha256: str | None = None) -> PCA:
     """Load the public port's `vggish_pca_params-970ea276.pth` without running any code in it.
 
-    Takes and raises what `load_vggish` does. The file holds `pca_eigen_vectors` [128, 128] and
+    The arguments and exceptions are those of `load_vggish`. The file holds `pca_eigen_vectors` [128, 128] and
     `pca_means` [128, 1], as tensors or NumPy arrays.
     """
     state = {
@@ -117,14 +126,10 @@ def load_pca(path: str | Path, sha256: str | None = None) -> PCA:
 
 
 def save_vggish(vggish: VGGish, path: str | Path) -> str:
-    """Write the weights as safetensors, whole or not at all; returns the file's SHA-256."""
+    """Write the weights as safetensors, atomically, and return the SHA-256 of the file."""
     from safetensors.torch import save
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save({key: value.contiguous() for key, value in vggish.state_dict().items()}))
-    os.replace(partial, path)
+    write_bytes(Path(path), save({key: value.contiguous() for key, value in vggish.state_dict().items()}))
     return file_sha256(path)
 
 
@@ -140,7 +145,7 @@ def _read_state(path: Path, sha256: str | None) -> dict[str, Tensor]:
             return load_file(path)
         with torch.serialization.safe_globals(_numpy_globals()):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader has many kinds of its own
+    except Exception as error:  # the readers raise many classes of exceptions
         raise WeightsError(f"{path}: not a readable weights file: {error}") from None
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: expected a state dict, found {type(state).__name__}")
@@ -148,8 +153,9 @@ def _read_state(path: Path, sha256: str | None) -> dict[str, Tensor]:
 
 
 def _numpy_globals() -> list:
-    """What a pickled NumPy array of numbers names: it runs no code. The public PCA file may hold such arrays."""
-    rebuild = np._core.multiarray._reconstruct
+    """The globals in a pickled NumPy array of numbers, which run no code. The public PCA file may hold such arrays."""
+    core: Any = np._core  # type: ignore[attr-defined]
+    rebuild = core.multiarray._reconstruct
     dtypes = [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
     return [(rebuild, "numpy.core.multiarray._reconstruct"), rebuild, np.ndarray, np.dtype, *dtypes]
 

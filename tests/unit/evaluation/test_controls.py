@@ -100,7 +100,7 @@ def test_noise_alone_equals_the_noise_of_the_mixture(tmp_path):
         assert np.array_equal(features[clip.uid], alone.embeddings)
     few = noise_features(CLIPS[2:4], pool, EMBEDDER, seed=4)
     assert all(np.array_equal(few[uid], features[uid]) for uid in few)
-    with pytest.raises(AudioError, match="clip a: no noise to choose from"):
+    with pytest.raises(AudioError, match="clip a: no noise to select from"):
         noise_features(CLIPS, noises(tmp_path, "train"), EMBEDDER, seed=4)
 
 

@@ -1,4 +1,4 @@
-"""Archives from elsewhere: what is unpacked, and what is refused before it does harm."""
+"""Unpacking archives: every kind, and the refusal of unsafe, oversized and damaged ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {"set/a.txt": b"one", "set/inner/b.txt": b"two"}
 
 
 def write_tar(path, members=(), mode="w"):
-    """`FILES`, and then `members`: (name, content) or a TarInfo."""
+    """Write `FILES` and then `members`, given as (name, content) or as a TarInfo."""
     with tarfile.open(path, mode) as tar:
         for item in [*FILES.items(), *members]:
             info, content = (item, b"") if isinstance(item, tarfile.TarInfo) else (tarfile.TarInfo(item[0]), item[1])
@@ -48,17 +48,17 @@ def unix(name, kind):
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder for the target, with a file beside it that must stay as it is."""
+    """A target folder, with a file outside it that must not change."""
     (tmp_path / "inside").mkdir()
     (tmp_path / "precious").write_text("kept")
     yield tmp_path / "inside" / "out"
     assert (tmp_path / "precious").read_text() == "kept"
     assert {path.name for path in tmp_path.iterdir()} <= {"inside", "precious", "archive"}
-    assert {path.name for path in (tmp_path / "inside").iterdir()} <= {"out"}, "something half-written is left"
+    assert {path.name for path in (tmp_path / "inside").iterdir()} <= {"out"}, "a partial folder is left"
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
-def test_every_kind_is_unpacked(tmp_path, place, mode):
+def test_every_format_is_unpacked(tmp_path, place, mode):
     archive = tmp_path / "archive"
     write_zip(archive) if mode == "zip" else write_tar(archive, mode=mode)
     unpack(archive, place, progress=False)
@@ -81,7 +81,7 @@ TARS = {
 
 
 @pytest.mark.parametrize("members", TARS.values(), ids=TARS.keys())
-def test_a_tar_that_reaches_out_is_refused(tmp_path, place, members):
+def test_an_unsafe_tar_is_refused(tmp_path, place, members):
     with pytest.raises(ArchiveError, match="archive: .*refused"):
         unpack(write_tar(tmp_path / "archive", members), place, progress=False)
     assert not place.exists() and not os.path.lexists("/tmp/qdformer-evil")
@@ -97,7 +97,7 @@ ZIPS = {
 
 
 @pytest.mark.parametrize("members", ZIPS.values(), ids=ZIPS.keys())
-def test_a_zip_that_reaches_out_is_refused(tmp_path, place, members):
+def test_an_unsafe_zip_is_refused(tmp_path, place, members):
     with pytest.raises(ArchiveError, match="archive: .*refused"):
         unpack(write_zip(tmp_path / "archive", members), place, progress=False)
     assert not place.exists() and not os.path.lexists("/tmp/qdformer-evil")
@@ -108,7 +108,7 @@ def bombs(path):
     yield "tar", lambda: write_tar(path, [(f"set/{index}", zeros) for index in range(100)], "w:gz")
     yield "zip", lambda: write_zip(path, [(f"set/{index}", zeros) for index in range(100)])
 
-    def long_name():  # a member whose very name is 100 MiB long
+    def long_name():  # a member with a name of 100 MiB
         header = tarfile.TarInfo("././@LongLink")
         header.type, header.size = tarfile.GNUTYPE_LONGNAME, 100 << 20
         with gzip.open(path, "wb") as file:
@@ -120,7 +120,7 @@ def bombs(path):
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip", "name"])
-def test_a_bomb_is_stopped_by_its_ratio(tmp_path, place, kind):
+def test_a_bomb_is_refused_for_its_ratio(tmp_path, place, kind):
     dict(bombs(tmp_path / "archive"))[kind]()
     assert (tmp_path / "archive").stat().st_size < 200_000
     with pytest.raises(ArchiveError, match="unpacks to more than .* bytes; refused as a bomb"):
@@ -129,12 +129,12 @@ def test_a_bomb_is_stopped_by_its_ratio(tmp_path, place, kind):
 
 
 @pytest.mark.parametrize("write", [write_tar, write_zip])
-def test_more_members_or_bytes_than_allowed(tmp_path, place, write):
+def test_too_many_members_or_bytes_are_refused(tmp_path, place, write):
     archive = write(tmp_path / "archive")
     with pytest.raises(ArchiveError, match="more than 1 members"):
-        unpack(archive, place, Limits(members=1), progress=False)
+        unpack(archive, place, Limits(max_members=1), progress=False)
     with pytest.raises(ArchiveError, match="unpacks to more than 4 bytes"):
-        unpack(archive, place, Limits(size=4), progress=False)
+        unpack(archive, place, Limits(max_bytes=4), progress=False)
 
 
 def test_a_sparse_file_is_refused(tmp_path, place):
@@ -148,7 +148,7 @@ def test_a_sparse_file_is_refused(tmp_path, place):
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no archive" * 99])
 @pytest.mark.parametrize("mode", ["w:gz", "zip"])
-def test_a_damaged_archive_is_named(tmp_path, place, mode, damage):
+def test_a_damaged_archive_is_reported(tmp_path, place, mode, damage):
     archive = tmp_path / "archive"
     extra = [("set/noise", os.urandom(100_000))]
     write_zip(archive, extra) if mode == "zip" else write_tar(archive, extra, mode)
@@ -157,7 +157,7 @@ def test_a_damaged_archive_is_named(tmp_path, place, mode, damage):
         unpack(archive, place, progress=False)
 
 
-def test_a_zip_with_a_flipped_byte_is_named(tmp_path, place):
+def test_a_zip_with_a_flipped_byte_is_reported(tmp_path, place):
     content = bytearray(write_zip(tmp_path / "archive", [("set/noise", os.urandom(100_000))]).read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "archive").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Downloads: cut short and gone on with, changed in between, refused, wrong."""
+"""Downloads: interrupted and resumed, changed in between, unreachable, or with another digest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
-    """Serves `content` with ranges and a mark of its version; each answer ends after `cut` bytes, if it is set."""
+    """Serves `content` with ranges and an ETag; each response ends after `cut` bytes if that is not 0."""
 
     def __init__(self) -> None:
         self.content, self.version, self.cut, self.ranges = CONTENT, '"1"', 0, []
@@ -60,10 +60,10 @@ def server():
         yield instance
 
 
-def test_it_goes_on_where_it_stopped_and_is_fetched_once(server, tmp_path):
+def test_a_download_is_resumed_and_done_once(server, tmp_path):
     server.cut = 1000
     for _ in range(2):
-        with pytest.raises(DownloadError, match="they are kept, and a new try goes on"):
+        with pytest.raises(DownloadError, match="they are kept, and another try resumes from them"):
             download(server.url, tmp_path, progress=False)
     server.cut = 0
     path = download(server.url, tmp_path, progress=False)
@@ -73,7 +73,7 @@ def test_it_goes_on_where_it_stopped_and_is_fetched_once(server, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_changed_in_between_is_fetched_anew(server, tmp_path):
+def test_a_file_that_changed_in_between_is_downloaded_again(server, tmp_path):
     server.cut = 1000
     with pytest.raises(DownloadError):
         download(server.url, tmp_path, progress=False)
@@ -81,21 +81,21 @@ def test_a_file_that_changed_in_between_is_fetched_anew(server, tmp_path):
     assert download(server.url, tmp_path, progress=False).read_bytes() == CONTENT[::-1]
 
 
-def test_one_that_was_complete_but_not_yet_named(server, tmp_path):
+def test_a_complete_partial_file_is_used(server, tmp_path):
     server.cut = len(CONTENT)
     name = f"{DIGEST[:16]}-set.tar"
     (tmp_path / f"{name}.partial").write_bytes(CONTENT)
     assert download(server.url, tmp_path, DIGEST, progress=False).read_bytes() == CONTENT
     (tmp_path / name).rename(tmp_path / f"{name}.partial")
-    server.content = CONTENT[:-1]  # longer than what the server has: not the same file
-    with pytest.raises(DownloadError, match="cannot be fetched"):
+    server.content = CONTENT[:-1]  # the partial file is longer than the server's: not the same file
+    with pytest.raises(DownloadError, match="cannot be downloaded"):
         download(server.url, tmp_path, DIGEST, progress=False)
 
 
-def test_another_digest_and_a_server_that_is_away(server, tmp_path):
+def test_another_digest_and_an_unreachable_server(server, tmp_path):
     with pytest.raises(DownloadError, match=rf"SHA-256 is {DIGEST}, expected 12345678"):
         download(server.url, tmp_path, "12345678", progress=False)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(DownloadError, match="http://127.0.0.1:9/x: cannot be fetched"):
+    with pytest.raises(DownloadError, match="http://127.0.0.1:9/x: cannot be downloaded"):
         download("http://127.0.0.1:9/x", tmp_path, progress=False)
     assert is_url("https://a/b.zip") and not is_url("/a/b.zip") and not is_url("file:///a")

@@ -1,4 +1,4 @@
-"""Embeddings of clips: one a frame, the same bytes however they are made, and bad sounds told apart."""
+"""Feature extraction: one embedding per frame, reproducible bytes, unusable audio, and interrupted runs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from qdformer.audio.vggish.log_mel import log_mel, log_mel_patches
 from qdformer.audio.vggish.model import VGGish, save_vggish
 from tests.helpers import PROJECT
 
-RECIPE = EmbedderConfig(Path("none"), "a" * 64, "repeat")
+CONFIG = EmbedderConfig(Path("none"), "a" * 64, "repeat")
 
 
 class Echo(torch.nn.Module):
-    """In place of VGGish: the mean of a patch, in 128 places."""
+    """A substitute for VGGish: the mean of a patch, 128 times."""
 
     def forward(self, patches):
         return patches.mean(dim=(1, 2, 3))[:, None].expand(-1, 128)
 
 
 class Double(torch.nn.Module):
-    """In place of the PCA step."""
+    """A substitute for the PCA step."""
 
     def forward(self, embeddings):
         return 2 * embeddings
@@ -69,7 +69,7 @@ def embed(tmp_path: Path, audio: np.ndarray, frames: int, *options, **more) -> n
     ("seconds", "frames", "short_clips", "own"),
     [(5.0, 5, "repeat", 5), (10.0, 5, "repeat", 5), (3.0, 5, "repeat", 3), (3.0, 5, "zero", 3), (0.5, 2, "zero", 1)],
 )
-def test_one_embedding_a_frame(tmp_path, seconds, frames, short_clips, own):
+def test_one_embedding_per_frame(tmp_path, seconds, frames, short_clips, own):
     audio = noise(seconds)
     embeddings = embed(tmp_path, audio, frames, short_clips)
     padded = np.pad(audio, (0, max(0, 15600 - len(audio))))
@@ -80,7 +80,7 @@ def test_one_embedding_a_frame(tmp_path, seconds, frames, short_clips, own):
 
 
 @pytest.mark.parametrize(("seconds", "own"), [(5.0, 5), (4.6, 5), (4.4, 4), (0.2, 1)])
-def test_centred_patches_lie_around_the_middle_of_each_second(tmp_path, seconds, own):
+def test_centered_patches(tmp_path, seconds, own):
     audio = noise(seconds)
     embeddings = embed(tmp_path, audio, 5, "zero", center=True)
     spectrogram = log_mel(np.pad(audio, (0, max(0, 15600 - len(audio)))), 16000).numpy()
@@ -90,19 +90,19 @@ def test_centred_patches_lie_around_the_middle_of_each_second(tmp_path, seconds,
     assert not embeddings[own:].any() and embeddings[own - 1].any()
 
 
-def test_padding_follows_the_pca_step(tmp_path):
+def test_padding_is_added_after_the_pca_step(tmp_path):
     plain, doubled = (embed(tmp_path, noise(1.0), 3, "zero", pca=pca) for pca in (None, Double()))
     np.testing.assert_allclose(doubled, 2 * plain)
     assert not doubled[1:].any()
 
 
-def test_silence_is_what_a_silent_clip_gives(tmp_path):
+def test_embed_silence_equals_a_silent_clip(tmp_path):
     for options in ({}, {"center": True}, {"pca": Double()}):
         silent = embed(tmp_path, np.zeros(32000, np.float32), 2, "repeat", **options)
         np.testing.assert_array_equal(Embedder(Echo(), "repeat", **options).embed_silence(2), silent)
 
 
-def test_a_patch_has_the_same_bits_in_any_company(tmp_path):
+def test_an_embedding_does_not_depend_on_its_batch(tmp_path):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(96 * 64, 128))
     embedder, clips = Embedder(network, "repeat"), write_clips(tmp_path, 20)
@@ -118,14 +118,14 @@ def test_the_number_of_workers_changes_no_byte(tmp_path, echo, monkeypatch):
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         path = tmp_path / f"{threads}.h5"
-        summary = extract_features(path, clips, RECIPE, "clean", tmp_path / "cache", progress=False)
+        summary = extract_features(path, clips, CONFIG, "clean", tmp_path / "cache", progress=False)
         assert (summary.written, summary.resumed, summary.left_out) == (50, 0, [])
         written.append(path.read_bytes())
     assert written[0] == written[1]
     assert list(FeatureStore(path, weights_sha256="a" * 64)) == [clip.uid for clip in clips]
 
 
-def test_chunks_are_drawn_as_they_are_wanted(tmp_path, echo):
+def test_chunks_are_taken_only_when_needed(tmp_path, echo):
     drawn = 0
 
     def chunks():
@@ -136,13 +136,13 @@ def test_chunks_are_drawn_as_they_are_wanted(tmp_path, echo):
 
     clips = write_clips(tmp_path, 30, seconds=1.0)
     bound = 2 * torch.get_num_threads() + 1
-    for taken, _ in enumerate(embed_in_threads(RECIPE, chunks()), start=1):
+    for taken, _ in enumerate(embed_in_threads(CONFIG, chunks()), start=1):
         assert drawn <= taken + bound
     assert drawn == 30
 
 
 def bad_files(folder: Path) -> dict[str, str]:
-    """Sounds that cannot be used, and what is said of each."""
+    """Write unusable audio files and return the expected message of each."""
     (folder / "empty.wav").touch()
     (folder / "text.wav").write_text("no sound at all")
     soundfile.write(folder / "nan.wav", np.array([0.1, np.nan, 0.2]), 16000, subtype="FLOAT")
@@ -156,47 +156,47 @@ def bad_files(folder: Path) -> dict[str, str]:
     }
 
 
-def test_bad_sounds_are_named_and_the_rest_is_kept(tmp_path, echo, monkeypatch):
+def test_unusable_audio_is_reported_and_the_rest_is_kept(tmp_path, echo, monkeypatch):
     clips = write_clips(tmp_path, 20)
     reasons = bad_files(tmp_path)
     for place, name in enumerate(reasons):
         clips.insert(3 * place, Clip(name, tmp_path / name, 2))
     path, cache = tmp_path / "clean.h5", tmp_path / "cache"
     with pytest.raises(AudioError, match=r"5 of 25 clips cannot be used, and features.bad_clips allows 10.0%") as error:
-        extract_features(path, clips, RECIPE, "clean", cache, bad_clips=0.1, progress=False)
+        extract_features(path, clips, CONFIG, "clean", cache, bad_clips=0.1, progress=False)
     for name, reason in reasons.items():
         assert f"clip {name}: {tmp_path / name}: " in str(error.value)
         assert any(part in str(error.value) for part in reason.split("|"))
     assert not path.exists()
 
-    summary = extract_features(path, clips, RECIPE, "clean", cache, bad_clips=0.2, progress=False)
+    summary = extract_features(path, clips, CONFIG, "clean", cache, bad_clips=0.2, progress=False)
     assert (summary.written, summary.resumed) == (20, 20)
     assert [uid for uid, _ in summary.left_out] == list(reasons)
     store = FeatureStore(path)
     assert store.left_out == set(reasons) and len(store) == 20
 
-    for name in reasons:  # mended, they alone are computed
+    for name in reasons:  # after the repair only these are computed
         soundfile.write(tmp_path / name, np.zeros(32000), 16000)
-    summary = extract_features(path, clips, RECIPE, "clean", cache, progress=False)
+    summary = extract_features(path, clips, CONFIG, "clean", cache, progress=False)
     assert (summary.written, summary.left_out) == (25, [])
 
 
-def test_while_another_makes_the_same_features_they_are_left_alone(tmp_path, echo):
+def test_two_processes_cannot_extract_the_same_features(tmp_path, echo):
     path, clips = tmp_path / "clean.h5", write_clips(tmp_path, 3)
-    extract_features(path, clips, RECIPE, "clean", tmp_path / "cache", progress=False)
+    extract_features(path, clips, CONFIG, "clean", tmp_path / "cache", progress=False)
     before = path.read_bytes()
     with (
-        Journal(tmp_path / "cache" / "clean.journal", RECIPE.info("clean")),
-        pytest.raises(FeatureError, match="another process is making the features of clean"),
+        Journal(tmp_path / "cache" / "clean.journal", CONFIG.info("clean")),
+        pytest.raises(FeatureError, match="another process is extracting the features of clean"),
     ):
-        extract_features(path, clips[:1], RECIPE, "clean", tmp_path / "cache", progress=False)
+        extract_features(path, clips[:1], CONFIG, "clean", tmp_path / "cache", progress=False)
     assert path.read_bytes() == before
 
 
-def test_no_usable_clip_is_an_error_whatever_is_allowed(tmp_path, echo):
+def test_no_usable_clip_is_always_an_error(tmp_path, echo):
     clips = [Clip("a", tmp_path / "a.wav", 2)]
     with pytest.raises(AudioError, match="1 of 1 clips cannot be used"):
-        extract_features(tmp_path / "a.h5", clips, RECIPE, "clean", tmp_path, bad_clips=1.0, progress=False)
+        extract_features(tmp_path / "a.h5", clips, CONFIG, "clean", tmp_path, bad_clips=1.0, progress=False)
 
 
 def write_container(path: Path, samples: np.ndarray, rate: int, layout: str) -> None:
@@ -214,7 +214,7 @@ def test_every_format_gives_the_same_embeddings(tmp_path, rate, channels, layout
     wave = 0.4 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate).astype(np.float32)
     samples = np.repeat(wave[:, None], channels, axis=1)
     formats = ["wav", "flac"]
-    if rate <= 48000:  # mp3 holds no more, and at most two channels
+    if rate <= 48000:  # mp3 has no higher rates and at most two channels
         formats += ["ogg", "mp3"] if channels <= 2 else ["ogg"]
     for name in formats:
         soundfile.write(tmp_path / f"a.{name}", samples, rate)
@@ -225,7 +225,7 @@ def test_every_format_gives_the_same_embeddings(tmp_path, rate, channels, layout
     results = Embedder(Echo(), "repeat").embed(clips)
     assert [result.problem for result in results] == [""] * len(clips)
     expected = log_mel_patches(0.4 * np.sin(2 * np.pi * 440 * np.arange(32000) / 16000), 16000).mean(dim=(1, 2, 3))
-    for result in results:  # lossy coders add a little noise to a tone's empty bands
+    for result in results:  # lossy codecs add some noise in the empty bands of a tone
         np.testing.assert_allclose(result.embeddings[:, 0], expected, atol=0.4, err_msg=result.clip.uid)
 
 
@@ -234,7 +234,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np, torch
 from qdformer.audio.features import extract as features, store
-from tests.unit.audio.features.test_extract import Echo, RECIPE, read_clips
+from tests.unit.audio.features.test_extract import Echo, CONFIG, read_clips
 
 folder, moment, when = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
@@ -268,13 +268,13 @@ if moment == "replace":
     store.os.replace = counted(store.os.replace)
 if moment == "finish":
     store.Journal.finish = lambda journal: die()
-features.extract_features(folder / "clean.h5", read_clips(folder), RECIPE, "clean", folder / "cache", progress=False)
+features.extract_features(folder / "clean.h5", read_clips(folder), CONFIG, "clean", folder / "cache", progress=False)
 print("saved")
 """
 
 
 def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a process of its own, in the project's folder."""
+    """Run `code` in a new process in the project's folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -296,16 +296,16 @@ def read_clips(folder: Path) -> list[Clip]:
     [("embed", 1, 0), ("embed", 7, 0), ("journal", 1, 0), ("journal", 30, 1), ("journal", 64, 1)]
     + [("hdf5", 150, 64), ("replace", 1, 64), ("finish", 1, 64)],
 )
-def test_a_killed_run_goes_on_where_it_was(tmp_path, echo, monkeypatch, moment, when, resumed):
-    """SIGKILL at every kind of moment; the second run starts from what was ready, and gives the same bytes."""
+def test_a_killed_run_is_resumed(tmp_path, echo, monkeypatch, moment, when, resumed):
+    """After SIGKILL at different points, the second run resumes from the finished clips and gives the same bytes."""
     clips = write_clips(tmp_path, 64)
     (tmp_path / "clips.json").write_text(json.dumps([clip.uid for clip in clips]))
-    extract_features(tmp_path / "whole.h5", clips, RECIPE, "clean", tmp_path / "other", progress=False)
+    extract_features(tmp_path / "whole.h5", clips, CONFIG, "clean", tmp_path / "other", progress=False)
     done = run_python(KILLED, tmp_path, moment, when)
     assert done.returncode == -9 and done.stdout == "", done.stderr
     assert (tmp_path / "clean.h5").exists() == (moment == "finish")
 
-    summary = extract_features(tmp_path / "clean.h5", clips, RECIPE, "clean", tmp_path / "cache", progress=False)
+    summary = extract_features(tmp_path / "clean.h5", clips, CONFIG, "clean", tmp_path / "cache", progress=False)
     assert resumed <= summary.resumed and (resumed != 1 or summary.resumed < 64)
     assert summary.written == 64
     assert (tmp_path / "clean.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
@@ -322,25 +322,25 @@ from qdformer.utils.digests import file_sha256
 
 folder = Path(sys.argv[1])
 weights = folder / "vggish.safetensors"
-recipe = EmbedderConfig(weights, file_sha256(weights), "repeat")
+config = EmbedderConfig(weights, file_sha256(weights), "repeat")
 clips = [Clip(path.stem, path, 2) for path in sorted(folder.glob("*.wav"))]
 ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
-summary = extract_features(folder / "ray.h5", clips, recipe, "clean", folder / "ray", 0.1, embed_on_ray, progress=False)
+summary = extract_features(folder / "ray.h5", clips, config, "clean", folder / "ray", 0.1, embed_on_ray, progress=False)
 print(summary.written, summary.left_out)
 """
 
 
 @pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_bytes(tmp_path):
-    """The real network with random weights, two workers, and one sound that cannot be used."""
+    """VGGish with random weights, two workers, and one unusable audio file."""
     torch.manual_seed(0)
     weights = tmp_path / "vggish.safetensors"
     digest = save_vggish(VGGish(), weights)
     clips = write_clips(tmp_path, 40)
     clips[7].path.write_bytes(b"no sound")
     clips.sort(key=lambda clip: clip.path.name)
-    recipe = EmbedderConfig(weights, digest, "repeat")
-    extract_features(tmp_path / "here.h5", clips, recipe, "clean", tmp_path / "here", 0.1, progress=False)
+    config = EmbedderConfig(weights, digest, "repeat")
+    extract_features(tmp_path / "here.h5", clips, config, "clean", tmp_path / "here", 0.1, progress=False)
     done = run_python(EXECUTORS, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("39 [('clip7', ")
@@ -357,7 +357,7 @@ from qdformer.audio.features.extract import Clip, EmbedderConfig, extract_featur
 class Small(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.first = torch.nn.Conv2d(1, 64, 3, padding=1)  # as wide as VGGish's largest layer
+        self.first = torch.nn.Conv2d(1, 64, 3, padding=1)  # as wide as the largest layer of VGGish
     def forward(self, patches):
         return self.first(patches).mean(dim=(2, 3)).repeat(1, 2)
 
@@ -381,7 +381,7 @@ print(peak)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
-    """Peak of 100 and of 2,000 clips within 10 %; the network is one layer, for its memory is the same for all."""
+    """The peaks of 100 and 2,000 clips differ by less than 10 %. One layer suffices: weights need constant memory."""
     write_clips(tmp_path, 8, seconds=5.0)
     peaks = []
     for count in (100, 2000):

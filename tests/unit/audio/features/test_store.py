@@ -1,4 +1,4 @@
-"""Feature files: whole or absent, checked when read, and only of the weights and settings asked for."""
+"""Feature files: atomic writes, checks of content and settings, the journal, and failing disks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_same_features_give_the_same_bytes(stored, tmp_path):
     assert (tmp_path / "again.h5").read_bytes() == stored.read_bytes()
 
 
-def test_clips_left_out_are_remembered(tmp_path):
+def test_clips_left_out_are_stored(tmp_path):
     write_features(tmp_path / "a.h5", FEATURES.items(), INFO, ["clip7", "clip8"])
     assert FeatureStore(tmp_path / "a.h5").left_out == {"clip7", "clip8"}
 
@@ -89,10 +89,12 @@ def test_each_clip_is_one_chunk_and_attributes_say_how_it_was_made(stored):
         }
 
 
-def test_other_weights_and_settings_are_refused_by_both_names(stored):
-    with pytest.raises(FeatureError, match="made with weights_sha256 'a{64}', expected 'b{64}'"):
+def test_other_weights_and_settings_are_refused(stored):
+    with pytest.raises(FeatureError, match="extracted with weights_sha256 'a{64}', expected 'b{64}'"):
         FeatureStore(stored, weights_sha256="b" * 64)
-    with pytest.raises(FeatureError, match="short_clips 'repeat', expected 'zero'; made with center False, expected T"):
+    with pytest.raises(
+        FeatureError, match="short_clips 'repeat', expected 'zero'; extracted with center False, expected T"
+    ):
         FeatureStore(stored, short_clips="zero", center=True, pca="")
 
 
@@ -103,7 +105,7 @@ def test_another_version_is_refused(stored):
         FeatureStore(stored)
 
 
-def test_what_is_no_feature_file_is_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(FeatureError, match="none.h5: no such feature file"):
         FeatureStore(tmp_path / "none.h5")
     (tmp_path / "a.h5").write_bytes(b"something")
@@ -111,7 +113,7 @@ def test_what_is_no_feature_file_is_refused(tmp_path):
         FeatureStore(tmp_path / "a.h5")
 
 
-def test_a_flipped_bit_is_noticed_by_the_clip_it_hit(stored):
+def test_a_flipped_bit_is_detected_in_its_clip(stored):
     content = bytearray(stored.read_bytes())
     content[content.index(FEATURES["clip1"].tobytes()) + 100] ^= 1
     stored.write_bytes(content)
@@ -127,9 +129,9 @@ def read_one(store: FeatureStore, queue) -> None:
     queue.put(store["clip2"])
 
 
-def test_an_open_store_goes_to_other_processes(stored):
+def test_an_open_store_can_be_passed_to_other_processes(stored):
     store = FeatureStore(stored)
-    assert np.array_equal(store["clip1"], FEATURES["clip1"])  # now it holds an open handle
+    assert np.array_equal(store["clip1"], FEATURES["clip1"])  # the store now has an open handle
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=read_one, args=(store, queue))
@@ -168,11 +170,11 @@ def test_a_journal_keeps_clips_of_the_same_sound_and_settings(tmp_path):
     with Journal(path, INFO) as journal:
         assert not journal.has("clip3", "another stamp")
     assert kept(path, FeatureInfo("clean", "b" * 64, "repeat")) == []
-    assert kept(path) == []  # it was begun anew
+    assert kept(path) == []  # it was reset
 
 
 @pytest.mark.parametrize("cut", [1, 100, 3000, 5000])
-def test_a_journal_cut_anywhere_goes_on(tmp_path, cut):
+def test_a_truncated_journal_is_recovered(tmp_path, cut):
     path = tmp_path / "clean.journal"
     with Journal(path, INFO) as journal:
         fill(journal, *FEATURES)
@@ -206,7 +208,7 @@ with Journal(sys.argv[1], FeatureInfo("clean", "a" * 64, "repeat")):
 """
 
 
-def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
     path = tmp_path / "clean.journal"
     with Journal(path, INFO) as journal:
         fill(journal, *FEATURES)
@@ -215,7 +217,7 @@ def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
         [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(FeatureError, match="another process is making the features of clean"), Journal(path, INFO):
+    with pytest.raises(FeatureError, match="another process is extracting the features of clean"), Journal(path, INFO):
         pass
     assert path.read_bytes() == before
     holder.kill()
@@ -224,7 +226,7 @@ def test_a_second_writer_is_refused_until_the_first_ends(tmp_path):
 
 
 class FullDisk:
-    """A file on a disk that takes no more after `room` bytes."""
+    """A file on a disk that is full after `room` bytes."""
 
     def __init__(self, file, room: int) -> None:
         self._file, self._room = file, room
@@ -264,7 +266,7 @@ def test_a_full_disk_under_the_feature_file(stored, monkeypatch):
 
 
 def test_the_system_refuses_to_write_more(stored):
-    """HDF5's own writes fail here: no file of the process may grow beyond 20 kB."""
+    """HDF5's own writes fail, because the process may not write files above 20 kB."""
     before = stored.read_bytes()
     code = f"""
     import numpy as np
@@ -284,7 +286,7 @@ def test_the_system_refuses_to_write_more(stored):
 
 @pytest.fixture
 def read_only(tmp_path) -> Iterator[Path]:
-    """A folder with a file that this process may not change; root, who may change all, becomes nobody."""
+    """A read-only folder. Root, who could write to it, becomes the user nobody."""
     os.chmod(tmp_path, 0o555)
     user = os.geteuid()
     if user == 0:

@@ -1,4 +1,4 @@
-"""Reading sounds: formats, resampling, and what is refused."""
+"""Reading audio: formats, resampling, and files that are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_channels_and_rate_can_be_kept(tmp_path):
     assert read_audio(tmp_path / "a.wav", sample_rate=None, mono=False).shape == (8000, 2)
 
 
-def test_the_sound_of_a_video(tmp_path):
+def test_the_audio_of_a_video(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=48000, layout="stereo")
@@ -49,7 +49,7 @@ def test_the_sound_of_a_video(tmp_path):
     assert audio[4000:12000].std() == pytest.approx(0.375 / np.sqrt(2), rel=0.02)
 
 
-def test_a_video_without_sound(tmp_path):
+def test_a_video_without_audio(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=1)
@@ -58,7 +58,7 @@ def test_a_video_without_sound(tmp_path):
         frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
-    with pytest.raises(AudioError, match="a.mp4: has no sound track"):
+    with pytest.raises(AudioError, match="a.mp4: has no audio track"):
         read_audio(path)
 
 
@@ -95,12 +95,12 @@ def test_a_truncated_file(tmp_path, suffix):
     whole = path.read_bytes()
     for share in (0.3, 0.9):
         path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(AudioError, match=rf"a.{suffix}: (cut short|cannot be read)"):
+        with pytest.raises(AudioError, match=rf"a.{suffix}: (truncated|cannot be read)"):
             read_audio(path)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_samples_that_are_no_numbers(tmp_path, bad):
+def test_samples_that_are_nan_or_infinite(tmp_path, bad):
     samples = tone(16000)
     samples[123] = bad
     soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")

@@ -1,4 +1,4 @@
-"""Writing sounds: what is read back is what was written, or the file is not there."""
+"""Writing audio: the file holds exactly the given samples, or it is not written."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_stereo_at_another_rate(tmp_path):
     assert rate == 44100 and np.array_equal(read, samples)
 
 
-def test_quantising_rounds_to_the_nearest_and_cuts_off_what_is_too_loud():
+def test_quantize_rounds_to_the_nearest_and_clips():
     samples = np.array([0.4, 0.6, -1.4, 32768, 40000, -40000]) / 32768
     assert (quantize(samples, 16) * 32768).tolist() == [0, 1, -1, 32767, 32767, -32768]
 
 
-def test_a_full_disk_is_told_and_the_file_stays_as_it_was(tmp_path, monkeypatch):
+def test_a_full_disk_raises_and_leaves_the_file_unchanged(tmp_path, monkeypatch):
     def write_bytes(self: Path, data) -> int:
         self.touch()
         raise OSError(errno.ENOSPC, "No space left on device", str(self))

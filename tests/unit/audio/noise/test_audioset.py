@@ -1,4 +1,4 @@
-"""AudioSet: lists and ontology as published, which segments are fit, and which file is whose."""
+"""AudioSet: the published lists and ontology, the selection of segments, and the files of segments."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qdformer.audio.io import read
+from qdformer.audio.io.read import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
 from qdformer.audio.noise.audioset import (
     CLASSES_CSV,
-    CONTAINERS,
     MID,
     AudioSetError,
     Ontology,
@@ -30,7 +29,7 @@ from qdformer.data.readers.toy import CLASSES as TOY_CLASSES
 from tests.helpers import PROJECT
 from tests.helpers.audioset import ANIMAL, BARK, CAT, DOG, LEAVES, RAIN, WIND, write_list, write_ontology, youtube_id
 
-# the published names: AVSBench-Semantic's 70 classes and the 23 categories of S4
+# The published names: AVSBench-Semantic's 70 classes and the 23 categories of S4
 AVSS = """
 accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog donkey drum duck
 elephant emergency-car erhu flute frying-food girl goose guitar gun guzheng hair-dryer handpan harmonica harp
@@ -72,7 +71,7 @@ def test_the_table_of_classes_is_well_formed():
     assert {("Dog", "/m/0bt9lr"), ("Human voice", "/m/09l8g"), ("Siren", "/m/03kmc9")} <= pairs
 
 
-def test_segments_as_published(tmp_path):
+def test_published_segments(tmp_path):
     path = write_list(tmp_path / "eval.csv", [("--4gqARaEJE", 0, [DOG, ANIMAL]), ("_-abcdefghi", 30, [RAIN])])
     first, second = read_segments(path)
     assert first == Segment("--4gqARaEJE", 0.0, 10.0, (DOG, ANIMAL))
@@ -92,14 +91,14 @@ def test_segments_as_published(tmp_path):
         '../../../etc, 0.000, 10.000, "/m/0jbk"',
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line):
+def test_a_bad_line_is_reported(tmp_path, line):
     path = write_list(tmp_path / "eval.csv", [("--4gqARaEJE", 0, [DOG])])
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(AudioSetError, match=r"eval.csv, line 5: .*expected YTID, start, end"):
         list(read_segments(path))
 
 
-def test_missing_and_wrong_files_are_named(tmp_path):
+def test_missing_and_wrong_files_are_reported(tmp_path):
     with pytest.raises(AudioSetError, match="none.csv: no such file"):
         list(read_segments(tmp_path / "none.csv"))
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
@@ -115,14 +114,14 @@ def test_missing_and_wrong_files_are_named(tmp_path):
 
 def test_classes_by_name_and_id(ontology, tmp_path):
     assert ontology.resolve_ids(["Wind", RAIN, "rustling LEAVES"]) == [WIND, RAIN, LEAVES]
-    with pytest.raises(AudioSetError, match=r"no class 'Wnd'; near it: 'Wind'"):
+    with pytest.raises(AudioSetError, match=r"no class 'Wnd'; similar: 'Wind'"):
         ontology.resolve_ids(["Wnd"])
     double = Ontology(write_ontology(tmp_path / "double.json", {DOG: ("Dog", []), CAT: ("dog", [])}))
-    with pytest.raises(AudioSetError, match=f"2 classes are called 'Dog': say {DOG} or {CAT}"):
+    with pytest.raises(AudioSetError, match=f"2 classes are called 'Dog'; give the id, {DOG} or {CAT}"):
         double.resolve_ids(["Dog"])
 
 
-def test_descendants_even_in_a_circle(ontology, tmp_path):
+def test_descendants_of_a_cyclic_ontology(ontology, tmp_path):
     assert ontology.with_descendants([ANIMAL]) == {ANIMAL, DOG, BARK, CAT}
     circle = Ontology(write_ontology(tmp_path / "circle.json", {DOG: ("Dog", [BARK]), BARK: ("Bark", [DOG])}))
     assert circle.with_descendants([BARK]) == {DOG, BARK}
@@ -130,16 +129,16 @@ def test_descendants_even_in_a_circle(ontology, tmp_path):
         ontology.with_descendants(["/m/none"])
 
 
-def test_labels_on_screen_are_those_of_the_classes_and_below(ontology):
+def test_labels_of_classes_include_descendants(ontology):
     assert labels_of_classes(["dog"], ontology) == {DOG, BARK}
     assert labels_of_classes(["circle"], ontology) == frozenset()
     with pytest.raises(AudioSetError, match="no row for the class 'unicorn'"):
         labels_of_classes(["dog", "unicorn"], ontology)
-    with pytest.raises(AudioSetError, match="no class with the id '/m/0mkg'"):  # accordion's; not in this ontology
+    with pytest.raises(AudioSetError, match="no class with the id '/m/0mkg'"):  # of accordion; not in this ontology
         labels_of_classes(["accordion"], ontology)
 
 
-def test_a_segment_with_what_can_be_seen_is_left_out_and_a_general_label_is_not(ontology, tmp_path):
+def test_segments_with_labels_of_the_classes_are_excluded_but_general_labels_are_not(ontology, tmp_path):
     fit = [(youtube_id(0), 0, [WIND]), (youtube_id(1), 0, [LEAVES]), (youtube_id(2), 0, [ANIMAL, WIND])]
     unfit = [(youtube_id(3), 0, [WIND, DOG]), (youtube_id(4), 0, [BARK, WIND]), (youtube_id(5), 0, [RAIN])]
     path = write_list(tmp_path / "a.csv", fit + unfit)
@@ -150,7 +149,7 @@ def test_a_segment_with_what_can_be_seen_is_left_out_and_a_general_label_is_not(
     assert len(select_segments([path], wanted, labels_of_classes([], ontology), 0)) == 5
 
 
-def test_the_order_is_the_seed_s_not_the_list_s(tmp_path):
+def test_the_order_depends_on_the_seed_and_not_on_the_lists(tmp_path):
     segments = [(youtube_id(number), 0, [WIND]) for number in range(20)]
     one, other = write_list(tmp_path / "a.csv", segments), write_list(tmp_path / "b.csv", segments[::-1])
 
@@ -163,7 +162,7 @@ def test_the_order_is_the_seed_s_not_the_list_s(tmp_path):
     assert rest == [name for name in order([one], 0) if name in rest]
 
 
-def test_a_video_belongs_to_one_split_in_proportion_to_the_counts():
+def test_videos_are_assigned_to_splits_in_proportion_to_the_counts():
     counts = {"train": 60, "val": 10, "test": 30}
     splits = [assign_split(youtube_id(number), counts, 0) for number in range(3000)]
     assert splits == [assign_split(youtube_id(number), counts, 0) for number in range(3000)]
@@ -173,7 +172,7 @@ def test_a_video_belongs_to_one_split_in_proportion_to_the_counts():
         assert splits.count(split) / 3000 == pytest.approx(count / 100, abs=0.03)
 
 
-def test_clips_in_their_customary_names(tmp_path):
+def test_customary_names_of_clips(tmp_path):
     names = ["-0abcdefghi.wav", "sub/Y-1abcdefghi.FLAC", "-2abcdefghi_30.000_40.000.mp4", "-3abcdefghi_30000.mp3"]
     names += ["Y-4abcdefghi_30_40.webm", "_5abcd_fghi_30000_40000.ogg"]
     for name in [*names, "notes.wav", "-6abcdefghi.json", "-7abcdefghi_x.wav", "-8abcdefghi_0.wav"]:
@@ -185,11 +184,11 @@ def test_clips_in_their_customary_names(tmp_path):
         assert find_clip_file(index, Segment(stem[:11], 30.0, 40.0, (WIND,))) == tmp_path / name
     assert find_clip_file(index, Segment("-6abcdefghi", 30.0, 40.0, (WIND,))) is None
     assert find_clip_file(index, Segment("-7abcdefghi", 30.0, 40.0, (WIND,))) is None
-    assert find_clip_file(index, Segment("-8abcdefghi", 30.0, 40.0, (WIND,))) is None  # another part of that video
+    assert find_clip_file(index, Segment("-8abcdefghi", 30.0, 40.0, (WIND,))) is None  # another segment of that video
     assert find_clip_file(index, Segment("-8abcdefghi", 0.0, 10.0, (WIND,))) == tmp_path / "-8abcdefghi_0.wav"
 
 
-def test_an_id_that_starts_with_y_and_a_name_that_tells_the_start(tmp_path):
+def test_an_id_that_starts_with_y_and_a_name_with_the_start(tmp_path):
     for name in ("Yabcdefghij.wav", "YYbcdefghijk.wav", "-9abcdefghi.wav", "-9abcdefghi_30.wav"):
         (tmp_path / name).touch()
     index = index_clip_files(tmp_path)
@@ -200,11 +199,16 @@ def test_an_id_that_starts_with_y_and_a_name_that_tells_the_start(tmp_path):
         index_clip_files(tmp_path / "none")
 
 
-def test_all_kinds_of_video_that_can_be_read_are_found():
-    assert CONTAINERS == read._CONTAINERS
+def test_all_readable_formats_are_found(tmp_path):
+    """The suffixes are those of `audio.io.read`."""
+    suffixes = sorted(AUDIO_SUFFIXES | CONTAINER_SUFFIXES)
+    for number, suffix in enumerate(suffixes):
+        (tmp_path / f"{youtube_id(number)}{suffix}").touch()
+    index = index_clip_files(tmp_path)
+    assert [index[youtube_id(number)][0].path.suffix for number in range(len(suffixes))] == suffixes
 
 
-def test_the_default_noises_are_no_sound_of_an_object():
-    """A default label that a class sounds as would leave that class's noise pool empty."""
+def test_the_default_noises_are_no_labels_of_a_class():
+    """Segments with such a label are excluded, so that the noise pool could be empty."""
     names = {row["name"] for row in csv.DictReader(CLASSES_CSV.open(encoding="utf-8", newline=""))}
     assert not names & set(load_settings(PROJECT / "params.yaml").noise.labels)

@@ -1,4 +1,4 @@
-"""Fetching from YouTube, with a yt-dlp and a clock of the test's own."""
+"""Fetching from YouTube, with a fake yt-dlp and a fake clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.audioset import write_tone, youtube_id
 
 
 class Clock:
-    """Time passes only where something sleeps or works."""
+    """Time passes only in `sleep` and in requests."""
 
     def __init__(self) -> None:
         self.time = 100.0
@@ -39,7 +39,7 @@ class Clock:
 
 
 class YouTube:
-    """What the fake yt-dlp meets: by id a list of what each request gives, a failure or None for the sound track."""
+    """The server of the fake yt-dlp: `answers` has, by id, an exception or None (the audio track) for each request."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -68,7 +68,7 @@ class YouTube:
         answer = (self.answers.get(youtube_id) or [None]).pop(0)
         track = Path(template.replace("%(id)s", youtube_id).replace("%(ext)s", "wav"))
         if answer is not None:
-            track.with_suffix(".wav.part").write_bytes(b"a part")  # as yt-dlp leaves it, to go on from
+            track.with_suffix(".wav.part").write_bytes(b"a part")  # as yt-dlp leaves it, to resume from
             raise answer
         track.with_suffix(".wav.part").unlink(missing_ok=True)
         return write_tone(track, self.seconds, rate=8000, channels=2)
@@ -115,7 +115,7 @@ def segment(number: int, start: float = 30.0) -> Segment:
     return Segment(youtube_id(number), start, start + 10, ("/m/03m9d0z",))
 
 
-def test_the_segment_is_cut_from_the_track_and_the_track_is_dropped(tmp_path, youtube):
+def test_the_segment_is_cut_and_the_track_is_removed(tmp_path, youtube):
     path, outcome = fetcher(tmp_path, youtube).fetch(segment(1))
     assert outcome == "fetched" and path == tmp_path / "clips" / f"{youtube_id(1)}_30000.flac"
     whole = soundfile.read(write_tone(tmp_path / "whole.wav", 60, rate=8000, channels=2))[0]
@@ -156,14 +156,14 @@ def test_an_interrupted_fetch_goes_on_where_it_was(tmp_path, youtube):
     assert not list((tmp_path / "tracks").iterdir())
 
 
-def test_a_video_that_is_gone_is_written_down_and_never_asked_for_again(tmp_path, youtube):
+def test_an_unavailable_video_is_recorded_and_not_requested_again(tmp_path, youtube):
     words = ["Private video. Sign in", "Video unavailable", "This video has been removed by the uploader"]
     words += ["The uploader has not made this video available in your country", "Sign in to confirm your age"]
     for number, reason in enumerate(words):
         youtube.answers[youtube_id(number)] = [youtube.failure(reason)]
     first = fetcher(tmp_path, youtube)
     for number in range(len(words)):
-        assert first.fetch(segment(number)) == (None, "gone")
+        assert first.fetch(segment(number)) == (None, "unavailable")
     assert first.fetch(segment(9))[1] == "fetched"
     lines = (tmp_path / "gone.txt").read_text().splitlines()
     assert [line.split(" ", 1)[0] for line in lines] == [youtube_id(number) for number in range(len(words))]
@@ -172,11 +172,11 @@ def test_a_video_that_is_gone_is_written_down_and_never_asked_for_again(tmp_path
     asked = len(youtube.requests)
     assert asked == len(words) + 1  # each once
     later = fetcher(tmp_path, youtube)
-    assert later.fetch(segment(0)) == later.fetch(segment(0, start=50)) == (None, "gone")
+    assert later.fetch(segment(0)) == later.fetch(segment(0, start=50)) == (None, "unavailable")
     assert len(youtube.requests) == asked
 
 
-def test_a_network_that_comes_back_is_waited_for_twice_as_long_each_time(tmp_path, youtube):
+def test_network_failures_are_retried_with_exponential_backoff(tmp_path, youtube):
     youtube.answers[youtube_id(1)] = [youtube.offline(), youtube.http(503), youtube.http(429), None]
     path, outcome = fetcher(tmp_path, youtube).fetch(segment(1))
     assert outcome == "fetched" and path.is_file()
@@ -188,20 +188,20 @@ def test_a_network_that_comes_back_is_waited_for_twice_as_long_each_time(tmp_pat
     "words",
     ["", "Sign in to confirm you're not a bot", "This content isn't available, try again later. Video unavailable"],
 )
-def test_a_network_that_stays_away_ends_the_fetch_and_is_no_gone_video(tmp_path, youtube, words):
+def test_a_lasting_network_failure_raises_and_marks_no_video_as_unavailable(tmp_path, youtube, words):
     def answer() -> Exception:
         return youtube.failure(words) if words else youtube.offline()
 
     youtube.answers[youtube_id(1)] = [answer() for _ in range(MAX_ATTEMPTS)]
-    with pytest.raises(FetchError, match=r"cannot be reached after 5 tries: .*the same command goes on from here"):
+    with pytest.raises(FetchError, match=r"cannot be reached after 5 attempts: .*the same command resumes from them"):
         fetcher(tmp_path, youtube).fetch(segment(1))
     assert len(youtube.requests) == MAX_ATTEMPTS
     assert not (tmp_path / "gone.txt").exists()
-    assert (tmp_path / "tracks" / f"{youtube_id(1)}.wav.part").exists()  # the next run goes on from it
+    assert (tmp_path / "tracks" / f"{youtube_id(1)}.wav.part").exists()  # the next run resumes from it
     assert fetcher(tmp_path, youtube).fetch(segment(1))[1] == "fetched"
 
 
-def test_waits_do_not_grow_without_end(tmp_path, youtube, monkeypatch):
+def test_the_backoff_is_limited(tmp_path, youtube, monkeypatch):
     monkeypatch.setattr("qdformer.audio.noise.audioset_fetch.MAX_ATTEMPTS", 9)
     youtube.answers[youtube_id(1)] = [youtube.offline() for _ in range(9)]
     with pytest.raises(FetchError):
@@ -209,7 +209,7 @@ def test_waits_do_not_grow_without_end(tmp_path, youtube, monkeypatch):
     assert max(youtube.clock.slept) == MAX_BACKOFF_SECONDS and len(youtube.clock.slept) == 8
 
 
-def test_a_failure_of_one_video_is_passed_over_this_time(tmp_path, youtube):
+def test_a_failed_video_is_skipped_in_this_run(tmp_path, youtube):
     youtube.answers[youtube_id(1)] = [youtube.http(403) for _ in range(MAX_ATTEMPTS)]
     first = fetcher(tmp_path, youtube)
     assert first.fetch(segment(1)) == (None, "failed")
@@ -217,35 +217,35 @@ def test_a_failure_of_one_video_is_passed_over_this_time(tmp_path, youtube):
     assert first.fetch(segment(1))[1] == "fetched"
 
 
-def test_a_track_that_ends_before_its_segment_is_a_failure_and_not_asked_for_twice(tmp_path, youtube):
+def test_a_track_that_ends_before_its_segment_fails_without_a_retry(tmp_path, youtube):
     youtube.seconds = 20
     assert fetcher(tmp_path, youtube).fetch(segment(1)) == (None, "failed")
     assert len(youtube.requests) == 1
     assert not list((tmp_path / "tracks").iterdir())
 
 
-def test_failures_of_all_videos_end_the_fetch(tmp_path, youtube):
+def test_many_failures_in_a_row_raise(tmp_path, youtube):
     session = fetcher(tmp_path, youtube)
     for number in range(MAX_CONSECUTIVE_FAILURES):
         youtube.answers[youtube_id(number)] = [youtube.failure("Requested format is not available")] * MAX_ATTEMPTS
     for number in range(MAX_CONSECUTIVE_FAILURES - 1):
         assert session.fetch(segment(number)) == (None, "failed")
-    with pytest.raises(FetchError, match="5 videos failed one after another, .*format.*: pip install --upgrade yt-dlp"):
+    with pytest.raises(FetchError, match="5 videos failed in a row, .*format.*: pip install --upgrade yt-dlp"):
         session.fetch(segment(MAX_CONSECUTIVE_FAILURES - 1))
 
 
-def test_requests_keep_their_distance(tmp_path, youtube):
+def test_requests_are_limited_in_rate(tmp_path, youtube):
     session = fetcher(tmp_path, youtube)
     for number in range(4):
         session.fetch(segment(number))
-    youtube.duration = 10.0  # longer than the distance: then no wait
+    youtube.duration = 10.0  # longer than the interval, so there is no wait
     session.fetch(segment(4))
     session.fetch(segment(5))
     times = [time for _, time in youtube.requests]
     assert np.diff(times).tolist() == pytest.approx([REQUEST_INTERVAL_SECONDS] * 4 + [10.0])
 
 
-def test_without_yt_dlp_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_yt_dlp_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "yt_dlp", None)
     with pytest.raises(
         FetchError, match=r"noise.fetch needs yt-dlp, an optional extra: pip install --editable '\.\[audioset\]'"

@@ -1,4 +1,4 @@
-"""The noises of a run: those of the data set as they are, or those of AudioSet that are fit."""
+"""Collecting noises: copies from the data set, or selected segments of AudioSet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VIDEOS = 24
 
 @pytest.fixture
 def audioset(tmp_path) -> Noise:
-    """24 videos, a clip of each in the folder; every fourth shows a dog."""
+    """24 videos with one clip each in the folder; every fourth has the label of a dog."""
     segments = [(youtube_id(n), 30, [WIND, BARK] if n % 4 == 3 else [WIND, RAIN]) for n in range(VIDEOS)]
     for name, *_ in segments:
         write_tone(tmp_path / "clips" / f"Y{name}.wav")
@@ -72,7 +72,7 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_another_choice(a
     assert contents("three", audioset.model_copy(update={"seed": 1})).keys() != one.keys()
 
 
-def test_what_is_no_good_is_counted_and_passed_over_for_the_next(audioset, tmp_path, capsys):
+def test_unusable_segments_are_counted_and_skipped(audioset, tmp_path, capsys):
     before = collect(audioset, tmp_path, "before")
     first, second, third = (before["youtube_id"][before["split"] == "test"].iloc[i] for i in range(3))
     clips = tmp_path / "clips"
@@ -84,29 +84,30 @@ def test_what_is_no_good_is_counted_and_passed_over_for_the_next(audioset, tmp_p
     assert f"{first}.wav: cannot be read" in output.err and f"{second}.wav: is silent" in output.err
     left = after["youtube_id"][after["split"] == "test"]
     assert not {first, second, third} & set(left) and len(left) >= 2
-    assert "gone 0, failed 0, missing 1, unreadable 1, silent 1" in output.out.splitlines()[-1]
+    assert "unavailable 0, failed 0, missing 1, unreadable 1, silent 1" in output.out.splitlines()[-1]
     train = [table[table["split"] == "train"] for table in (before, after)]
     pandas.testing.assert_frame_equal(*train)
 
 
-def test_too_few_stop_the_stage_with_the_counts(audioset, tmp_path):
+def test_too_few_noises_raise_with_the_counts(audioset, tmp_path):
     for number in range(4, VIDEOS):
         (tmp_path / "clips" / f"Y{youtube_id(number)}.wav").unlink()
     with pytest.raises(
         AudioSetError,
         match=r"(?s)too few noises.*: \d usable noises, expected at least 2 \(noise.minimum\); "
-        r"of \d+ eligible segments: picked \d+, found \d, fetched 0, gone 0, failed 0, missing \d+, unreadable 0",
+        r"of \d+ eligible segments: picked \d+, found \d, "
+        r"fetched 0, unavailable 0, failed 0, missing \d+, unreadable 0",
     ):
         collect(audioset, tmp_path)
 
 
-def test_a_gone_video_never_stops_it_and_found_ones_are_not_fetched(audioset, tmp_path, monkeypatch, capsys):
+def test_unavailable_videos_are_skipped_and_found_ones_are_not_fetched(audioset, tmp_path, monkeypatch, capsys):
     asked = []
 
     def fetch(self, segment):
         asked.append(segment.youtube_id)
         if len(asked) % 2:
-            return None, "gone"
+            return None, "unavailable"
         return write_tone(tmp_path / "fetched" / f"{segment.name}.flac", rate=44100, channels=2), "fetched"
 
     kept = [youtube_id(number) for number in range(8)]
@@ -117,11 +118,13 @@ def test_a_gone_video_never_stops_it_and_found_ones_are_not_fetched(audioset, tm
     assert table["split"].value_counts()["test"] >= 2
     assert asked and not set(asked) & set(kept)
     output = capsys.readouterr().out
-    assert sum(int(line.split("gone ")[1].split(",")[0]) for line in output.splitlines()) == (len(asked) + 1) // 2
+    assert (
+        sum(int(line.split("unavailable ")[1].split(",")[0]) for line in output.splitlines()) == (len(asked) + 1) // 2
+    )
     assert sum(int(line.split("fetched ")[1].split(",")[0]) for line in output.splitlines()) == len(asked) // 2
 
 
-def test_what_was_fetched_before_is_found_without_the_network(audioset, tmp_path):
+def test_cached_segments_are_found_without_the_network(audioset, tmp_path):
     (tmp_path / "cache").mkdir()
     shutil.rmtree(tmp_path / "clips")
     for number in range(VIDEOS):
@@ -147,19 +150,19 @@ def test_a_video_that_ends_before_its_segment_is_unreadable(audioset, tmp_path):
         collect(audioset, tmp_path)
 
 
-def test_a_wrong_label_is_named_before_anything_is_read(audioset, tmp_path):
+def test_an_unknown_label_is_reported_before_the_lists_are_read(audioset, tmp_path):
     wrong = audioset.model_copy(update={"labels": ["Winds"], "segments": ["nowhere.csv"]})
-    with pytest.raises(AudioSetError, match="no class 'Winds'; near it: 'Wind'"):
+    with pytest.raises(AudioSetError, match="no class 'Winds'; similar: 'Wind'"):
         collect(wrong, tmp_path)
 
 
-def test_a_label_that_the_ontology_lacks_stays_an_id(audioset, tmp_path):
+def test_a_label_outside_the_ontology_is_written_as_its_id(audioset, tmp_path):
     path = Path(audioset.segments[0])
     path.write_text(path.read_text().replace(f"{WIND},{RAIN}", f"{WIND},/t/dd99999"))
     assert set(collect(audioset, tmp_path)["labels"]) == {"Wind;/t/dd99999"}
 
 
-def test_the_noises_serve_the_mixing(audioset, tmp_path):
+def test_the_noises_can_be_mixed(audioset, tmp_path):
     collect(audioset, tmp_path)
     clip = write_tone(tmp_path / "clip.wav", seconds=5)
     clips = pandas.DataFrame([{"uid": "a", "split": "test", "frames": 5, "audio": clip}])
@@ -174,14 +177,14 @@ def sounds(tmp_path) -> Path:
     rows = [sound_row("source/dog.flac", role="source", split="test", label="dog")]
     for name, split in (("z", "test"), ("a", "test"), ("b", "train")):
         rows.append(sound_row(f"noise/{name}.flac", role="noise", split=split))
-    rows.append(sound_row("noise/b.flac", role="noise", split="test"))  # serves two splits
+    rows.append(sound_row("noise/b.flac", role="noise", split="test"))  # in two splits
     for row in rows:
         write_single_sound(root, row["path"], random.uniform(-0.5, 0.5, 1000))
     write_sound_table(root, rows)
     return root
 
 
-def test_the_data_set_s_noises_keep_their_order_names_and_bytes(sounds, tmp_path):
+def test_copied_noises_keep_their_order_names_and_bytes(sounds, tmp_path):
     folder = tmp_path / "noise"
     folder.mkdir()
     copy_dataset_noises(folder, sounds, read_sound_table(sounds))
@@ -197,13 +200,13 @@ def test_the_data_set_s_noises_keep_their_order_names_and_bytes(sounds, tmp_path
     assert not (folder / "source").exists()
 
 
-def test_a_data_set_without_noise_is_told(sounds, tmp_path):
+def test_a_data_set_without_noise_is_reported(sounds, tmp_path):
     table = read_sound_table(sounds)
     with pytest.raises(AudioError, match=r"sounds.csv: no sound with the role noise"):
         copy_dataset_noises(tmp_path / "noise", sounds, table[table["role"] == "source"])
 
 
-def test_a_missing_or_damaged_table_is_named(tmp_path):
+def test_a_missing_or_damaged_table_is_reported(tmp_path):
     with pytest.raises(AudioError, match="noise.csv: missing; the stage noise writes it"):
         read_noise_table(tmp_path)
     (tmp_path / "noise.csv").write_text("path,split\na,test\n")

@@ -1,4 +1,4 @@
-"""Noise mixing: the SNR that is asked for is the SNR that a 16-bit file holds."""
+"""Noise mixing: the written files have the requested SNR."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def power(samples: np.ndarray) -> float:
 
 @pytest.mark.parametrize("snr", [20.0, 10.0, 0.0, -5.0])
 @pytest.mark.parametrize("loudness", [0.2, 1.0, 8.0])
-def test_achieved_snr(snr, loudness):
+def test_the_requested_snr_is_achieved(snr, loudness):
     clean = np.clip(CLEAN * loudness, -1, 1)
     mix = mix_at_snr(clean, NOISE, snr)
     assert mix.audio.dtype == np.float32 and np.abs(mix.audio).max() < 1
@@ -45,7 +45,7 @@ def test_achieved_snr(snr, loudness):
     assert measured == pytest.approx(snr, abs=0.01)
 
 
-def test_nothing_is_scaled_without_need():
+def test_only_a_clipping_sum_is_scaled():
     assert mix_at_snr(CLEAN, NOISE, 20.0).scale == 1.0
     assert mix_at_snr(8 * CLEAN, NOISE, -5.0).scale < 1.0
 
@@ -55,7 +55,7 @@ def test_samples_are_sixteen_bit_steps():
     assert np.array_equal(steps, np.round(steps)) and steps.max() <= 32767
 
 
-def test_a_silent_clip_gets_noise_at_a_fixed_loudness():
+def test_a_silent_clip_gets_noise_at_a_fixed_level():
     mix = mix_at_snr(np.zeros_like(NOISE), NOISE, 20.0)
     assert mix.snr_db == -math.inf
     assert math.sqrt(power(mix.audio)) == pytest.approx(0.005, rel=0.01)
@@ -68,15 +68,15 @@ def test_silent_noise_is_refused():
 
 @pytest.mark.parametrize("snr", [40.0, 20.0, 0.0, -5.0])
 @pytest.mark.parametrize("level", [1.01e-4, 1e-3, 1e-2])
-def test_a_very_quiet_clip_gets_its_snr_too(snr, level):
-    """16-bit rounding alone would move these; every SNR up to 40 dB holds for all that is not silent."""
+def test_a_very_quiet_clip_gets_its_snr(snr, level):
+    """16-bit rounding would change these; every SNR up to 40 dB is kept for every clip that is not silent."""
     steps = np.round(CLEAN / CLEAN.std() * level * 32768) / 32768  # as a 16-bit file holds it
     mix = mix_at_snr(steps * (level / math.sqrt(power(steps))), NOISE, snr)
     assert mix.snr_db == pytest.approx(snr, abs=0.01)
     assert mix.scale == 1.0
 
 
-def test_twenty_four_bits_only_where_sixteen_do_not_hold_the_snr():
+def test_24_bits_are_used_only_if_16_do_not_keep_the_snr():
     quiet = CLEAN * np.float32(1e-3 / CLEAN.std())
     assert mix_at_snr(CLEAN, NOISE, 40.0).bits == 16
     assert mix_at_snr(quiet, NOISE, 0.0).bits == 16
@@ -86,20 +86,20 @@ def test_twenty_four_bits_only_where_sixteen_do_not_hold_the_snr():
     assert abs(measure_snr(quiet, rounded, 1.0) - 20.0) > 0.01
 
 
-def test_an_snr_that_no_file_holds_is_refused():
+def test_an_snr_that_24_bits_do_not_keep_is_refused():
     quiet = CLEAN * np.float32(2e-4 / CLEAN.std())
     with pytest.raises(
-        AudioError, match=r"an SNR of 80 dB cannot be held: a clip of -74 dB full scale gets .* 24 bits"
+        AudioError, match=r"an SNR of 80 dB cannot be kept: a clip of -74 dB full scale gets .* 24 bits"
     ):
         mix_at_snr(quiet, NOISE, 80.0)
 
 
-def test_other_lengths_are_refused():
+def test_different_lengths_are_refused():
     with pytest.raises(AudioError, match="one length"):
         mix_at_snr(CLEAN, NOISE[:100], 0.0)
 
 
-def test_noise_depends_on_seed_and_clip_alone():
+def test_the_noise_depends_on_seed_and_clip_only():
     noises = [Path(f"{i}.flac") for i in range(20)]
 
     def place(seed: int, uid: str):
@@ -110,7 +110,7 @@ def test_noise_depends_on_seed_and_clip_alone():
     assert len({place(seed, uid) for seed in range(3) for uid in "abcd"}) == 12
 
 
-def test_a_noise_that_goes_changes_only_the_clips_that_it_was_taken_for():
+def test_removing_a_noise_changes_only_the_clips_that_use_it():
     noises = [Path(f"{i}.flac") for i in range(5)]
 
     def chosen(pool: list[Path]) -> dict[str, tuple[Path, int]]:
@@ -130,7 +130,7 @@ def test_short_noise_is_repeated_and_long_noise_is_cut_whole():
     assert np.array_equal(long.audio, NOISE[long.offset : long.offset + 1000])
 
 
-def test_a_silent_piece_is_drawn_anew():
+def test_another_offset_is_drawn_if_the_noise_is_silent():
     recording = np.concatenate([np.zeros(50_000, np.float32), NOISE[:10_000]])
     for uid in "abcdefgh":
         assert np.any(select_noise([Path("a")], 0, uid, 1000, lambda path: recording).audio)
@@ -185,7 +185,7 @@ def test_the_same_call_gives_the_same_bytes(tables, tmp_path):
     assert contents("one") == contents("two")
 
 
-def test_a_clip_s_mix_depends_on_no_other_clip(tables, tmp_path):
+def test_a_mixture_does_not_depend_on_other_clips(tables, tmp_path):
     clips, noises = tables
     several = pandas.concat([clips.assign(uid=[f"{uid}-{copy}" for uid in clips["uid"]]) for copy in range(4)])
 
@@ -197,16 +197,16 @@ def test_a_clip_s_mix_depends_on_no_other_clip(tables, tmp_path):
     whole = mixes("whole", several)
     assert mixes("turned", several[::-1]) == whole
     assert mixes("subset", several[5:7]) == {uid: whole[uid] for uid in several["uid"][5:7]}
-    assert len({row[5] for row, _ in whole.values()}) > 6  # each its own place in the noise
+    assert len({row[5] for row, _ in whole.values()}) > 6  # most have an offset of their own
 
 
-def test_forgetting_noises_changes_nothing(tables, tmp_path, monkeypatch):
+def test_the_cache_of_recordings_changes_no_byte(tables, tmp_path, monkeypatch):
     def contents(name: str) -> dict[str, bytes]:
         write_condition(tmp_path / name, *tables, 0.0, ["train", "test"], seed=3)
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
 
     kept = contents("kept")
-    monkeypatch.setattr(mixing, "_RECORDINGS_KEPT", 0)
+    monkeypatch.setattr(mixing, "_CACHED_RECORDINGS", 0)
     assert contents("forgotten") == kept
 
 
@@ -238,7 +238,7 @@ def test_a_silent_clip_is_written_and_its_snr_is_minus_infinity(tables, tmp_path
     assert math.sqrt(power(soundfile.read(tmp_path / "snr0" / "clip1.flac")[0])) == pytest.approx(0.05, rel=0.01)
 
 
-def test_bad_clips_are_counted_and_named_and_leave_nothing_half_written(tables, tmp_path, capsys, monkeypatch):
+def test_bad_clips_are_counted_and_named_and_no_folder_is_written(tables, tmp_path, capsys, monkeypatch):
     clips, noises = tables
     clips = pandas.concat([clips, clips[1:2].assign(uid="clip3")])
     (tmp_path / "clip2.wav").write_bytes(b"RIFF")
@@ -250,19 +250,19 @@ def test_bad_clips_are_counted_and_named_and_leave_nothing_half_written(tables, 
         write_condition(tmp_path / "mixed" / "snr0", clips, noises, 0.0, ["test"], seed=0)
     assert tried == ["clip1.flac", "clip3.flac"]
     assert "clip clip2: " in capsys.readouterr().err
-    assert not (tmp_path / "mixed" / "snr0").exists()
+    assert not list((tmp_path / "mixed").iterdir())
 
 
-def test_a_file_that_does_not_hold_the_snr_is_an_error_that_names_the_clip(tables, tmp_path, monkeypatch):
+def test_a_written_file_with_another_snr_is_an_error(tables, tmp_path, monkeypatch):
     def write_other(path, samples, bits):
         write_audio(path, np.round(samples * 0.99 * 32768) / 32768, bits)
 
     monkeypatch.setattr(mixing, "write_audio", write_other)
-    with pytest.raises(AudioError, match=r"clip clip1: clip1.flac: written with an SNR of .* dB, asked 20 dB"):
+    with pytest.raises(AudioError, match=r"clip clip1: clip1.flac: written with an SNR of .* dB, expected 20 dB"):
         write_condition(tmp_path / "snr20", *tables, 20.0, ["test"], seed=0)
 
 
-def test_a_split_without_noise_is_named(tables, tmp_path):
+def test_a_split_without_noise_is_reported(tables, tmp_path):
     clips, noises = tables
     with pytest.raises(AudioError, match="no noise of the split test, which clip clip1 needs"):
         write_condition(tmp_path / "snr0", clips, noises[noises["split"] == "train"], 0.0, ["test"], seed=0)

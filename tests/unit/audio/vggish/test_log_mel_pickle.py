@@ -1,4 +1,4 @@
-"""Published spectrograms: read as numbers, never as code."""
+"""Published spectrograms are read as numbers, and their code is never run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_code_is_not_run(tmp_path, wrap):
 
 
 def test_code_inside_a_tensor_s_storage_is_not_run(tmp_path):
-    """torch pickles a storage as bytes that its own loader unpickles."""
+    """torch pickles a storage as bytes that contain another pickle."""
 
     class Storage:
         def __reduce__(self):
@@ -63,7 +63,7 @@ def test_code_inside_a_tensor_s_storage_is_not_run(tmp_path):
     assert not Evil.marker.exists()
 
 
-def test_what_is_no_spectrogram_is_named(tmp_path, patches):
+def test_other_content_is_reported(tmp_path, patches):
     for value, problem in [
         (patches[:, 0], r"holds \[5, 96, 64\]; expected patches \[P, 1, 96, 64\]"),
         (patches[:0], r"holds \[0, 1, 96, 64\]"),
@@ -79,7 +79,7 @@ def test_what_is_no_spectrogram_is_named(tmp_path, patches):
         read_log_mel(tmp_path / "none.pkl")
 
 
-def test_features_are_those_of_the_sound(tmp_path, patches):
+def test_the_features_equal_those_of_the_audio(tmp_path, patches):
     import soundfile
 
     torch.manual_seed(0)
@@ -89,6 +89,6 @@ def test_features_are_those_of_the_sound(tmp_path, patches):
     clips = [Clip(name, tmp_path / name, 5) for name in ("a.wav", "a.pkl")]
     sound, spectrogram = (item.embeddings for item in Embedder(vggish, "repeat").embed(clips))
     assert np.array_equal(sound, spectrogram)
-    assert "features.center needs the sound" in Embedder(vggish, "repeat", center=True).embed(clips[1:])[0].problem
-    with pytest.raises(AudioError, match="noise and listening need the sound itself"):
+    assert "features.center needs the audio" in Embedder(vggish, "repeat", center=True).embed(clips[1:])[0].problem
+    with pytest.raises(AudioError, match="noise and listening need the audio itself"):
         read_audio(tmp_path / "a.pkl")

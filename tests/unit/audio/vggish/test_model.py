@@ -1,4 +1,4 @@
-"""VGGish against golden vectors of the public port, and its weights files."""
+"""VGGish compared with golden vectors of the public port, and its weights files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def vggish() -> VGGish:
-    """The network with the weights that the golden embeddings were made with."""
+    """The network with the weights of the golden embeddings."""
     model = VGGish()
     state = model.state_dict()
     for index, (key, value) in enumerate(state.items()):
@@ -76,7 +76,7 @@ def test_weights_are_saved_and_loaded(vggish, tmp_path):
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["vggish.safetensors"]
 
 
-def test_the_public_ports_file_is_loaded(vggish, tmp_path):
+def test_the_file_of_the_public_port_is_loaded(vggish, tmp_path):
     path = tmp_path / "vggish-10086976.pth"
     torch.save(vggish.state_dict(), path)
     loaded = load_vggish(path, file_sha256(path))
@@ -97,12 +97,12 @@ def test_a_damaged_file_is_refused(tmp_path, name):
         load_vggish(tmp_path / name)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(WeightsError, match="none.pth: no such weights file"):
         load_vggish(tmp_path / "none.pth")
 
 
-def test_a_wrong_shape_and_a_missing_and_an_unknown_key_are_named(tmp_path):
+def test_wrong_shapes_and_keys_are_reported(tmp_path):
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in VGGish().state_dict().items()}
     small = {key: torch.zeros(shape if key.startswith("features") else 1) for key, shape in shapes.items()}
@@ -129,7 +129,7 @@ def test_a_file_that_runs_code_is_refused(tmp_path):
 
 @pytest.fixture
 def pca_file(tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
-    """A file as the public port's `vggish_pca_params-970ea276.pth` is, and what is in it."""
+    """A file in the format of the public port's `vggish_pca_params-970ea276.pth`, and its content."""
     random = np.random.default_rng(0)
     vectors, means = random.normal(size=(128, 128)) / 8, random.normal(size=(128, 1))
     path = tmp_path / "vggish_pca_params.pth"
@@ -140,12 +140,12 @@ def pca_file(tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
 def test_the_public_pca_step(pca_file):
     path, vectors, means = pca_file
     embeddings = np.random.default_rng(1).uniform(0, 2, (7, 128)).astype(np.float32)
-    quantised = load_pca(path, file_sha256(path))(torch.from_numpy(embeddings)).numpy()
-    # as torchvggish 0.2's Postprocessor writes it
+    quantized = load_pca(path, file_sha256(path))(torch.from_numpy(embeddings)).numpy()
+    # as in the Postprocessor of torchvggish 0.2
     expected = np.round((np.clip((vectors @ (embeddings.T - means)).T, -2.0, 2.0) + 2.0) * (255.0 / 4.0))
-    assert quantised.dtype == np.float32 and quantised.shape == (7, 128)
-    assert set(np.unique(quantised)) <= set(range(256)) and quantised.std() > 10
-    assert np.abs(quantised - expected).max() <= 1 and (quantised == expected).mean() > 0.999
+    assert quantized.dtype == np.float32 and quantized.shape == (7, 128)
+    assert set(np.unique(quantized)) <= set(range(256)) and quantized.std() > 10
+    assert np.abs(quantized - expected).max() <= 1 and (quantized == expected).mean() > 0.999
 
 
 def test_the_pca_file_is_checked(pca_file, tmp_path):
@@ -163,11 +163,11 @@ def test_the_pca_file_is_checked(pca_file, tmp_path):
         load_pca(tmp_path / "none.pth")
 
 
-def test_centred_patches_are_a_second_apart():
+def test_centered_patches_are_a_second_apart():
     audio = np.random.default_rng(0).uniform(-0.5, 0.5, 80_000).astype(np.float32)
-    centred, spectrogram = centered_patches(audio, 16000), log_mel(audio, 16000)
-    assert centred.shape == (5, 1, 96, 64) and len(spectrogram) == 498
-    assert torch.equal(centred[4, 0], spectrogram[402:498])
-    short = centered_patches(audio[: 16000 + 9000], 16000)  # 1.56 s: the middle of its second second is in it
+    centered, spectrogram = centered_patches(audio, 16000), log_mel(audio, 16000)
+    assert centered.shape == (5, 1, 96, 64) and len(spectrogram) == 498
+    assert torch.equal(centered[4, 0], spectrogram[402:498])
+    short = centered_patches(audio[: 16000 + 9000], 16000)  # 1.56 s: it contains the center of the second second
     assert len(short) == 2 and torch.equal(short[1, 0, -1], log_mel(audio[:25000], 16000)[-1])
     assert len(centered_patches(audio[:300], 16000)) == 0

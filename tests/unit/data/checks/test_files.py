@@ -57,8 +57,8 @@ def test_a_sound_data_set_has_no_error(root):
     ("file", "change", "kind", "problem"),
     [
         ("audio.wav", cut(0), "unreadable-file", "empty (0 bytes)"),
-        ("audio.wav", cut(44), "unreadable-file", "cut short"),
-        ("audio.wav", cut(-1000), "unreadable-file", "cut short"),
+        ("audio.wav", cut(44), "unreadable-file", "truncated"),
+        ("audio.wav", cut(-1000), "unreadable-file", "truncated"),
         ("audio.wav", lambda path: path.write_text("no sound"), "unreadable-file", "cannot be read as audio"),
         ("audio.wav", lambda path: path.unlink(), "missing-file", "missing; expected a sound"),
         ("audio.wav", save_sound(2, 0.1), "audio-length", "2.00 s long; expected 3 s"),
