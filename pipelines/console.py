@@ -11,12 +11,14 @@ from rich.table import Table
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first column holds names and whose other columns hold numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print("", table, sep="\n")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print("", title, sep="\n", soft_wrap=True, markup=False, highlight=False)  # a table's own title would wrap
+    console.print(table)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

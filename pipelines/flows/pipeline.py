@@ -33,7 +33,7 @@ RUNNING = re.compile(r"Running stage '(.+)':")
 SKIPPED = re.compile(r"Stage '(.+)' (didn't change, skipping|is cached)")
 EXITED = re.compile(r"exited with (-?\d+)")
 STAGE_FAILED = re.compile(
-    rb"^(\x1b\[\d*m)*ERROR(\x1b\[\d*m)*: failed to reproduce '.*': failed to run: .*exited with -?\d+.*\r?\n?", re.M
+    rb"^(\x1b\[\d*m)*ERROR(\x1b\[\d*m)*: failed to reproduce '.*': failed to run: .*exited with -?\d+.*(\r?\n)*", re.M
 )
 """DVC's own line about a stage that failed. It is not shown: the stage has printed its error before it."""
 TIME_LIMIT = float(os.environ.get("QDFORMER_TIME_LIMIT", 24 * 3600))

@@ -105,3 +105,13 @@ def test_the_command_ends_with_what_it_found(tmp_path):
         done = subprocess.run(call, cwd=PROJECT, capture_output=True, text=True)
         assert done.returncode == code and done.stderr.startswith(said), done.stderr
         assert bool(said) == bool(done.stderr)
+
+
+def test_paths_are_told_from_where_the_user_stands(place, monkeypatch, capsys):
+    monkeypatch.setenv("QDFORMER_USER_DIRECTORY", str(place.parent))
+    run_check()
+    reports = f"{place.name}/reports"
+    assert f"All findings: {reports}/check.html, {reports}/check.json" in capsys.readouterr().out
+    monkeypatch.setenv("QDFORMER_USER_DIRECTORY", str(place / "elsewhere"))
+    run_check()
+    assert f"All findings: {place}/reports/check.html" in capsys.readouterr().out

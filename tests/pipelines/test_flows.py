@@ -14,6 +14,8 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from pipelines.workspace import workspace_lock
+
 REPRODUCE = ("-m", "pipelines.flows", "reproduce")
 RETRAIN = ("-m", "pipelines.flows", "retrain")
 
@@ -201,3 +203,33 @@ def test_a_sweep_goes_on_where_it_stopped_and_compares_its_rows(project, prefect
     project.edit("params.yaml", "max_grad_norm: 0.1", "max_grad_norm: 0.2")
     assert sweep().returncode == 0
     assert rows_trained() == 10
+
+
+@pytest.mark.parametrize("flow", ["reproduce", "retrain", "sweep"])
+def test_a_busy_workspace_is_refused_before_anything_heavy_is_imported(project, flow):
+    with workspace_lock(project.root):
+        done = project.python("-X", "importtime", "-m", "pipelines.flows", flow)
+    assert done.returncode == 1
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    (told,) = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert told.startswith(f"error: {project.root}: another run is at work here (process {os.getpid()}")
+    assert "pydantic" in imported and not imported & {"prefect", "mlflow", "ray", "torch", "pandas", "dvc"}
+
+
+def test_nothing_to_do_is_told_without_prefect_and_mlflow(project, prefect_api):
+    first = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
+    assert first.returncode == 0, first.stderr
+    second = project.python("-X", "importtime", *REPRODUCE, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert second.returncode == 0 and "Every stage was up to date" in second.stdout
+    imported = {line.rpartition("|")[2].strip() for line in second.stderr.splitlines()}
+    assert "pydantic" in imported and not imported & {"prefect", "mlflow", "ray", "torch", "pandas"}
+    kept = [line for line in first.stdout.splitlines() if line.startswith(("MLflow record:", "All runs", "│ clean"))]
+    assert len(kept) == 3 and set(kept) <= set(second.stdout.splitlines())
+    assert "Test metrics of params.yaml (data set stamps; test split, published;" in second.stdout
+
+
+@pytest.mark.slow
+def test_one_cause_is_told_once(project, prefect_api):
+    (project.root / "fail-train").write_text("1")
+    done = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
+    assert done.stderr == "error: train was told to fail\nerror: stage train failed\n"
