@@ -47,9 +47,7 @@ def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
     return figure
 
 
-def token_map(
-    clips: Sequence[ClipTokens], sounding: Mapping[str, Sequence[str]], classes: Classes, seed: int = 0
-) -> Figure:
+def token_map(clips: Sequence[ClipTokens], sounding: Mapping[str, Sequence[str]], classes: Classes) -> Figure:
     """Audio tokens before and after decomposition (the paper's Fig. 6), laid out by t-SNE (van der Maaten, 2008).
 
     `sounding` maps the uid of a clip to the names of the classes that sound in it. Before decomposition, a clip is
@@ -57,8 +55,6 @@ def token_map(
     of the class that its query predicts. The most frequent classes have colors; other classes and queries without a
     class are gray. Raises `ValueError` for fewer than 3 clips.
     """
-    from sklearn.manifold import TSNE
-
     if len(clips) < 3:
         raise ValueError(f"{len(clips)} clips for a map of tokens; expected at least 3")
     names_of = [sounding[clip.uid] for clip in clips]
@@ -77,16 +73,13 @@ def token_map(
     with new_figure(9.6, 5.2) as figure:
         grid = figure.subplots(1, 2)
         for axes, (title, (points, class_ids, several)) in zip(grid, panels.items(), strict=True):
-            perplexity = min(30.0, (len(points) - 1) / 3)
-            place_P2 = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(
-                points.astype(np.float64)
-            )
+            xy_P2 = _tsne_layout(points)
             for many, marker, size in ((False, "o", 16), (True, "^", 20)):
                 for class_id in (None, *frequent):
                     chosen = several == many
                     chosen &= ~np.isin(class_ids, frequent) if class_id is None else class_ids == class_id
                     color = _OTHER if class_id is None else OKABE_ITO[frequent.index(class_id)]
-                    axes.scatter(*place_P2[chosen].T, s=size, marker=marker, color=color, linewidths=0, alpha=0.85)
+                    axes.scatter(*xy_P2[chosen].T, s=size, marker=marker, color=color, linewidths=0, alpha=0.85)
             axes.set_title(title)
             axes.set_xticks([])
             axes.set_yticks([])
@@ -102,6 +95,36 @@ def token_map(
         figure.tight_layout(w_pad=2, rect=(0, 0.13, 1, 1))
         figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8.5, handletextpad=0.2, columnspacing=1.2)
     return figure
+
+
+def _tsne_layout(points_PD: np.ndarray) -> np.ndarray:
+    """Coordinates [P, 2] of points by t-SNE, bit-equal on every x86-64 machine with the locked packages.
+
+    t-SNE is chaotic: one different last bit in its input, its start or a gradient gives another picture. These differ
+    between machines: BLAS and LAPACK choose their kernels by the processor, and OpenMP sums in an order that depends
+    on the number of threads. So the points are rounded to multiples of 2**-12 of the largest value, for which the sums
+    in squared distances are exact in any order, the start by PCA is rounded far above the error of LAPACK, and the
+    gradient is computed by one thread.
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    points_PD = points_PD.astype(np.float64)
+    points_PD = np.round(points_PD / (np.abs(points_PD).max() or 1) * 2**12) / 2**12
+    perplexity = min(30.0, (len(points_PD) - 1) / 3)
+    with threadpool_limits(1):
+        return TSNE(perplexity=perplexity, init=_rounded_pca(points_PD)).fit_transform(points_PD)
+
+
+def _rounded_pca(points_PD: np.ndarray) -> np.ndarray:
+    """The first two principal components: float32 [P, 2], rounded, of the small scale at which t-SNE starts."""
+    centered_PD = points_PD - points_PD.mean(axis=0)
+    axes_2D = np.linalg.svd(centered_PD, full_matrices=False)[2][:2]
+    largest_2 = np.abs(axes_2D).argmax(axis=1)
+    axes_2D *= np.sign(axes_2D[np.arange(2), largest_2])[:, None]  # the signs that LAPACK returns are arbitrary
+    components_P2 = centered_PD @ axes_2D.T
+    components_P2 /= components_P2[:, 0].std() or 1
+    return (1e-4 * np.round(components_P2, 3)).astype(np.float32)
 
 
 def _single_class(names: Sequence[str], classes: Classes) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas
 
 from qdformer.reporting.plots.colors import class_colors
@@ -13,6 +14,7 @@ from qdformer.reporting.plots.style import ACCENT, new_figure
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _PANELS = {
@@ -52,12 +54,29 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
             axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axes.set_xlim(table.index[0] - 0.3, table.index[-1] + 0.3)
             if title == "learning rate":
-                axes.set_yscale("log")
+                _use_log_scale(axes, table[names].to_numpy(float))
             else:
                 axes.set_ylim(bottom=0)
             if len(names) > 1:
-                axes.legend(fontsize=7.5, ncols=2 if len(names) > 4 else 1, handlelength=1.2, columnspacing=1)
+                _reserve_legend(axes, len(names))
         for axes in grid[len(panels) :]:
             axes.axis("off")
         figure.tight_layout(w_pad=2, h_pad=1.5)
     return figure
+
+
+def _use_log_scale(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic y-axis with at least a factor of two on both sides of the positive values, if there are any."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    if positive.size:
+        axes.set_yscale("log")
+        axes.set_ylim(positive.min() / 2, positive.max() * 2)
+
+
+def _reserve_legend(axes: Axes, entries: int) -> None:
+    """A legend above the curves: the y-axis gets the room that it needs."""
+    columns = 2 if entries > 4 else 1
+    bottom, top = axes.get_ylim()
+    share = min(0.5, 0.05 + 0.085 * math.ceil(entries / columns))  # of the panel's height
+    axes.set_ylim(bottom, bottom + (top - bottom) / (1 - share))
+    axes.legend(loc="upper right", fontsize=7.5, ncols=columns, handlelength=1.2, columnspacing=1)
