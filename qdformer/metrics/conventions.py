@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qdformer.config.download import PUBLISHED
 from qdformer.config.settings import Settings
 
 PROTOCOLS = {
@@ -25,8 +26,9 @@ PROTOCOLS = {
 
 def evaluation_setup(settings: Settings) -> dict[str, str]:
     """What figures must be told with, whatever their convention: the split and its rule, the task, the resizing."""
+    rule = settings.download.split if settings.download.dataset in PUBLISHED else "composed"
     return {
-        "split": f"{settings.evaluate.split}, {settings.download.split}",
+        "split": f"{settings.evaluate.split}, {rule}",
         "task": settings.train.task,
         "resize": f"{settings.train.resize} {settings.train.image_size}",
     }

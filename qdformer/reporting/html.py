@@ -1,4 +1,4 @@
-"""What the project's HTML pages share: their plain style, and files that lie in the page itself."""
+"""The common style of the project's HTML pages, and data URIs for embedded files."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 
 
 def data_uri(content: bytes, mime: str) -> str:
-    """The content as an address that needs no file."""
+    """The content as a data URI, so that the page needs no other file."""
     return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""Pictures and sounds as parts of a page, small enough to lie in it.
+"""Pictures and sounds as data URIs, compressed to be embedded in a page.
 
 Shapes: T frames, H W pixels.
 """
@@ -16,23 +16,23 @@ from qdformer.reporting.html import data_uri
 from qdformer.utils.constants import SAMPLE_RATE
 
 
-def film(frames_THWC: np.ndarray, quality: int = 78) -> str:
-    """The frames (uint8), one below another, as a WebP."""
+def film_strip(frames_THWC: np.ndarray, quality: int = 78) -> str:
+    """The frames (uint8), one below another, as one WebP image."""
     height, width = frames_THWC.shape[1:3]
     return _webp(Image.fromarray(frames_THWC.reshape(-1, width, 3)), quality)
 
 
-def figure(path: Path, widest: int = 1500) -> str:
-    """A PNG of the reports as a WebP of at most `widest` pixels."""
+def image_uri(path: Path, max_width: int = 1500) -> str:
+    """An image file as a WebP image of at most `max_width` pixels in width."""
     with Image.open(path) as image:
         image = image.convert("RGB")
-        if image.width > widest:
-            image = image.resize((widest, round(image.height * widest / image.width)), Image.Resampling.LANCZOS)
+        if image.width > max_width:
+            image = image.resize((max_width, round(image.height * max_width / image.width)), Image.Resampling.LANCZOS)
         return _webp(image, 82)
 
 
-def sound(path: Path) -> str:
-    """A clip's sound as Opus in Ogg, mono, which Chromium and Firefox play. Raises `AudioError`."""
+def sound_uri(path: Path) -> str:
+    """A sound file as mono Opus in Ogg, which Chromium and Firefox play. Raises `AudioError` if it cannot be read."""
     import soundfile
 
     buffer = io.BytesIO()

@@ -1,10 +1,11 @@
-"""The page: a result's figures, tables, curves and clips, made ready for the template beside this file.
+"""The report page: metrics, tables, curves and clips of a result, prepared for the template `page.html`.
 
 Shapes: T frames, H W pixels, C object classes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,54 +21,68 @@ from qdformer.data.manifest import Classes
 from qdformer.evaluation.result import Picture
 from qdformer.metrics.conventions import PROTOCOLS
 from qdformer.reporting.html import STYLE
-from qdformer.reporting.media import figure, film, sound
-from qdformer.reporting.plots import METRIC_TITLES, class_colors, overlay
+from qdformer.reporting.media import film_strip, image_uri, sound_uri
+from qdformer.reporting.plots import METRIC_TITLES, class_colors, condition_title, overlay
 from qdformer.reporting.result import Result
+from qdformer.utils.constants import IGNORE_INDEX
 
-HEARD_FROM = 0.3
-"""Probability from which a class counts as heard."""
-_HEARD, _CLEAN = 4, "clean"  # classes named for each clip
-_TITLES = {**METRIC_TITLES, "miou_seen": "mIoU, seen classes", "miou_unseen": "mIoU, unseen classes"}
-_FIGURES = {
+CLASS_THRESHOLD = 0.3
+"""Least probability, in some frame, of a predicted class that is listed below a clip."""
+_MAX_CLASSES = 4  # predicted classes listed below a clip
+_CLEAN = "clean"
+_MAIN_METRICS = (
+    "miou_dataset",
+    "miou_per_frame",
+    "fscore_per_frame",
+    "avsbench_j",
+    "avsbench_f",
+    "davis_j",
+    "davis_f",
+    "davis_jf",
+    "miou_seen",
+    "miou_unseen",
+)
+_HEADLINE = tuple(key for key in _MAIN_METRICS if key != "fscore_per_frame")
+_FIGURE_TITLES = {
     "robustness": "Scores over the signal-to-noise ratio",
     "training": "Training",
     "confusion": "Confusion of classes",
-    "codebook": "What the codes stand for",
+    "codebook": "Codebook entries by class",
     "tokens": "Audio tokens before and after decomposition",
 }
-_LEFT_OUT = ("pictures", "classes")  # the clips themselves, and the table of classes, are on the page
+_LEFT_OUT = ("pictures", "classes")  # the page has the clips themselves and the table of classes
 _CONDITIONS = {
-    "clean": "clips as they are",
-    "shuffled": "control: each clip with another's sound",
+    "clean": "the clips' own sound",
+    "shuffled": "control: the sound of another clip",
     "silence": "control: no sound",
     "noise": "control: noise in place of the sound",
-    "offscreen": "control: sound of what is not in the picture",
-    "untrained": "control: the model before training",
+    "offscreen": "control: a sound of nothing in the picture",
+    "untrained": "control: random weights, clean sound",
 }
-_GROUPS = {"sources": "sounding sources", "off_screen": "sound from outside the picture"}
+_GROUPS = {"sources": "sounding sources", "off_screen": "off-screen sound"}
 
 
 @dataclass(frozen=True)
 class About:
-    """Where a result comes from and how it is made again."""
+    """Where a result comes from and how to reproduce it."""
 
     title: str
     evaluation_setup: Mapping[str, str]
     facts: Mapping[str, str]
-    """Provenance, by what it is called on the page."""
+    """Provenance, by its name on the page."""
     settings: Mapping[str, Any]
-    """All, nested as in `params.yaml`."""
+    """All settings, nested as in `params.yaml`."""
     changed: Mapping[str, tuple[Any, Any]]
-    """Settings, by dotted name, that are not `params.yaml`'s: theirs, and that file's."""
+    """Settings that differ from `params.yaml`, by dotted name: the value of this result and that of the file."""
     commands: Sequence[str]
-    """What a shell needs to be told to make the result again."""
+    """Shell commands that reproduce the result."""
 
 
 def make_page(result: Result, classes: Classes, about: About, sounds: Mapping[str, Path]) -> str:
     """The page as HTML.
 
-    `classes` are those of the label maps, `sounds` the sound file of every clip by uid (the files of published
-    spectrograms cannot be played, and are left out). Raises `AudioError` if a sound cannot be read.
+    `classes` are the classes of the label maps. `sounds` maps each uid to the sound file of the clip; the page leaves
+    out published log-mel spectrograms, which cannot be played. Raises `AudioError` if a sound cannot be read.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -76,45 +91,77 @@ def make_page(result: Result, classes: Classes, about: About, sounds: Mapping[st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    colours = class_colors(len(classes))
+    colors = class_colors(len(classes))
     shown = [name for name in result.figures if name not in _LEFT_OUT]
     return environment.get_template("page.html").render(
         style=STYLE,
         about=about,
         headline=_headline(result),
-        conditions=_conditions(result),
-        figures=[(_FIGURES.get(name, name), figure(result.figures[name])) for name in _known_first(shown)],
-        clips=[_clip(picture, result, classes, colours, sounds) for picture in result.pictures],
-        classes=_classes(result, colours),
+        condition_tables=_condition_tables(result),
+        figures=[(_FIGURE_TITLES.get(name, name), image_uri(result.figures[name])) for name in _known_first(shown)],
+        clips=[_clip(picture, result, classes, colors, sounds) for picture in result.pictures],
+        classes=_classes(result, colors),
         sources=_sources(result.sources),
-        protocols=[(key, PROTOCOLS[key]) for key in result.intervals[_CLEAN] if key in PROTOCOLS],
+        protocols=[
+            (METRIC_TITLES.get(key, key), _with_titles(PROTOCOLS[key])) for key in _metrics(result) if key in PROTOCOLS
+        ],
         settings=yaml.safe_dump(dict(about.settings), sort_keys=False),
     )
 
 
 def _headline(result: Result) -> list[dict[str, str]]:
+    clean = result.intervals[_CLEAN]
     return [
-        {"name": key, "title": _TITLES[key], **_figure(of)}
-        for key, of in result.intervals[_CLEAN].items()
-        if key in _TITLES and of["value"] is not None
+        {"title": METRIC_TITLES[key], **_cell(interval)}
+        for key, interval in clean.items()
+        if key in _HEADLINE and interval["value"] is not None
     ]
 
 
-def _conditions(result: Result) -> dict[str, Any]:
-    keys = [key for key in result.intervals[_CLEAN] if any(of.get(key) for of in result.intervals.values())]
-    rows = []
-    for name, of in result.intervals.items():
-        told = _CONDITIONS.get(name) or (f"noise at {name[3:]} dB" if name.startswith("snr") else "")
-        rows.append({"name": name, "told": told, "cells": [_figure(of.get(key)) for key in keys]})
-    return {"keys": keys, "rows": rows}
+def _metrics(result: Result) -> list[str]:
+    """The metrics that at least one condition has, in the order of the clean condition."""
+    conditions = result.intervals.values()
+    return list(dict.fromkeys(key for intervals in conditions for key in intervals))
 
 
-def _classes(result: Result, colours: np.ndarray) -> list[dict[str, Any]]:
+def _condition_tables(result: Result) -> list[dict[str, Any]]:
+    """The scores, and in a table of its own what is predicted where nothing sounds; rows are conditions."""
+    keys = _metrics(result)
+    tables = []
+    for title, chosen in (
+        ("Scores", [key for key in keys if key in _MAIN_METRICS]),
+        ("Predicted area and false positives", [key for key in keys if key not in _MAIN_METRICS]),
+    ):
+        rows = [
+            {
+                "name": condition_title(name),
+                "description": _CONDITIONS.get(name, "background noise mixed in" if name.startswith("snr") else ""),
+                "cells": [_cell(intervals.get(key) or _value(result.metrics[name].get(key))) for key in chosen],
+            }
+            for name, intervals in result.intervals.items()
+        ]
+        if chosen:
+            tables.append({"title": title, "columns": [METRIC_TITLES.get(key, key) for key in chosen], "rows": rows})
+    return tables
+
+
+def _value(value: float | None) -> dict[str, float | None]:
+    """A metric without an interval."""
+    return {"value": value, "low": None, "high": None}
+
+
+def _with_titles(text: str) -> str:
+    """The text with the titles of metrics in place of their keys."""
+    keys = "|".join(sorted(METRIC_TITLES, key=len, reverse=True))
+    return re.sub(rf"`?\b({keys})\b`?", lambda match: METRIC_TITLES[match[1]], text)
+
+
+def _classes(result: Result, colors: np.ndarray) -> list[dict[str, Any]]:
     table = result.classes[result.classes["condition"] == _CLEAN].sort_values("iou", ascending=False, kind="stable")
     return [
         {
             "name": row["name"],
-            "colour": _hex(colours[row["id"]]),
+            "color": _hex(colors[row["id"]]),
             "kind": "" if row["id"] == 0 else "unseen" if row["unseen"] else "seen",
             "frames": f"{row['frames']:,}",
             "iou": row["iou"],
@@ -125,7 +172,7 @@ def _classes(result: Result, colours: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _sources(table: pandas.DataFrame | None) -> list[dict[str, Any]]:
-    """A block for each way to group the clips; `KEY_low` and `KEY_high` are the ends of `KEY`'s interval."""
+    """One table per way to group the clips; `KEY_low` and `KEY_high` are the ends of the interval of `KEY`."""
     if table is None:
         return []
     if "condition" in table:
@@ -138,29 +185,24 @@ def _sources(table: pandas.DataFrame | None) -> list[dict[str, Any]]:
                 "group": str(row["group"]),
                 "clips": row["clips"],
                 "cells": [
-                    _figure({"value": row[key], "low": row[f"{key}_low"], "high": row[f"{key}_high"]}) for key in keys
+                    _cell({"value": row[key], "low": row[f"{key}_low"], "high": row[f"{key}_high"]}) for key in keys
                 ],
             }
             for row in rows.to_dict("records")
         ]
-        blocks.append({"by": _GROUPS.get(by, by), "keys": keys, "rows": lines})
+        blocks.append(
+            {"by": _GROUPS.get(by, by), "columns": [METRIC_TITLES.get(key, key) for key in keys], "rows": lines}
+        )
     return blocks
 
 
 def _clip(
-    picture: Picture, result: Result, classes: Classes, colours: np.ndarray, sounds: Mapping[str, Path]
+    picture: Picture, result: Result, classes: Classes, colors: np.ndarray, sounds: Mapping[str, Path]
 ) -> dict[str, Any]:
-    def over(labels_THW: np.ndarray) -> str:
-        pairs = zip(picture.images_THWC, labels_THW, strict=True)
-        return film(np.stack([overlay(image_HWC, labels_HW, colours) for image_HWC, labels_HW in pairs]))
-
     present = np.union1d(picture.truth_THW, picture.prediction_THW)
-    legend = [(classes.names[index - 1], _hex(colours[index])) for index in present if 0 < index <= len(classes)]
-    likeliest = [
-        index
-        for index in np.argsort(-picture.class_probs_TC.max(axis=0), kind="stable")[:_HEARD]
-        if picture.class_probs_TC[:, index].max() >= HEARD_FROM
-    ]
+    max_probs_C = picture.class_probs_TC.max(axis=0)
+    likeliest = np.argsort(-max_probs_C, kind="stable")[:_MAX_CLASSES]
+    predicted = [index for index in likeliest if max_probs_C[index] >= CLASS_THRESHOLD]
     scores = result.clips[(result.clips["uid"] == picture.uid) & (result.clips["condition"] == _CLEAN)]
     row = scores.iloc[0] if len(scores) else {}
     height, width = picture.images_THWC.shape[1:3]
@@ -168,34 +210,47 @@ def _clip(
     return {
         "uid": picture.uid,
         "frames": len(picture.images_THWC),
+        "first_frame": _first_sounding_frame(picture),
         "ratio": f"{width} / {height}",
         "films": [
-            ("picture", film(picture.images_THWC)),
-            ("truth", over(picture.truth_THW)),
-            ("prediction", over(picture.prediction_THW)),
+            ("picture", film_strip(picture.images_THWC)),
+            ("truth", film_strip(_overlays(picture, picture.truth_THW, colors))),
+            ("prediction", film_strip(_overlays(picture, picture.prediction_THW, colors))),
         ],
-        "sound": None if path.suffix == LOG_MEL_SUFFIX else sound(path),
-        "legend": legend,
-        "heard": [(classes.names[index], [float(p) for p in picture.class_probs_TC[:, index]]) for index in likeliest],
-        "scores": [(key, _number(row[key])) for key in ("miou_dataset", "davis_jf") if key in row],
+        "sound": None if path.suffix == LOG_MEL_SUFFIX else sound_uri(path),
+        "legend": [(classes.names[index - 1], _hex(colors[index])) for index in present if 0 < index <= len(classes)],
+        "predicted": [(classes.names[index], picture.class_probs_TC[:, index].tolist()) for index in predicted],
+        "scores": [(METRIC_TITLES[key], _number(row[key])) for key in ("miou_dataset", "davis_jf") if key in row],
     }
 
 
-def _figure(of: Mapping[str, float | None] | None) -> dict[str, str]:
-    """Value and interval as text; empty where there is no figure."""
-    if of is None or pandas.isna(of["value"]):
+def _overlays(picture: Picture, labels_THW: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    pairs = zip(picture.images_THWC, labels_THW, strict=True)
+    return np.stack([overlay(image_HWC, labels_HW, colors) for image_HWC, labels_HW in pairs])
+
+
+def _first_sounding_frame(picture: Picture) -> int:
+    """The first frame whose ground truth holds a sounding object; 0 if there is none."""
+    objects_THW = (picture.truth_THW > 0) & (picture.truth_THW != IGNORE_INDEX)
+    return int(objects_THW.any(axis=(1, 2)).argmax())
+
+
+def _cell(metric: Mapping[str, float | None]) -> dict[str, str]:
+    """Value and interval as text, each empty or a dash where it was not measured."""
+    if pandas.isna(metric["value"]):
         return {"value": "–", "interval": ""}
-    return {"value": f"{of['value']:.3f}", "interval": f"{_number(of['low'])}–{_number(of['high'])}"}
+    interval = "" if pandas.isna(metric["low"]) else f"{_number(metric['low'])}–{_number(metric['high'])}"
+    return {"value": _number(metric["value"]), "interval": interval}
 
 
 def _number(value: float | None) -> str:
     return "–" if pandas.isna(value) else f"{value:.3f}"
 
 
-def _hex(colour_C: np.ndarray) -> str:
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colour_C)
+def _hex(color_3: np.ndarray) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in color_3)
 
 
 def _known_first(names: Iterable[str]) -> list[str]:
-    order = list(_FIGURES)
+    order = list(_FIGURE_TITLES)
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))

@@ -1,4 +1,4 @@
-"""The files that a report is made of, for three small clips, one of them silent."""
+"""The files that a report page is made from, for three small clips; one of them is silent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONDITIONS = {"clean": 1.0, "snr-5": 0.5, "shuffled": 0.1}
 
 
 def write_result(workspace: Path) -> Path:
-    """Data set, checkpoint and reports below `workspace`; return the reports' folder."""
+    """Write a data set, a checkpoint and reports below `workspace`; return the folder of the reports."""
     reports, root = workspace / "reports", workspace / "data" / "dataset"
     (reports / "metrics").mkdir(parents=True)
     rows, pictures = [], {}
@@ -26,7 +26,7 @@ def write_result(workspace: Path) -> Path:
     for index, uid in enumerate(("one", "two", "quiet")):
         sounding = uid != "quiet"
         truth = np.zeros((FRAMES, SIDE, SIDE), np.uint8)
-        for frame in range(FRAMES):  # a square that goes to the right
+        for frame in range(index, FRAMES):  # a square that moves to the right; "two" starts without it
             truth[frame, 8:20, 4 * frame : 4 * frame + 10] = (1 + index) * sounding
         images = np.full((FRAMES, SIDE, SIDE, 3), 40 * (1 + index), np.uint8) + 60 * (truth[..., None] > 0)
         tone = 0.3 * sounding * np.sin(2 * np.pi * 440 * seconds)
@@ -64,7 +64,7 @@ def write_result(workspace: Path) -> Path:
 
 
 def write_sources(reports: Path) -> None:
-    """The table of clips grouped by their number of sources, which earlier results do not have."""
+    """Write the table of clips grouped by their number of sources, which older results lack."""
     groups = [("sources", "1", 2, 0.3, 0.2, 0.4), ("sources", "3+", 1, None, None, None)]
     columns = ("by", "group", "clips", "davis_jf", "davis_jf_low", "davis_jf_high")
     pandas.DataFrame(groups, columns=columns).to_csv(reports / "sources.csv", index=False)

@@ -1,4 +1,4 @@
-"""The report: what is on the page, that it needs nothing else, and what is told when something is missing."""
+"""The report page: its content, that it needs no other file, and the errors for missing or broken files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.result import FRAMES, SIDE, write_result, write_sources
 
 ABOUT = About(
     title="QDFormer on toy",
-    evaluation_setup={"split": "test, published", "task": "avss"},
+    evaluation_setup={"split": "test, composed", "task": "avss"},
     facts={"Git commit": "0123abc", "MLflow run": "run-7"},
     settings={"train": {"epochs": 3, "seed": 0}},
     changed={"train.epochs": (3, 12)},
@@ -33,7 +33,7 @@ ABOUT = About(
 
 
 class Page(HTMLParser):
-    """The addresses, the visible text and the tables' cells of a page."""
+    """The addresses and the visible text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def page(reports) -> str:
     return page_of(reports)
 
 
-def test_the_page_needs_nothing_else(page):
+def test_the_page_needs_no_other_file(page):
     for tag, addresses in Page(page).addresses.items():
         for address in addresses:
             assert address.startswith(("data:", "#")), f"<{tag}> points at {address[:80]}"
@@ -82,22 +82,22 @@ def test_the_page_needs_nothing_else(page):
     assert len(page) < 1_000_000
 
 
-def test_the_page_shows_figures_tables_settings_and_origin(page):
+def test_the_page_shows_metrics_tables_settings_and_origin(page):
     text = Page(page).text
     for shown in (
         "mIoU, dataset-level 0.357 0.327–0.387",  # headline
         "mIoU, unseen classes 0.219",
-        "snr-5 noise at -5 dB 0.178 0.148–0.208",
-        "shuffled control: each clip with another's sound 0.036",
+        "SNR \u22125 dB background noise mixed in 0.178 0.148–0.208",
+        "Shuffled sound control: the sound of another clip 0.036",
         "dog unseen 4 0.250 0.200 0.300",
         "cat seen 0 – – –",  # a class that never occurred
         "train.epochs 3 12",
         "epochs: 3",
         "Git commit 0123abc MLflow run run-7",
         "make repro DATA=toy",
-        "hears dog 0.50 0.63 0.77 0.90",
+        "dog 0.50 0.63 0.77 0.90",
         "quiet",
-        "Nothing heard.",
+        "No class is predicted.",
     ):
         assert shown in text, shown
     assert "sounding sources" not in text
@@ -111,11 +111,22 @@ def test_clips_play_with_their_sound(page):
     spectrum = np.abs(np.fft.rfft(samples))
     assert np.argmax(spectrum) * rate / len(samples) == pytest.approx(440, abs=2)
     films = [Image.open(io.BytesIO(content(address))) for address in addresses["img"]]
-    assert [film.size for film in films[:9]] == [(SIDE, FRAMES * SIDE)] * 9  # three clips, three films each
+    assert [film.size for film in films[:9]] == [(SIDE, FRAMES * SIDE)] * 9  # three clips with three film strips each
     truth = np.asarray(films[1].convert("RGB"), np.float32).reshape(FRAMES, SIDE, SIDE, 3)
-    colourful = truth.max(-1) - truth.min(-1) > 60  # the mask over the grey picture
-    centres = [np.nonzero(frame)[1].mean() for frame in colourful]
-    assert centres == pytest.approx([4 * frame + 4.5 for frame in range(FRAMES)], abs=1.5)
+    colorful = truth.max(-1) - truth.min(-1) > 60  # the mask over the gray picture
+    centers = [np.nonzero(frame)[1].mean() for frame in colorful]
+    assert centers == pytest.approx([4 * frame + 4.5 for frame in range(FRAMES)], abs=1.5)
+
+
+def test_a_clip_opens_on_its_first_frame_with_a_sounding_object(page):
+    assert re.findall(r'data-first="(\d+)"', page) == ["0", "1", "0"]
+    assert re.findall(r"<output>(.+?)</output>", page) == [f"{frame} / {FRAMES}" for frame in (1, 2, 1)]
+
+
+def test_metrics_and_conditions_have_proper_names(page):
+    text = Page(page.partition('id="settings"')[0]).text
+    for key in ("miou_dataset", "davis_jf", "miou_unseen", "snr-5", "shuffled"):
+        assert key not in text, key
 
 
 def test_text_from_files_cannot_become_markup(tmp_path):
@@ -138,7 +149,7 @@ def test_the_number_of_sources_is_shown_where_it_was_measured(tmp_path):
     "name",
     ["intervals.json", "metrics/clean.json", "clips.csv", "classes.csv", "robustness.csv", "pictures.npz", "figures"],
 )
-def test_a_missing_file_is_named_with_the_remedy(tmp_path, name):
+def test_a_missing_file_is_named_with_its_remedy(tmp_path, name):
     reports = write_result(tmp_path)
     (reports / name).rename(tmp_path / "elsewhere")
     with pytest.raises(ReportError, match=f"reports/{name}: missing; `make repro` writes it"):
@@ -160,7 +171,7 @@ def test_broken_files_are_named(tmp_path):
         read_result(reports)
 
 
-def test_make_report_writes_the_page_and_keeps_it_with_the_run(project):
+def test_make_report_writes_the_page_and_attaches_it_to_the_run(project):
     done = project.python("-m", "pipelines.report")
     assert done.returncode == 1
     assert re.search(r"^error: .*reports/intervals\.json: missing; `make repro` writes it$", done.stderr.strip())
@@ -190,7 +201,7 @@ def test_make_report_writes_the_page_and_keeps_it_with_the_run(project):
     assert "report.html" in {file.path for file in client.list_artifacts(run_id)}
 
 
-def test_figures_are_not_shown_beside_other_settings(project):
+def test_metrics_are_not_shown_beside_other_settings(project):
     write_result(project.root)
     values = yaml.safe_load((project.root / "params.yaml").read_text(encoding="utf-8"))
     lock = {"stages": {"train": {"params": {"params.yaml": {"train": {**values["train"], "epochs": 99}}}}}}

@@ -8,7 +8,7 @@ from qdformer.reporting.plots.audio import spectrograms
 from qdformer.reporting.plots.clips import overlay, picture_grid
 from qdformer.reporting.plots.colors import OKABE_ITO, class_colors
 from qdformer.reporting.plots.scores import class_bars, confusion_matrix, robustness_curve, robustness_curves
-from qdformer.reporting.plots.style import METRIC_TITLES, save
+from qdformer.reporting.plots.style import METRIC_TITLES, condition_title, save
 from qdformer.reporting.plots.tokens import codebook_use, token_map
 from qdformer.reporting.plots.training import training_curves
 
@@ -18,6 +18,7 @@ __all__ = [
     "class_bars",
     "class_colors",
     "codebook_use",
+    "condition_title",
     "confusion_matrix",
     "overlay",
     "picture_grid",

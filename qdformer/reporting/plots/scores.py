@@ -18,6 +18,7 @@ from qdformer.reporting.plots.style import (
     METRIC_TITLES,
     MUTED,
     SECOND,
+    condition_title,
     heat_map,
     new_figure,
 )
@@ -57,7 +58,7 @@ def robustness_curve(
             for (name, level), height in zip(levels.items(), heights, strict=True):
                 axes.axhline(level, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
                 axes.annotate(
-                    f"{name} {level:.3f}",
+                    f"{condition_title(name)} {level:.3f}",
                     (1, height / highest),
                     (4, 0),
                     xycoords="axes fraction",

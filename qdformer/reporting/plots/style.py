@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +20,30 @@ INK, MUTED, FAINT, ACCENT, SECOND = "#22262e", "#5c626d", "#8b919c", "#2f6fb0", 
 METRIC_TITLES = {
     "miou_dataset": "mIoU, dataset-level",
     "miou_per_frame": "mIoU, per frame (AVSS)",
+    "fscore_per_frame": "F-score, per frame (AVSS)",
     "avsbench_j": "J (AVSBench)",
     "avsbench_f": "F (AVSBench)",
     "davis_j": "J (DAVIS)",
     "davis_f": "F (DAVIS)",
     "davis_jf": "J&F (DAVIS)",
+    "miou_seen": "mIoU, seen classes",
+    "miou_unseen": "mIoU, unseen classes",
+    "avsbench_j_sounding": "J (AVSBench), sounding frames",
+    "predicted_area": "Predicted area",
+    "predicted_frames": "Frames with a prediction",
+    "fpr": "False-positive rate",
+    "g_miou": "G-mIoU (AVSBench-Robust)",
 }
+_CONDITION_TITLES = {
+    "clean": "Clean sound",
+    "shuffled": "Shuffled sound",
+    "silence": "Silence",
+    "noise": "Noise only",
+    "offscreen": "Off-screen sound",
+    "untrained": "Untrained model",
+}
+
+
 _RC_PARAMS = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -47,6 +66,13 @@ _RC_PARAMS = {
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
 }
+
+
+def condition_title(name: str) -> str:
+    """The name of a condition or control for readers: `snr-5` is "SNR −5 dB", `shuffled` is "Shuffled sound"."""
+    if match := re.fullmatch(r"snr(-?\d+)", name):
+        return f"SNR {match[1]} dB".replace("-", "\u2212")
+    return _CONDITION_TITLES.get(name, name)
 
 
 @contextmanager

@@ -24,6 +24,14 @@ _PANELS = {
     "learning rate": ["learning_rate"],
 }
 
+_LABELS = {
+    "codebook_perplexity": "global codebook",
+    "codebook_perplexity_local": "local codebook",
+    "cls": "class",
+    "l1": "box L1",
+    "giou": "box GIoU",
+}
+
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """Losses, codebook perplexity, token similarity, gradient norm and learning rate over the epochs.
@@ -48,7 +56,8 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
         for axes, (title, names) in zip(grid, panels.items(), strict=False):
             colors = class_colors(len(names))[1:] * 0.85 if len(names) > 1 else [ACCENT]
             for name, color in zip(names, colors, strict=True):
-                axes.plot(table.index, table[name], color=color, marker="o", markersize=3, linewidth=1.6, label=name)
+                label = _LABELS.get(name, name)
+                axes.plot(table.index, table[name], color=color, marker="o", markersize=3, linewidth=1.6, label=label)
             axes.set_title(title)
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

@@ -1,7 +1,8 @@
-"""Figures are drawn from what the evaluator and the training loop give, and written the same each time."""
+"""Figures are drawn from the output of the evaluator and the training loop, and equal figures have equal bytes."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from qdformer.evaluation.result import Picture
 from qdformer.evaluation.tokens import ClipTokens
 from qdformer.reporting import plots
-from qdformer.reporting.plots import colors
+from qdformer.reporting.plots.colors import oklab, simulate_color_blindness
 
 CLASSES = SimpleNamespace(names=tuple(f"class-{index}" for index in range(1, 25)), unseen=(True, False) * 12)
 
@@ -39,21 +40,21 @@ def texts(figure):
 
 
 def test_class_colors_are_far_apart_and_do_not_depend_on_their_number():
-    colours = plots.class_colors(70)
-    assert colours.shape == (71, 3) and (colours[0] == 0).all() and colours.min() >= 0 and colours.max() <= 1
-    assert np.array_equal(colours[:25], plots.class_colors(24))
+    colors = plots.class_colors(70)
+    assert colors.shape == (71, 3) and (colors[0] == 0).all() and colors.min() >= 0 and colors.max() <= 1
+    assert np.array_equal(colors[:25], plots.class_colors(24))
     for count, least, least_dichromatic in ((24, 0.09, 0.05), (70, 0.04, 0.02)):
-        own = colours[1 : count + 1]
+        own = colors[1 : count + 1]
         for seen, far in [
             (own, least),
-            *((colors.simulate_color_blindness(own, kind), least_dichromatic) for kind in ("protan", "deutan")),
+            *((simulate_color_blindness(own, kind), least_dichromatic) for kind in ("protan", "deutan")),
         ]:
-            places = colors.oklab(seen)
+            places = oklab(seen)
             apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
             assert apart[~np.eye(count, dtype=bool)].min() > far
 
 
-def test_picture_grid_names_what_is_seen_and_heard():
+def test_picture_grid_names_labeled_and_predicted_classes():
     shown = texts(plots.picture_grid([picture(), picture(frames=2)], CLASSES))
     assert shown.count("clip_0") == 2 and "class-7" in shown
     assert "class-7 0.75" in shown and "class-9 0.75" in shown
@@ -62,7 +63,7 @@ def test_picture_grid_names_what_is_seen_and_heard():
         plots.picture_grid([], CLASSES)
 
 
-def test_overlay_marks_objects_and_fades_what_is_not_labeled():
+def test_overlay_tints_objects_and_fades_pixels_without_label():
     image, labels = np.full((20, 20, 3), 100, np.uint8), np.zeros((20, 20), np.uint8)
     labels[4:12, 4:12], labels[16:] = 1, 255
     drawn = plots.overlay(image, labels, plots.class_colors(1)).astype(int)
@@ -81,7 +82,7 @@ def test_robustness_curve_orders_conditions_and_names_controls():
     figure = plots.robustness_curve(summaries, intervals)
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert ticks == ["−5", "0", "20", "clean"]
-    assert {"shuffled 0.500", "silence 0.600"} <= set(texts(figure))
+    assert {"Shuffled sound 0.500", "Silence 0.600"} <= set(texts(figure))
     assert plots.robustness_curve({"clean": summaries["clean"]}, keys=["davis_jf"]).axes
 
 
@@ -142,7 +143,7 @@ def test_token_map_shows_clips_before_and_tokens_after():
         plots.token_map(clips[:2], sounding, CLASSES)
 
 
-def test_training_curves_leave_out_what_was_not_measured():
+def test_training_curves_leave_out_panels_without_a_column():
     history = [{"epoch": epoch, "total": 3 / epoch, "mask": 2 / epoch, "dice": 1 / epoch, "learning_rate": 1e-4}
                for epoch in (1, 2, 3)]  # fmt: skip
     figure = plots.training_curves(history)
@@ -153,7 +154,43 @@ def test_training_curves_leave_out_what_was_not_measured():
         plots.training_curves([])
 
 
-def test_class_bars_tell_seen_from_unseen_and_name_absent_classes():
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("learning_rate", [1e-4, 0.0, float("nan")])
+def test_one_epoch_draws_without_a_warning(tmp_path, learning_rate):
+    history = [{"epoch": 1, "total": 3.0, "mask": 0.0, "token_similarity": 0.0, "learning_rate": learning_rate}]
+    plots.save(plots.training_curves(history), tmp_path / "training.png")
+    scores = {"miou_dataset": 0.0, "davis_jf": 0.0}
+    plots.save(plots.robustness_curve({"clean": scores}), tmp_path / "robustness.png")
+
+
+def test_the_legend_of_losses_covers_no_curve():
+    history = [
+        {"epoch": epoch, "total": 6, **{f"loss{index}": 1 + index / 10 for index in range(6)}} for epoch in (1, 2)
+    ]
+    figure = plots.training_curves(history)
+    figure.draw_without_rendering()
+    axes = figure.axes[1]
+    bottom = axes.get_legend().get_window_extent().y0
+    assert all(axes.transData.transform(line.get_xydata())[:, 1].max() < bottom for line in axes.get_lines())
+
+
+TOKEN_LAYOUT = """
+import hashlib, numpy
+from qdformer.reporting.plots.tokens import _tsne_layout
+random = numpy.random.default_rng(0)
+points = random.standard_normal((40, 16)).astype("f4")[random.integers(0, 30, 60)]  # some are equal
+print(hashlib.sha256(_tsne_layout(points).tobytes()).hexdigest())
+"""
+
+
+def test_token_layout_does_not_depend_on_blas_kernels_and_threads():
+    machines = [{}, {"OPENBLAS_CORETYPE": "Sandybridge"}, {"OMP_NUM_THREADS": "3"}]
+    run = [sys.executable, "-c", TOKEN_LAYOUT]
+    layouts = {subprocess.check_output(run, env={**os.environ, **machine}) for machine in machines}
+    assert len(layouts) == 1
+
+
+def test_class_bars_separate_seen_from_unseen_and_name_absent_classes():
     per_class = pandas.DataFrame(
         {
             "id": range(4),
@@ -186,9 +223,9 @@ def test_spectrograms_have_axes_in_seconds_and_hertz():
     rate = 16000
     tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2 * rate) / rate)
     figure = plots.spectrograms({"clip": tone, "noise": np.zeros(2 * rate)}, rate, "a title")
-    upper, lower, colours = figure.axes
+    upper, lower, colorbar = figure.axes
     assert [axes.get_title(loc="left") for axes in (upper, lower)] == ["clip", "noise"]
-    assert lower.get_xlabel() == "s" and upper.get_ylabel() == "Hz" and colours.get_ylabel() == "dB of full scale"
+    assert lower.get_xlabel() == "s" and upper.get_ylabel() == "Hz" and colorbar.get_ylabel() == "dB of full scale"
     assert upper.get_xlim() == (0, 2) and upper.get_ylim()[1] == rate / 2
     assert [label.get_text() for label in upper.get_yticklabels()][-1] == "8\u2009000"
     level_FT = upper.collections[0].get_array()

@@ -124,7 +124,7 @@ def test_run_records_provenance_machine_and_protocols(client, settings, dataset,
     assert tags["evaluation.machine.cpu"] == tags["machine.cpu"]
     assert tags["evaluation.code_digest"] == "c1" and tags["code_digest"] == "0.4"  # trained by other code
     assert "background among them" in tags["protocol.miou_dataset"]
-    assert (tags["protocol.split"], tags["protocol.task"]) == ("test, published", "avss")
+    assert (tags["protocol.split"], tags["protocol.task"]) == ("test, composed", "avss")
     for seed in ("download.seed", "train.seed", "evaluate.seed"):
         assert run.data.params[seed] == "0"
     assert run.data.metrics["seconds/train"] > 0 and run.data.metrics["seconds/evaluate"] == 2.5
