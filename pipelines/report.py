@@ -1,4 +1,4 @@
-"""The result of a workspace as one HTML page that works without a network: report.html."""
+"""Write the result of a workspace as one HTML page that works without a network: report.html."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from qdformer.utils.files import write_text
 
 
 def write_report(name: str, workspace: Path) -> Path:
-    """Write the page of the preset `name` into its workspace, and keep it with the MLflow run; return its path.
+    """Write the page of the preset `name` into its workspace and attach it to the MLflow run; return its path.
 
-    Raises `InputError` for a report that is missing, and where the settings are no longer those of the reports.
+    Raises `InputError` if a report is missing or was made with other settings.
     """
     settings, values = preset_settings(name), preset_values(name)
     result = read_result(workspace / REPORTS)
@@ -55,7 +55,7 @@ def write_report(name: str, workspace: Path) -> Path:
 
 
 def _check_settings(here: Mapping[str, Any], workspace: Path, name: str) -> None:
-    """Figures must not be shown beside settings that they do not come from."""
+    """Raise `InputError` if the reports were made with settings other than the values `here`."""
     for section, values in locked_settings(workspace).items():
         if section in here and here[section] != values:
             changed = ", ".join(f"{section}.{key}" for key in _differences(here[section], values))
@@ -89,7 +89,7 @@ def _facts(tags: Mapping[str, str], checkpoint_sha256: str, run: Any) -> dict[st
 
 
 def _recorded_code(tags: Mapping[str, str]) -> dict[str, str]:
-    """The code that made the figures, which may not be what lies here now."""
+    """The code that produced the metrics, which may differ from the code in the working tree."""
     names = ("mlflow.source.git.commit", "git_dirty", "code_digest")
     return {name: tags[f"evaluation.{name}"] for name in names if f"evaluation.{name}" in tags}
 
@@ -101,7 +101,7 @@ def _commands(name: str, tags: Mapping[str, str]) -> list[str]:
 
 
 def _differences(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Values that differ, by dotted name."""
+    """The values that differ, by dotted name."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in dict.fromkeys((*here, *there)):
         one, other = here.get(key), there.get(key)

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import qdformer  # noqa: F401  (lets transformers be imported)
-from pipelines.workspace import preset_settings
+from pipelines.settings import preset_settings
 from qdformer.models import QDFormer
 from qdformer.models.qdformer.criterion import Criterion
 

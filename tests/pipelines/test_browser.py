@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.workspace import preset_settings
+from pipelines.settings import preset_settings
 from qdformer import tracking
 from qdformer.data.manifest import read_classes, read_manifest
 from qdformer.reporting.page import About, make_page

@@ -15,7 +15,7 @@ import yaml
 from mlflow import MlflowClient
 from PIL import Image
 
-from pipelines.workspace import preset_settings
+from pipelines.settings import preset_settings
 from qdformer import tracking
 from qdformer.data.manifest import read_classes, read_manifest
 from qdformer.reporting.page import About, make_page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.workspace import preset_settings
+from pipelines.settings import preset_settings
 from qdformer.tracking.model_card import model_card
 
 METRICS = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.workspace import preset_settings
+from pipelines.settings import preset_settings
 from qdformer import tracking
 from qdformer.data.layout import ClassInfo, metadata_row, write_metadata
 from qdformer.tracking import store
@@ -227,7 +227,7 @@ def test_interrupted_run_has_its_status_and_is_resumed(client, settings, dataset
 
 def test_run_of_a_dead_process_is_marked_as_killed(client, settings, dataset):
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom pipelines.workspace import preset_settings\n"
+        "import os, sys\nfrom pathlib import Path\nfrom pipelines.settings import preset_settings\n"
         "from qdformer import tracking\n"
         "with tracking.training_run(preset_settings('toy'), {'dataset_digest': 'gone'}, Path(sys.argv[1])) as run:\n"
         "    print(run, flush=True)\n    os._exit(9)"
