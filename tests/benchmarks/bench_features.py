@@ -1,9 +1,9 @@
-"""The feature stage beside torchvggish 0.2, which has the same weights: from 5 s wav files to HDF5.
+"""Feature extraction compared with torchvggish 0.2, which has the same weights: from 5 s wav files to HDF5.
 
-Both run as they come: torchvggish clip by clip with PyTorch's own threads, without gradients; ours
-with as many workers as PyTorch has threads. Weights are loaded before. The parts of a clip's way are
-measured one by one on one thread, the network and the whole on all. Every figure is the median of
-rounds in which the two take turns.
+Both run with their defaults: torchvggish clip by clip with PyTorch's threads and without gradients; ours with as many
+workers as PyTorch has threads. Loading of the weights is not measured. The steps of a clip are measured one by one on
+one thread, the network and the whole extraction on all threads. Each number is the median of rounds in which the two
+alternate.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MATRIX = 2048
 
 @dataclass(frozen=True)
 class Loaded(EmbedderConfig):
-    """A recipe whose network is in memory already."""
+    """A configuration whose network is already in memory."""
 
     embedder: Embedder | None = None
 
@@ -63,13 +63,13 @@ class Loaded(EmbedderConfig):
 
 
 class Clock:
-    """Seconds by name, one entry a round."""
+    """Durations in seconds by name, one entry per round."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
     def time(self, name: str, call: Callable[[], object], per: int = 1) -> None:
-        """Call once; keep the seconds divided by `per`."""
+        """Call once and record the duration divided by `per`."""
         started = time.perf_counter()
         call()
         self._seconds[name].append((time.perf_counter() - started) / per)
@@ -79,7 +79,7 @@ class Clock:
 
 
 def run() -> None:
-    """Measure, and print the table."""
+    """Measure and print the table."""
     torch.manual_seed(0)
     ours, theirs = VGGish().eval().requires_grad_(False), torchvggish._vgg(postprocess=False).eval()
     theirs.load_state_dict(ours.state_dict())
@@ -89,12 +89,12 @@ def run() -> None:
             name: _write_clips(Path(folder) / str(rate), rate, channels) for name, (rate, channels) in FORMATS.items()
         }
         with tqdm(total=(ROUNDS + 1) * (len(FORMATS) + 1), desc="features", leave=False) as bar:
-            for measured in (Clock(), *[clock] * ROUNDS):  # the first round only warms up
+            for measured in (Clock(), *[clock] * ROUNDS):  # the first round is a warm-up
                 _network(measured, embedder, theirs)
                 bar.update()
                 for name in FORMATS:
-                    _parts(measured, name, clips[name], Path(folder))
-                    _whole(measured, name, clips[name], embedder, theirs, Path(folder))
+                    _steps(measured, name, clips[name], Path(folder))
+                    _end_to_end(measured, name, clips[name], embedder, theirs, Path(folder))
                     bar.update()
         differences = [_difference(Path(folder), name) for name in FORMATS]
     _print(clock, max(differences))
@@ -111,7 +111,7 @@ def _write_clips(folder: Path, rate: int, channels: int) -> list[Clip]:
 
 
 def _network(clock: Clock, embedder: Embedder, theirs: torch.nn.Module) -> None:
-    """The network alone, and the rate at which this machine multiplies matrices just now."""
+    """The network alone, and the current speed of a matrix product on this machine."""
     threads = torch.get_num_threads()
     patches = torch.randn(CLIPS_PER_CHUNK * threads * SECONDS, 1, 96, 64)
     batches = patches.split(PATCHES_PER_BATCH)
@@ -121,7 +121,7 @@ def _network(clock: Clock, embedder: Embedder, theirs: torch.nn.Module) -> None:
     )
     with _workers() as pool:
         product = partial(torch.matmul, matrix, matrix)
-        clock.time("matrix product, one a thread", lambda: _all(pool, [product] * 2 * threads), 2 * threads)
+        clock.time("matrix product, one per thread", lambda: _all(pool, [product] * 2 * threads), 2 * threads)
         clock.time(
             "ours network",
             lambda: _all(pool, [partial(embedder._run, batch) for batch in batches]),
@@ -131,8 +131,8 @@ def _network(clock: Clock, embedder: Embedder, theirs: torch.nn.Module) -> None:
     clock.time("torchvggish network", lambda: [theirs(clip) for clip in rival], RIVAL_CLIPS)
 
 
-def _parts(clock: Clock, name: str, clips: Sequence[Clip], folder: Path) -> None:
-    """A clip's way but for the network, on one thread."""
+def _steps(clock: Clock, name: str, clips: Sequence[Clip], folder: Path) -> None:
+    """All steps of a clip except the network, on one thread."""
     with _workers(1) as pool:
 
         def timed(part: str, calls: Sequence[Callable[[], object]]) -> list:
@@ -157,12 +157,12 @@ def _parts(clock: Clock, name: str, clips: Sequence[Clip], folder: Path) -> None
         )
 
 
-def _whole(
+def _end_to_end(
     clock: Clock, name: str, clips: Sequence[Clip], embedder: Embedder, theirs: torch.nn.Module, folder: Path
 ) -> None:
-    recipe = Loaded(Path(), "", "repeat", embedder=embedder)
+    config = Loaded(Path(), "", "repeat", embedder=embedder)
     path = folder / f"ours {name}.h5"
-    make = partial(extract_features, path, clips, recipe, name, folder / "cache", progress=False)
+    make = partial(extract_features, path, clips, config, name, folder / "cache", progress=False)
     clock.time(f"ours end to end {name}", make, len(clips))
 
     def torchvggish_path() -> None:
@@ -175,7 +175,7 @@ def _whole(
 
 @contextmanager
 def _workers(threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """Worker threads as the feature stage has them."""
+    """Worker threads like those of feature extraction."""
     before = torch.get_num_threads()
     with ThreadPoolExecutor(threads or before, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield pool
@@ -226,15 +226,15 @@ def _print(clock: Clock, difference: float) -> None:
     with FlopCounterMode(display=False) as counter:
         VGGish()(torch.zeros(SECONDS, 1, 96, 64))
     operations = counter.get_total_flops()
-    fastest = min(clock["matrix product, all threads together"], clock["matrix product, one a thread"])
+    fastest = min(clock["matrix product, all threads together"], clock["matrix product, one per thread"])
     rate = 2 * MATRIX**3 / fastest
     bound = operations / rate
     console.print(
-        f"Network: {clock['ours network'] * 1e3:.0f} ms a clip; its {operations / 1e9:.2f} GFLOP take "
+        f"Network: {clock['ours network'] * 1e3:.0f} ms per clip; its {operations / 1e9:.2f} GFLOP take "
         f"{bound * 1e3:.0f} ms at the {rate / 1e9:.0f} GFLOP/s of a {MATRIX} × {MATRIX} matrix product: "
         f"{clock['ours network'] / bound:.2f} × (goal ≤ {NETWORK_GOAL})."
     )
     console.print(
-        "Decoding includes resampling in ours, log-mel in torchvggish's. The parts but the network: one thread."
+        "Decoding includes resampling in ours, log-mel in torchvggish's. All but the network runs on one thread."
     )
     console.print(f"Largest difference between the embeddings: {difference:.1e} of the largest.")
