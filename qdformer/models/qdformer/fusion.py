@@ -1,4 +1,4 @@
-"""Audio-visual fusion, Eq. 3: F_av = MCA(F_a, F_v).
+"""Audio-visual fusion, Eq. 3: F'_a = LN(FFN(h_a) + h_a), h_a = LN(MCA(F_a, F_v) + F_a).
 
 Shapes: B clips, T frames, S visual tokens of a frame, A audio features (VGGish: 128), D width.
 """
@@ -12,10 +12,10 @@ from qdformer.models.common.transformer import Attention, sine_position_encoding
 
 
 class Fusion(nn.Module):
-    """Each second's audio looks at the visual tokens of all frames by multi-head cross-attention.
+    """The audio feature of each frame attends to visual tokens of all frames: h_a = LN(MCA(F_a, F_v) + F_a).
 
-    The paper does not say which visual tokens are meant: those of one map (`fusion_stride`) of every frame are used.
-    A code of the second is added on both sides, so that a sound can tell its own frame from the others.
+    The feed-forward network of Eq. 3 is left out. The paper does not specify the visual tokens; those of one map
+    (at `fusion_stride`) of every frame are used. An encoding of the frame's time is added to queries and keys.
     """
 
     def __init__(self, audio_size: int, hidden_dim: int, num_heads: int) -> None:
@@ -26,9 +26,9 @@ class Fusion(nn.Module):
     def forward(
         self, audio_BTA: torch.Tensor, visual_BTSD: torch.Tensor, position_SD: torch.Tensor, valid_BT: torch.Tensor
     ) -> torch.Tensor:
-        """-> F_av [B, T, D]; or of several sounds in each second, [B, T, N, A], their F_av [B, T, N, D].
+        """-> fused audio features [B, T, D], or [B, T, N, D] for N separated signals per frame, [B, T, N, A].
 
-        Frames where `valid_BT` is false are not looked at.
+        Frames where `valid_BT` is false are masked.
         """
         _, T, S, D = visual_BTSD.shape
         second_TD = sine_position_encoding(torch.arange(T, device=audio_BTA.device) / 10, D)

@@ -1,4 +1,4 @@
-"""Audio-visual semantic recombination (AVSR), Eq. 5.
+"""Audio-visual semantic recombination (AVSR), Eq. 5: F'_v = BN(phi(w_1 F_v (+) .. (+) w_N F_v) + F_v).
 
 Shapes: B clips, N tokens, S visual tokens (of all frames), D width.
 """
@@ -10,13 +10,13 @@ from torch import nn
 
 
 class Recombination(nn.Module):
-    """Filters made from the clip's single-source tokens modulate the visual features, and a convolution joins them.
+    """Filters w_i, one factor per channel, modulate the visual features F_v; a 1x1 convolution phi reduces the N
+    concatenated maps to D channels.
 
-    Token i gives a filter f_i with one factor per channel; the N modulated maps f_i * F_v, side by side, go through
-    a 1x1 convolution W = [W_1 .. W_N] and are added to F_v. The paper's text makes the filters from g_i in one place
-    and from VQ(g_i) in another: VQ(g_i) is taken, whatever of it is quantized.
+    The paper makes the filters from the tokens g_i by two linear layers and normalizes by batch norm; here one linear
+    layer and layer norm are used. The paper's text names both g_i and VQ(g_i) as the input; `filters_from` chooses.
 
-    As sum_i W_i (f_i * x) = (sum_i W_i diag(f_i)) x, one D x D matrix per clip does the work of the N maps.
+    With phi = [W_1 .. W_N], sum_i W_i (w_i * x) = (sum_i W_i diag(w_i)) x: one D x D matrix per clip is enough.
     """
 
     def __init__(self, hidden_dim: int, tokens: int) -> None:
@@ -29,9 +29,9 @@ class Recombination(nn.Module):
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, visual_BSD: torch.Tensor, tokens_BND: torch.Tensor) -> torch.Tensor:
-        """-> F_v' [B, S, D]."""
+        """-> F'_v [B, S, D]."""
         return self.norm(visual_BSD + torch.baddbmm(self.bias_D, visual_BSD, self.matrix(tokens_BND)))
 
     def matrix(self, tokens_BND: torch.Tensor) -> torch.Tensor:
-        """The clip's recombining matrix [B, D in, D out]."""
+        """The matrix of each clip, [B, D in, D out]."""
         return torch.einsum("bni,noi->bio", self.filter(tokens_BND), self.join_NDD)
