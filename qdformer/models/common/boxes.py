@@ -1,4 +1,4 @@
-"""Boxes as (centre x, centre y, width, height), shares of the frame."""
+"""Boxes as (center x, center y, width, height), shares of the frame."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def masks_to_boxes(masks_HW: torch.Tensor) -> torch.Tensor:
-    """Tight boxes [..., 4] round the true pixels of masks [..., H, W]; zeros round nothing."""
+    """Tight boxes [..., 4] around the true pixels of masks [..., H, W]; zeros for empty masks."""
     sides = []
     for axis in (-2, -1):  # columns hit, then rows hit
         hit = masks_HW.any(axis)

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (Zhu et al., 2021, Deformable DETR): each token looks at a few points of each level.
+"""Multi-scale deformable attention (Zhu et al., 2021, Deformable DETR): each token attends to a few points per level.
 
 Shapes: F frames, S tokens of a frame (all levels, fine to coarse), R the same with a border of one cell around each
 level, D width, H heads, E = D / H, L levels, K points, X = L * K.
@@ -16,17 +16,17 @@ from torch.nn import functional
 from qdformer.models.common.transformer import FeedForward
 
 NUM_POINTS = 4
-"""That a head looks at in each level."""
+"""Sampling points per head and level."""
 
 
 @dataclass
 class SamplingGrid:
-    """Where the tokens of a pyramid lie; the same for every frame and layer."""
+    """The positions of the tokens of a feature pyramid; the same for every frame and layer."""
 
     sizes: list[tuple[int, int]]
     """Height and width of each level."""
     x_SX: torch.Tensor
-    """Each token's place in each level, in that level's cells; the centre of its first cell is 0."""
+    """x of each token in each level, in cells of that level; 0 is the center of the first cell."""
     y_SX: torch.Tensor
     width_X: torch.Tensor
     height_X: torch.Tensor
@@ -57,7 +57,7 @@ class SamplingGrid:
 
 
 class DeformableAttention(nn.Module):
-    """Residual deformable self-attention followed by layer normalisation.
+    """Residual deformable self-attention followed by layer normalization.
 
     What a head finds is a weighted sum of cells, four for each point. So it is computed as such, by `embedding_bag`:
     on a CPU several times faster than to sample maps with `grid_sample`.
@@ -83,11 +83,11 @@ class DeformableAttention(nn.Module):
             self.offsets.bias.copy_((direction_2H[..., None] * distance_X).flatten())
 
     def forward(self, x_FSD: torch.Tensor, position_SD: torch.Tensor, grid: SamplingGrid) -> torch.Tensor:
-        """`position_SD` enters what is looked for, not what is found."""
+        """`position_SD` is added to the queries, not to the values."""
         query_FSD, value_FSD = x_FSD + position_SD, self.value(x_FSD)
         offsets_2FSHX = self.offsets(query_FSD).unflatten(-1, (2, self.num_heads, -1)).movedim(-3, 0)
         weights_FSHX = self.weights(query_FSD).unflatten(-1, (self.num_heads, -1)).float().softmax(-1)
-        with torch.autocast(x_FSD.device.type, enabled=False):  # half precision would move the points
+        with torch.autocast(x_FSD.device.type, enabled=False):  # half precision would shift the sampling points
             found_FSD = self.sample(value_FSD.float(), offsets_2FSHX.float(), weights_FSHX, grid)
         return self.norm(x_FSD + self.out(found_FSD))
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from qdformer.models.common.transformer import upsample
 
 MASK_STRIDE = 4
-"""Of the mask features and of the masks that are drawn on them."""
+"""Stride of the mask features and of the predicted masks."""
 
 
 class MaskFeatures(nn.Module):

@@ -1,4 +1,4 @@
-"""The transformer layers and position codes that the other modules share.
+"""Transformer layers and position encodings.
 
 Shapes: B batch entries, Q queries, M memory tokens, S tokens of a map, D width. Layers are post-norm, as DETR's.
 """
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Residual multi-head attention followed by layer normalisation; position codes enter queries and keys only."""
+    """Residual multi-head attention, then layer norm; position encodings are added to queries and keys only."""
 
     def __init__(self, hidden_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Attention(nn.Module):
         memory_position_MD: torch.Tensor | None = None,
         padding_BM: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Each of `x_BQD` looks at the memory tokens that `padding_BM` (true = left out) does not hide."""
+        """`x_BQD` attends to `memory_BMD`; memory tokens where `padding_BM` is true are masked."""
         query_BQD = x_BQD if position_QD is None else x_BQD + position_QD
         key_BMD = memory_BMD if memory_position_MD is None else memory_BMD + memory_position_MD
         # To ask for the weights makes torch multiply matrices; its fused kernel goes backward several times slower in
@@ -45,7 +45,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Residual two-layer perceptron followed by layer normalisation."""
+    """Residual two-layer perceptron followed by layer normalization."""
 
     def __init__(self, hidden_dim: int, hidden: int) -> None:
         super().__init__()
@@ -129,5 +129,5 @@ def unflatten_map(tokens_FSD: torch.Tensor, size: tuple[int, int]) -> torch.Tens
 
 
 def upsample(map_FDHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A map at another size, bilinear."""
+    """A map resized to `size` by bilinear interpolation."""
     return functional.interpolate(map_FDHW, size=size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Semantic-guided mask decoder, Eq. 7: each token draws one mask in its frame and says its class and box.
+"""Semantic-guided mask decoder, Eq. 7: M_i,t = f_t^out * theta_i,t, with class and box of each query.
 
 Shapes: F frames, N queries, R decoder layers (or 1), S visual tokens, P pixels and H W size of the mask, D width,
 C object classes, M mask channels.
@@ -15,20 +15,20 @@ from torch import nn
 from qdformer.models.common.transformer import MLP, DecoderLayer
 
 CONDINST_CHANNELS = 8
-"""Of CondInst's three layers."""
+"""Hidden channels of CondInst's three layers."""
 BOX_PRIOR = (0.5, 0.5, 0.4, 0.4)
 MASK_PRIOR = 0.1
-"""What an untrained model says of a box (centre and size), and of a pixel's being in the mask."""
+"""Initial predictions of the box (center and size) and of the mask probability."""
 
 
 @dataclass
 class MaskDecoderOutput:
-    """What the queries say, after each of R decoder layers."""
+    """Predictions of the queries after each of R decoder layers."""
 
     class_logits_RFNC: torch.Tensor
     """C + 1 wide, "no object" last."""
     boxes_RFN4: torch.Tensor
-    """Centre x, y, width, height as shares of the frame."""
+    """Center x, y, width, height as shares of the frame."""
     mask_logits_RFNHW: torch.Tensor
 
 
@@ -37,7 +37,7 @@ class MaskDecoder(nn.Module):
     into the filter that draws its mask on the mask features.
 
     `linear` filters are one 1x1 convolution; `condinst` (Tian et al., 2020) are three with 8 channels between, on the
-    mask features and the coordinates relative to the centre of the query's own box.
+    mask features and the coordinates relative to the center of the query's own box.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class MaskDecoder(nn.Module):
         else:
             x_FMP = torch.cat([x_FMP, _grid(height, width, x_FMP).expand(F, -1, -1)], dim=1)
             (weight, bias), *rest = layers
-            # Coordinates relative to the centre: moving the origin only changes the first layer's bias.
+            # Coordinates relative to the center: moving the origin only changes the first layer's bias.
             centre_FQ2 = boxes_RFN4[..., :2].transpose(0, 1).flatten(1, 2).to(weight.dtype)
             bias = bias - (weight[..., -2:] @ centre_FQ2[..., None]).squeeze(-1)
             x = (weight.flatten(1, 2) @ x_FMP).unflatten(1, bias.shape[1:]) + bias[..., None]
@@ -130,7 +130,7 @@ class MaskDecoder(nn.Module):
 
 
 def _grid(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
-    """x and y [2, P] of each pixel's centre as shares of the frame."""
+    """x and y [2, P] of each pixel's center as shares of the frame."""
     y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
     x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)]).flatten(1)
