@@ -1,4 +1,4 @@
-"""The training objective, Eq. 8-10.
+"""The training objective, Eq. 8: L = lambda_quant L_quant + L_segm, with L_quant of Eq. 9 and L_segm of Eq. 10.
 
 Shapes: L decoder layers, B clips, T frames, N queries, G targets of a clip (padded), C object classes, P mask pixels,
 J matched pairs of a query and a target, over all layers and clips.

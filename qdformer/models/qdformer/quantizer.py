@@ -13,16 +13,16 @@ from torch import distributed, nn
 from torch.nn import functional
 
 MIN_TOKENS_PER_CODE = 4
-"""How many tokens k-means wants at least for each code."""
+"""Minimum number of tokens per code for k-means."""
 EMA_DECAY = 0.99
-"""Of the running means."""
+"""Decay of the running means."""
 TOKEN_BUFFER_BATCHES = 128
-"""How many batches of tokens it takes at most, the last ones; a training step gives two, the clips' and the frames'."""
+"""Maximum number of buffered token batches; a training step adds two, one of clip and one of frame tokens."""
 
 
 @dataclass
 class QuantizerStats:
-    """What the quantizer did in one forward pass."""
+    """Losses and codes of one forward pass."""
 
     codebook_loss: torch.Tensor
     """||sg[g] - e||^2 of the clip-global tokens g, a mean over tokens and dimensions; moves the codes."""
@@ -33,9 +33,9 @@ class QuantizerStats:
     local_codes_BTN: torch.Tensor | None
     """Index of each frame-local token's code; None without local calibration."""
     global_counts_K: torch.Tensor
-    """How many of the global tokens took each code."""
+    """Number of global tokens per code."""
     local_counts_K: torch.Tensor
-    """The same of the local tokens; zeros without local calibration."""
+    """Number of local tokens per code; zeros without local calibration."""
 
 
 class Quantizer(nn.Module):
@@ -89,7 +89,7 @@ class Quantizer(nn.Module):
         """Tokens [..., D] -> quantized tokens [..., D], with gradient to the tokens only, and code indices [...]."""
         if self.training and not self.started:
             self._token_buffer.append(tokens.detach().flatten(0, -2).float())
-        # In half precision near codes would tie.
+        # In half precision, close codes would have equal distances.
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             codebook_KD, values = self.codebook_KD, tokens.float()
             # |z - e|^2 without |z|^2, which is the same for every code.
@@ -117,9 +117,9 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, tokens: torch.Tensor, codes: torch.Tensor) -> None:
-        """What moves the codes beside the gradient: running means, and the revival of idle codes.
+        """Update the codes outside of the gradient: running means, and the reset of dead codes.
 
-        From `tokens` [..., D] that took `codes` [...]; those of processes that train together count as one batch.
+        Takes `tokens` [..., D] and their `codes` [...]; in distributed training, all processes form one batch.
         """
         if not self.started or (self.running_use_K is None and self.idle_K is None):
             return
@@ -167,7 +167,7 @@ class Quantizer(nn.Module):
             self.clear_token_buffer()
 
     def _set_codes(self, codes_KD: torch.Tensor, chosen_K: torch.Tensor) -> None:
-        """Put the chosen codes at `codes_KD`."""
+        """Set the chosen codes to `codes_KD`."""
         self.codebook_weight.copy_(torch.where(chosen_K[:, None], codes_KD, self.codebook_weight))
         if self.running_use_K is not None:
             self.running_use_K.masked_fill_(chosen_K, 1)
@@ -181,7 +181,7 @@ class Quantizer(nn.Module):
 
 
 def _kmeans_centers(tokens_SD: torch.Tensor, codes: int) -> torch.Tensor:
-    """Centres of k-means [K, D]; of processes that train together, those of the first one's tokens."""
+    """Cluster centers of k-means [K, D]; in distributed training, those of rank 0."""
     from scipy.cluster.vq import kmeans2  # only training needs SciPy
 
     codes_KD, _ = kmeans2(tokens_SD.cpu().numpy(), codes, minit="++", rng=0)
@@ -196,7 +196,7 @@ def _is_distributed() -> bool:
 
 
 def perplexity(use_K: torch.Tensor) -> float:
-    """exp(entropy) of the codes' use: 1 (one code) .. K (all alike); 0 where none was used."""
+    """exp(entropy) of the code frequencies: from 1 (one code) to K (uniform); 0 if no code was used."""
     if not use_K.sum():
         return 0.0
     share_K = use_K / use_K.sum()
