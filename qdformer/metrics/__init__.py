@@ -1,10 +1,11 @@
-"""Scores of audio-visual segmentation, each under the name and by the definition of its own protocol.
+"""Metrics of audio-visual segmentation, each under the name and by the definition of its own protocol.
 
-The protocols disagree, most of all about frames in which nothing sounds; every module says what it
-does with them. The modules `avsbench`, `semantic` and `davis` hold the published functions, on tensors.
-The accumulators take one clip at a time as NumPy arrays, keep a few kilobytes per clip and no pixels, join over
-the processes of a distributed evaluation, and give the figures of any resample of the clips, the whole set being
-one of them.
+The protocols differ most in how they score frames without a sounding object; each module documents its rule. The
+modules `avsbench`, `semantic` and `davis` hold the published functions on tensors or NumPy arrays.
+
+The accumulators (`AVSBenchScores`, `DavisScores`, `SemanticScores`, `PredictedArea`) take one clip at a time as NumPy
+arrays and keep a few kilobytes per clip, but no pixels. They merge over the processes of a distributed evaluation and
+compute the metrics of any resample of the clips; the full set is one such resample.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from qdformer.metrics.semantic import SemanticScores
 __all__ = [
     "AVSBenchScores",
     "DavisScores",
-    "PredictedArea",
     "MetricError",
+    "PredictedArea",
     "SemanticScores",
     "avsbench",
+    "bootstrap_indices",
+    "confidence_interval",
     "davis",
     "g_miou",
-    "confidence_interval",
-    "bootstrap_indices",
     "semantic",
 ]

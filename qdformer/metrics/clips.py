@@ -1,4 +1,4 @@
-"""What the accumulators have in common: a small record of every clip, by the clip's index in the test set."""
+"""The base of all accumulators, which keep a small record for each clip, and the checks of metric inputs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import distributed
 
 from qdformer.utils.errors import InputError
 
 
 class MetricError(InputError):
-    """Predictions and truth cannot be compared; the message says which shape or value was expected."""
+    """Prediction and target cannot be compared; the message names the shape or values that were expected."""
 
 
 class ClipAccumulator:
-    """A few kilobytes of numbers for each clip and no pixels, in the order of the clips' places.
+    """Keeps a few kilobytes of numbers per clip, ordered by the index of the clip in the test set.
 
-    The order decides AVSBench's F, which is taken over a few clips at a time. So each process of a distributed
-    evaluation says where its clips stand, and after `sync` all of them have the figures of a single pass.
+    The order matters because AVSBench's F is computed over batches of consecutive clips. Each process of a distributed
+    evaluation therefore passes the indices of its clips, and after `sync` every process computes the metrics of a
+    single pass over all clips.
 
-    The numbers of all clips lie in one block that grows: small pieces between the large ones that scoring takes and
-    frees would keep those from going back to the system.
+    The numbers of all clips share one growing block: many small allocations between the large temporary arrays of an
+    update would keep the allocator from returning memory to the system.
     """
 
     _KEPT: tuple[str, ...] = ("_indices", "_numbers")
@@ -39,22 +41,22 @@ class ClipAccumulator:
 
     @property
     def all_indices(self) -> np.ndarray:
-        """The one row of indices that draws every clip once: int64 [1, clips]."""
+        """The resample that contains every clip once: int64 [1, clips]."""
         return np.arange(len(self))[None]
 
     def merge(self, other: Self) -> None:
-        """Take in the clips of another accumulator; a clip that both have measured counts once."""
-        self._take([{name: getattr(other, name) for name in self._KEPT}])
+        """Add the clips of another accumulator. A clip that is in both counts once."""
+        self._extend([{name: getattr(other, name) for name in self._KEPT}])
 
     def sync(self) -> None:
-        """Take in the clips of all processes of the default group of `torch.distributed`, where there is one."""
+        """Merge the clips of all processes of the default group of `torch.distributed`, if there is one."""
         parts = all_gather({name: getattr(self, name) for name in self._KEPT})
         for name in self._KEPT:
             setattr(self, name, array(getattr(self, name).typecode))
-        self._take(parts)
+        self._extend(parts)
 
     def subset(self, indices: np.ndarray) -> Self:
-        """An accumulator of the clips at `indices` alone."""
+        """A new accumulator that holds only the clips at `indices`."""
         part = copy(self)
         part._indices = array("q", np.unique(self._indices)[indices].tolist())
         part._numbers = array("d", self._records()[indices].tobytes())
@@ -66,7 +68,7 @@ class ClipAccumulator:
         self._numbers.extend(record)
         return index
 
-    def _take(self, parts: Iterable[Mapping[str, array]]) -> None:
+    def _extend(self, parts: Iterable[Mapping[str, array]]) -> None:
         for part in parts:
             for name, kept in part.items():
                 getattr(self, name).extend(kept)
@@ -77,37 +79,56 @@ class ClipAccumulator:
         return np.array(self._numbers).reshape(-1, self._width)[first]
 
 
-def all_gather(kept: Any) -> list[Any]:
-    """What all processes of the default group of `torch.distributed` keep, by rank; alone, one's own."""
-    parts = [kept]
-    if distributed.is_available() and distributed.is_initialized():
-        parts = [None] * distributed.get_world_size()
-        distributed.all_gather_object(parts, kept)
-    return parts
+def all_gather(value: Any) -> list[Any]:
+    """The `value` of each process of the default group of `torch.distributed`, by rank; without a group, [value]."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
-def gather_by_index(kept: dict[int, Any]) -> dict[int, Any]:
-    """What all processes keep by index, in the order of the places."""
-    joined = {index: record for part in all_gather(kept) for index, record in part.items()}
+def gather_by_index(records: dict[int, Any]) -> dict[int, Any]:
+    """The records of all processes, in the order of their indices."""
+    joined = {index: record for part in all_gather(records) for index, record in part.items()}
     return {index: joined[index] for index in sorted(joined)}
 
 
-def check_same_shape(dimensions: str, **tensors: torch.Tensor) -> list[np.ndarray]:
-    """The tensors as arrays, if all are of one shape, which has these `dimensions` ("N H W"), and hold no NaN."""
+def check_same_shape(dimensions: str, **values: ArrayLike | torch.Tensor) -> list[np.ndarray]:
+    """Convert tensors or array-likes to NumPy arrays of one common shape with these `dimensions` ("N H W").
+
+    Raises `MetricError` if the shapes differ, have other dimensions or contain a 0, or if a value is not a number.
+    """
+    arrays = {name: _to_numpy(name, value) for name, value in values.items()}
     expected = f"[{dimensions.replace(' ', ', ')}]"
-    shapes = {name: list(values.shape) for name, values in tensors.items()}
-    told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    first = next(iter(shapes.values()))
-    if len(first) != len(dimensions.split()) or 0 in first or any(shape != first for shape in shapes.values()):
-        raise MetricError(f"{told}: expected {expected}, the same for all and none of them 0")
-    for name, values in tensors.items():
-        if values.is_floating_point() and values.isnan().any():
-            raise MetricError(f"{name} holds NaN; expected numbers")
-    return [values.detach().cpu().numpy() for values in tensors.values()]
+    shapes = [list(numbers.shape) for numbers in arrays.values()]
+    first = shapes[0]
+    if len(first) != len(dimensions.split()) or 0 in first or any(shape != first for shape in shapes):
+        given = ", ".join(f"{name} {shape}" for name, shape in zip(arrays, shapes, strict=True))
+        raise MetricError(f"{given}: expected {expected}, equal shapes without a dimension of size 0")
+    for name, numbers in arrays.items():
+        if numbers.dtype.kind == "f" and np.isnan(numbers).any():
+            raise MetricError(f"{name} contains NaN; expected numbers")
+    return list(arrays.values())
+
+
+def _to_numpy(name: str, values: ArrayLike | torch.Tensor) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        if values.dtype == torch.bfloat16:  # NumPy has no such type
+            values = values.float()
+        return values.numpy()
+    try:
+        numbers = np.asarray(values)
+    except ValueError as error:
+        raise MetricError(f"{name} is not an array: {error}") from None
+    if numbers.dtype.kind not in "biuf":
+        raise MetricError(f"{name} is of type {numbers.dtype}; expected a tensor or an array of numbers")
+    return numbers
 
 
 def as_mask(name: str, values: np.ndarray) -> np.ndarray:
-    """A mask given as bool, or as 0 and 1 of any type, as bool."""
+    """Convert a mask given as bool, or as 0 and 1 of any type, to bool; `MetricError` for any other value."""
     if values.dtype != bool and not ((values == 0) | (values == 1)).all():
-        raise MetricError(f"{name} holds {values.min()} to {values.max()}; expected a mask of 0 and 1")
+        raise MetricError(f"{name} contains {values.min()} to {values.max()}; expected a mask of 0 and 1")
     return values.astype(bool, copy=False)

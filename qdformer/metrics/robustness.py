@@ -1,7 +1,7 @@
-"""What a model marks when it should mark nothing: the scores of AVSBench-Robust (Li et al., arXiv 2502.00358).
+"""Robustness to negative audio: the metrics of AVSBench-Robust (Li et al., arXiv 2502.00358).
 
-There the sound of a clip is replaced by a negative: silence, noise, or the sound of something that is not in the
-picture. Whatever is marked then is wrong.
+The benchmark replaces the sound of a clip by a negative: silence, noise, or the sound of an object that is not in the
+picture. Every pixel that is then predicted as sounding is a false positive.
 
 Shapes: F frames of one clip, H W pixels, R resamples.
 """
@@ -14,15 +14,15 @@ from qdformer.metrics.bootstrap import resample_counts
 from qdformer.metrics.clips import ClipAccumulator
 
 MIN_PREDICTED_AREA = 0.01
-"""The share of its pixels above which a frame counts as marked."""
+"""Fraction of its pixels above which a frame counts as predicted."""
 
 
 class PredictedArea(ClipAccumulator):
-    """How much is marked, wherever: under a negative sound all of it is false.
+    """Area predicted as sounding, whatever its position. With a negative sound all of it is false-positive area.
 
-    `predicted_area` is the mean over frames of the share of the pixels with a probability above 0.5: the
-    false-positive rate of the published code. `predicted_frames` is ours: the share of the frames of which more than
-    `MIN_PREDICTED_AREA` is predicted; an area as large as an object counts fully, however small the object is.
+    `predicted_area` is the fraction of pixels with a probability above 0.5, averaged over frames: with a negative
+    sound, the false-positive rate of the published code. `predicted_frames` is our addition: the fraction of frames of
+    which more than `MIN_PREDICTED_AREA` is predicted, so that the prediction of a small object counts fully.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,10 @@ class PredictedArea(ClipAccumulator):
     def update(
         self, mask_FHW: np.ndarray, ignored_FHW: np.ndarray | None = None, *, index: int | None = None
     ) -> dict[str, float]:
-        """Add the clip at `index` (after all others by default) by what is marked in it, bool; return its own."""
+        """Add the predicted masks of a clip, bool, and return its own `predicted_area` and `predicted_frames`.
+
+        `index` is its position in the test set, by default after all others.
+        """
         if ignored_FHW is None:
             share_F = mask_FHW.mean(axis=(1, 2))
         else:
@@ -43,20 +46,21 @@ class PredictedArea(ClipAccumulator):
         return {"predicted_area": float(share_F.mean()), "predicted_frames": float(large_F.mean())}
 
     def compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
-        """`predicted_area` and `predicted_frames`, float64 [R], of the clips drawn by each row of indices."""
+        """`predicted_area` and `predicted_frames` of each resample: float64 [R]."""
         records = self._records()
         share_R, large_R, frames_R = (resample_counts(indices_RN, len(records)) @ records).T
         return {"predicted_area": share_R / frames_R, "predicted_frames": large_R / frames_R}
 
 
 def g_miou(positive: np.ndarray | float, negative: np.ndarray | float) -> np.ndarray | float:
-    """G-mIoU: the harmonic mean of the mIoU under the true sound and of one minus that under a negative.
+    """G-mIoU: harmonic mean of the mIoU with the true sound and of 1 minus the mIoU with a negative sound.
 
-    Both are AVSBench's J against the labels of the true sound: 1 is a model that marks all that sounds and nothing
-    that does not; one that marks the same whatever it hears has 2 m (1 - m). The published code leaves the formula to
-    a spreadsheet; this one gives the published 23.8 % of a model that has 86.2 % under the true sound, if it marks
-    the same under a negative. We take both over the frames that have an object (`avsbench_j_sounding`), as all of S4
-    do: where the true sound is silent, a model that rightly marks nothing would be blamed for it.
+    Both are AVSBench's J against the labels of the true sound. A model that segments exactly the sounding objects, and
+    nothing with a negative sound, scores 1; a model that ignores the sound and has an mIoU of m scores 2 m (1 - m).
+    The published code does not contain the formula. This one reproduces the published 23.8 % of a model with an mIoU
+    of 86.2 % if its predictions do not change with the sound. Both values are taken over the frames that have an
+    object (`avsbench_j_sounding`), as all frames of S4 have: in a frame without one, a model that correctly predicts
+    nothing with the negative sound would be penalized.
     """
     rejected = 1 - negative
     return 2 * positive * rejected / np.maximum(positive + rejected, 1e-12)

@@ -1,4 +1,4 @@
-"""What each score does at its edges, against plain re-statements of its definition."""
+"""Edge cases of each metric, compared with direct implementations of its definition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STRAY = EMPTY.copy()
 STRAY[0, 3, 3] = True
 
 
-def test_f_curve_is_that_of_255_passes_even_on_the_thresholds():
+def test_f_curve_equals_255_separate_passes_even_on_the_thresholds():
     around = np.concatenate([THRESHOLDS, np.nextafter(THRESHOLDS, 0), np.nextafter(THRESHOLDS, 2)])
     soft = np.resize(RANDOM.permutation(around.clip(0, 1)), (3, 16, 18)).astype(np.float32)
     truth = RANDOM.random(soft.shape) < 0.2
@@ -55,7 +55,7 @@ def test_empty_truth_in_each_protocol():
     assert scores.compute(np.array([[0]]))["avsbench_f"] == [0]
 
 
-def test_missed_object_scores_zero_everywhere():
+def test_missed_object_scores_zero_in_all_protocols():
     assert jaccard(EMPTY, STRAY) == region_j(EMPTY, STRAY) == contour_f(EMPTY, STRAY) == [0]
 
 
@@ -75,7 +75,7 @@ def test_ignored_pixels_change_nothing():
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 3, 8, 30])
-def test_dilation_is_by_a_disk(radius):
+def test_dilation_uses_a_disk(radius):
     points = RANDOM.random((2, 25, 31)) < 0.02
     points[:, 0, 0] = True
     for frame, grown in zip(points, dilate(points, radius), strict=True):
@@ -93,7 +93,7 @@ def test_avsbench_last_batch_may_be_smaller():
     assert scores.compute(np.arange(6)[None])["avsbench_f"][0] == pytest.approx((first + last) / 2)
 
 
-def test_stray_pixels_cost_a_class_per_frame_but_not_over_the_set():
+def test_false_positive_pixels_cost_much_per_frame_and_little_over_the_set():
     truth = np.zeros((10, 20, 20), np.int64)
     truth[0, :10] = 1
     clean, stray = truth.copy(), truth.copy()
@@ -104,7 +104,7 @@ def test_stray_pixels_cost_a_class_per_frame_but_not_over_the_set():
     assert spoilt["miou_per_frame"] < 0.56
 
 
-def test_absent_class_is_left_out_over_the_set_and_zero_per_frame():
+def test_absent_class_is_excluded_over_the_set_and_zero_per_frame():
     truth = np.zeros((2, 8, 8), np.int64)
     truth[:, 4:] = 1
     scores = SemanticScores(4)
@@ -114,7 +114,7 @@ def test_absent_class_is_left_out_over_the_set_and_zero_per_frame():
     assert np.isnan(scores.class_scores(np.array([[0]]))["iou"][0, 2:]).all()
 
 
-def test_a_resample_is_the_same_as_measuring_the_drawn_clips():
+def test_resampling_equals_measuring_the_drawn_clips():
     soft = RANDOM.random((5, 2, 16, 16)).astype(np.float32)
     truth = RANDOM.integers(0, 3, soft.shape)
     predicted = RANDOM.integers(0, 3, soft.shape)
@@ -129,9 +129,9 @@ def test_a_resample_is_the_same_as_measuring_the_drawn_clips():
             accumulators[2].update(predicted[clip], truth[clip])
         return accumulators
 
-    everything, whole = measured(range(5)), np.arange(5)[None]
+    accumulators, whole = measured(range(5)), np.arange(5)[None]
     for kind in range(3):
-        resampled = everything[kind].compute(draws)
+        resampled = accumulators[kind].compute(draws)
         for row, drawn in enumerate(draws):
             alone = measured(drawn)[kind].compute(whole)
             assert {key: values[row] for key, values in resampled.items()} == pytest.approx(
@@ -139,21 +139,21 @@ def test_a_resample_is_the_same_as_measuring_the_drawn_clips():
             )
 
 
-def test_resamples_come_a_few_at_a_time():
+def test_bootstrap_indices_come_in_chunks():
     parts = list(bootstrap_indices(3000, 50, seed=3))
     assert len(parts) > 1 and max(part.nbytes for part in parts) < 2**20
     whole = np.random.default_rng(3).integers(0, 3000, size=(50, 3000))
     assert np.array_equal(np.concatenate(parts), whole)
 
 
-def test_interval_covers_the_middle_and_leaves_undefined_draws_out():
+def test_confidence_interval_ignores_undefined_resamples():
     low, high = confidence_interval(np.append(np.linspace(0, 1, 1001), np.nan))
     assert (low, high) == pytest.approx((0.025, 0.975))
     assert np.isnan(confidence_interval(np.array([np.nan]))).all()
 
 
-def measured_clips(kinds, soft, truth, places):
-    for clip in places:
+def measured_clips(kinds, soft, truth, indices):
+    for clip in indices:
         kinds[0].update(soft[clip], truth[clip] > 0, index=clip)
         kinds[1].update(soft[clip] > 0.5, truth[clip] > 0, index=clip)
         kinds[2].update((soft[clip] * 3).astype(int), truth[clip], index=clip)
@@ -162,7 +162,7 @@ def measured_clips(kinds, soft, truth, places):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_merged_parts_have_the_figures_of_one_pass(ranks):
+def test_merged_parts_equal_a_single_pass(ranks):
     soft = RANDOM.random((7, 2, 16, 16)).astype(np.float32)
     truth = RANDOM.integers(0, 3, soft.shape)
 
@@ -170,7 +170,7 @@ def test_merged_parts_have_the_figures_of_one_pass(ranks):
         return AVSBenchScores(2), DavisScores(), SemanticScores(3), PredictedArea()
 
     whole = measured_clips(accumulators(), soft, truth, range(7))
-    # the first clip twice, as samplers give it that fill up the last batch; the parts in another order
+    # Clip 0 is in every part, as with samplers that pad the last batch; the parts are merged in another order.
     parts = [measured_clips(accumulators(), soft, truth, [*range(rank, 7, ranks), 0]) for rank in range(ranks)]
     for one, first, *others in zip(whole, *reversed(parts), strict=True):
         for other in others:
@@ -182,7 +182,7 @@ def test_merged_parts_have_the_figures_of_one_pass(ranks):
     assert (parts[-1][2].confusion() == whole[2].confusion()).all()
 
 
-def test_a_subset_is_the_same_as_measuring_its_clips_alone():
+def test_a_subset_equals_measuring_its_clips_alone():
     soft = RANDOM.random((5, 2, 16, 16)).astype(np.float32)
     truth = RANDOM.integers(0, 3, soft.shape)
     whole = measured_clips(
@@ -207,9 +207,9 @@ def test_confusion_counts_every_labeled_pixel_once():
     assert scores.confusion().tolist() == expected
 
 
-def test_the_marked_area_is_a_share_of_the_frames():
+def test_predicted_area_is_a_fraction_of_the_frames():
     mask = np.zeros((4, 20, 20), bool)
-    mask[0], mask[1, :2], mask[2, 0, :4] = True, True, True  # all, 10 %, 1 % of a frame
+    mask[0], mask[1, :2], mask[2, 0, :4] = True, True, True  # 100 %, 10 % and 1 % of a frame
     scores = PredictedArea()
     assert scores.update(mask) == {"predicted_area": pytest.approx((1 + 0.1 + 0.01) / 4), "predicted_frames": 0.5}
     ignored = np.zeros(mask.shape, bool)
@@ -245,19 +245,41 @@ ONES = torch.ones(2, 4, 6, dtype=torch.int64)
             lambda: avsbench.mask_iou(ONES.float(), ONES[:1]),
             r"logits \[2, 4, 6\], target \[1, 4, 6\]: expected \[N, H, W\]",
         ),
-        (lambda: avsbench.mask_iou(ONES.float() * torch.nan, ONES), "logits holds NaN"),
-        (lambda: avsbench.mask_iou(ONES.float(), ONES * 255), "target holds 255 to 255; expected a mask of 0 and 1"),
+        (lambda: avsbench.mask_iou(ONES.float() * torch.nan, ONES), "logits contains NaN; expected numbers"),
+        (lambda: avsbench.mask_iou(ONES.float(), ONES * 255), "target contains 255 to 255; expected a mask of 0 and 1"),
         (lambda: avsbench.f_measure(ONES.float(), ONES, 4), r"expected \[V, T, H, W\]"),
         (lambda: avsbench.f_measure(ONES[None].float(), ONES[None], 0), "batch_videos is 0; expected at least 1"),
         (lambda: semantic.per_frame(ONES[0], ONES[0], 3), r"pred \[4, 6\], target \[4, 6\]: expected \[N, H, W\]"),
         (lambda: semantic.per_frame(ONES.float(), ONES, 3), "pred is float32; expected class ids"),
-        (lambda: semantic.per_frame(ONES * 255, ONES, 3), "pred holds ids 255 to 255; expected 0 to 2"),
-        (lambda: semantic.dataset_level(ONES, ONES * 3, 3), "target holds ids 3 to 3; expected 0 to 2"),
+        (lambda: semantic.per_frame(ONES * 255, ONES, 3), "pred contains ids 255 to 255; expected 0 to 2"),
+        (lambda: semantic.dataset_level(ONES, ONES * 3, 3), "target contains ids 3 to 3; expected 0 to 2"),
         (lambda: davis.region_similarity(ONES, ONES[:, :2]), r"annotation \[2, 4, 6\], segmentation \[2, 2, 6\]"),
-        (lambda: davis.boundary_f(ONES, ONES * 2), "segmentation holds 2 to 2"),
-        (lambda: davis.boundary_f(ONES[:0], ONES[:0]), "none of them 0"),
+        (lambda: davis.boundary_f(ONES, ONES * 2), "segmentation contains 2 to 2"),
+        (lambda: davis.boundary_f(ONES[:0], ONES[:0]), "without a dimension of size 0"),
+        (lambda: davis.region_similarity(ONES.numpy(), "mask"), "segmentation is of type <U4; expected a tensor or"),
+        (lambda: avsbench.mask_iou(None, ONES), "logits is of type object; expected a tensor or an array of numbers"),
+        (lambda: avsbench.mask_iou([[1.0], [1.0, 2.0]], ONES), "logits is not an array"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(call, message):
+def test_inputs_that_cannot_be_compared_raise(call, message):
     with pytest.raises(MetricError, match=message):
         call()
+
+
+def test_arrays_and_lists_score_as_tensors_do():
+    soft, truth = RANDOM.normal(size=(2, 3, 8, 9)).astype(np.float32), RANDOM.random((2, 3, 8, 9)) < 0.3
+    masks, ids = soft[0] > 0, RANDOM.integers(0, 3, (2, 8, 9))
+    calls = [
+        (davis.region_similarity, (masks, truth[0])),
+        (davis.boundary_f, (masks, truth[0])),
+        (avsbench.mask_iou, (soft[0], truth[0])),
+        (lambda *arguments: avsbench.f_measure(*arguments, batch_videos=2), (soft, truth)),
+        (lambda *arguments: semantic.per_frame(*arguments, num_classes=3).iou_K, (ids, ids[::-1])),
+        (lambda *arguments: semantic.dataset_level(*arguments, num_classes=3).iou_K, (ids, ids[::-1])),
+    ]
+    for call, arrays in calls:
+        expected = call(*(torch.from_numpy(array.copy()) for array in arrays))
+        for given in (arrays, [array.tolist() for array in arrays], [arrays[0], torch.from_numpy(arrays[1].copy())]):
+            assert torch.equal(call(*given), expected)
+    halves = torch.from_numpy(soft[0]).bfloat16(), torch.from_numpy(truth[0])
+    assert torch.equal(avsbench.mask_iou(*halves), avsbench.mask_iou(halves[0].float(), halves[1]))

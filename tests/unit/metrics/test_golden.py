@@ -1,4 +1,4 @@
-"""The scores against what the published reference code gave for the same inputs."""
+"""The metrics compared with the output of the published reference code on the same inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def golden(name):
     return np.load(GOLDEN / f"{name}.npz"), json.loads((GOLDEN / f"{name}.json").read_text())
 
 
-def everything(clips):
+def all_clips(clips):
     return np.arange(clips)[None]
 
 
@@ -30,7 +30,7 @@ def test_avsbench_at_every_batch_size(videos):
     scores = AVSBenchScores(batch_videos=videos)
     for clip in range(len(soft)):
         scores.update(soft[clip], truth[clip])
-    whole = scores.compute(everything(len(soft)))
+    whole = scores.compute(all_clips(len(soft)))
     assert whole["avsbench_j"][0] == pytest.approx(expected["J"], rel=1e-6)
     assert whole["avsbench_f"][0] == pytest.approx(expected["F"], rel=1e-6)
     batches = scores.compute(np.arange(len(soft)).reshape(-1, videos))
@@ -45,7 +45,7 @@ def test_semantic(frames):
     scores = SemanticScores(classes)
     for first in range(0, len(truth), frames):
         scores.update(predicted[first : first + frames], truth[first : first + frames])
-    whole, by_class = (compute(everything(20 // frames)) for compute in (scores.compute, scores.class_scores))
+    whole, by_class = (compute(all_clips(20 // frames)) for compute in (scores.compute, scores.class_scores))
     assert whole["miou_dataset"][0] == pytest.approx(expected["miou_dataset_present"], rel=1e-12)
     assert whole["miou_per_frame"][0] == pytest.approx(expected["miou_per_frame"], rel=1e-6)
     assert whole["fscore_per_frame"][0] == pytest.approx(expected["fscore_per_frame"], rel=1e-6)
@@ -57,7 +57,7 @@ def test_semantic(frames):
 
 
 @pytest.mark.parametrize("videos", [1, 2, 4, 8])
-def test_avsbench_s_functions(videos):
+def test_avsbench_functions(videos):
     inputs, expected = golden("avsbench_binary")
     expected = expected[str(videos)]
     logits, target = torch.from_numpy(inputs["logits"]), torch.from_numpy(inputs["target"])
@@ -97,7 +97,7 @@ def test_davis_functions():
     assert davis.boundary_f(*(mask.to(torch.uint8) for mask in masks)).tolist() == pytest.approx(expected["F"])
 
 
-def test_frame_areas_are_those_of_each_frame():
+def test_frame_confusion_counts_each_frame():
     inputs, _ = golden("avss_semantic")
     predicted, truth = inputs["pred"], inputs["target"]
     areas = frame_confusion(predicted, truth, 12)
@@ -116,7 +116,7 @@ def test_davis():
     scores = DavisScores()
     for first in range(0, 24, 4):
         scores.update(mask[first : first + 4], truth[first : first + 4])
-    whole = scores.compute(everything(6))
+    whole = scores.compute(all_clips(6))
     assert whole["davis_j"][0] == pytest.approx(np.mean(expected["J"]))
     assert whole["davis_f"][0] == pytest.approx(np.mean(expected["F"]))
     assert whole["davis_jf"][0] == pytest.approx((np.mean(expected["J"]) + np.mean(expected["F"])) / 2)
