@@ -1,21 +1,19 @@
-"""Writing a data set in the AVSBench-Semantic layout.
+"""Writes a data set in the AVSBench-Semantic layout.
 
-    {root}/metadata.csv                       one row per clip (written last: its presence says the set is whole)
-    {root}/label2idx.json, classes.csv        class names, their ids in the label maps, seen or unseen
-    {root}/{subset}/{uid}/frames/{i}.jpg      one frame a second, i = 0 .. T-1
-    {root}/{subset}/{uid}/labels_semantic/{i}.png   class id per pixel; only what is visible and sounds in that second
+    {root}/metadata.csv                       one row per clip; written last, so its presence means a complete set
+    {root}/label2idx.json, classes.csv        class names with their ids in the label maps, seen or unseen
+    {root}/{subset}/{uid}/frames/{i}.jpg      one frame per second, i = 0 .. T-1
+    {root}/{subset}/{uid}/labels_semantic/{i}.png   class id per pixel; only objects visible and sounding in that second
     {root}/{subset}/{uid}/audio.wav           mono, 16 bit, T seconds
 
-Equal arguments give equal bytes. Every array that is not what its parameter says is a `DataError`.
+Equal arguments give equal bytes. Arrays of another type or shape than documented raise `DataError`.
 Shapes: T frames, H W pixels.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +24,10 @@ from PIL import Image
 from qdformer.audio.io.write import PCM16_MAX, check_waveform, quantize, write_audio
 from qdformer.utils.constants import IGNORE_INDEX, SAMPLE_RATE
 from qdformer.utils.errors import InputError
-from qdformer.utils.files import write_rows, write_text
+from qdformer.utils.files import new_folder, write_rows, write_text
 
 BACKGROUND = "background"
-OFF_SCREEN = "off-the-screen"  # in a_obj: something sounds that is not in the picture
+OFF_SCREEN = "off-the-screen"  # in a_obj: a sound comes from outside the picture
 METADATA_COLUMNS = ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")
 EXTRA_COLUMNS = ("frames", "unseen")
 JPEG_QUALITY = 95
@@ -39,24 +37,24 @@ _CLASS_NAME = re.compile(r"[a-z0-9-]+")  # no '_': it joins the names in a_obj
 
 
 class DataError(InputError):
-    """The data set is not usable; the message names the clip, the file, the problem and what was expected."""
+    """The data set cannot be used; the message names the clip, the file, the problem and what was expected."""
 
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """An object class. `unseen`: the test split shows pictures or recordings of it that training never holds."""
+    """An object class. `unseen`: its pictures and recordings in the test split do not occur in training."""
 
     name: str
     unseen: bool
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a clip id or subset can be a folder's name: letters, digits, '_', '-' and inner dots, no '..'."""
+    """Whether a uid or subset can name a folder: letters, digits, '_', '-' and inner dots, but no '..'."""
     return bool(_NAME.fullmatch(name)) and ".." not in name
 
 
 def clip_folder(root: Path, subset: str, uid: str) -> Path:
-    """Where a clip lies."""
+    """The folder of a clip."""
     return Path(root) / subset / uid
 
 
@@ -71,7 +69,7 @@ def label_path(folder: Path, index: int) -> Path:
 
 
 def audio_path(folder: Path) -> Path:
-    """The sound of the clip in `folder`."""
+    """The audio file of the clip in `folder`."""
     return folder / "audio.wav"
 
 
@@ -87,9 +85,8 @@ def metadata_row(
 ) -> dict[str, str | int]:
     """One row of `metadata.csv`.
 
-    `classes` are those that sound while visible; `off_screen` says that something sounds out of the
-    picture; `unseen` marks a clip all of whose classes are of the unseen kind. `a_obj` is
-    'background' where nothing sounds at all.
+    `classes` are the classes that sound while they are visible. `off_screen`: a sound comes from outside the picture.
+    `unseen`: all classes of the clip are unseen ones. `a_obj` becomes 'background' if nothing sounds at all.
     """
     names = sorted(set(classes)) + ([OFF_SCREEN] if off_screen else [])
     return {
@@ -114,10 +111,10 @@ def write_clip(
     audio: np.ndarray,
     sample_rate: int = SAMPLE_RATE,
 ) -> Path:
-    """Write one clip and return its folder; an interrupted call leaves no half-written clip behind.
+    """Write one clip and return its folder. An interrupted call leaves no incomplete clip behind.
 
-    `frames_THWC` uint8 RGB; `labels_THW` uint8 class ids (0 background, 255 ignore); `audio` float
-    [T * sample_rate] within -1..1, stored as 16 bit. A clip of the same name is replaced.
+    `frames_THWC` is uint8 RGB; `labels_THW` uint8 class ids (0 background, 255 ignored); `audio` float
+    [T * sample_rate] within -1..1, stored with 16 bits. An existing clip of the same name is replaced.
     """
     for name in (subset, uid):
         if not is_safe_name(name):
@@ -128,32 +125,27 @@ def write_clip(
         raise DataError(f"clip {uid}: audio has {len(audio)} samples; expected {count} s x {sample_rate} Hz")
 
     folder = clip_folder(root, subset, uid)
-    partial = folder.parent / f".{uid}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    for index in range(count):
-        frame, label = frame_path(partial, index), label_path(partial, index)
-        if index == 0:
-            frame.parent.mkdir(parents=True)
-            label.parent.mkdir()
-        Image.fromarray(frames_THWC[index]).save(frame, quality=JPEG_QUALITY)
-        label_image = Image.fromarray(labels_THW[index])
-        label_image.putpalette(PALETTE)  # shows the classes in colours; the pixel values stay class ids
-        label_image.save(label)
-    write_audio(audio_path(partial), quantize(audio * PCM16_MAX, 16), sample_rate=sample_rate)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with new_folder(folder) as partial:
+        frame_path(partial, 0).parent.mkdir()
+        label_path(partial, 0).parent.mkdir()
+        for index in range(count):
+            Image.fromarray(frames_THWC[index]).save(frame_path(partial, index), quality=JPEG_QUALITY)
+            label_image = Image.fromarray(labels_THW[index])
+            label_image.putpalette(PALETTE)  # for display only; the pixel values remain class ids
+            label_image.save(label_path(partial, index))
+        write_audio(audio_path(partial), quantize(audio * PCM16_MAX, 16), sample_rate=sample_rate)
     return folder
 
 
 def write_metadata(root: Path, rows: Sequence[Mapping[str, str | int]], classes: Sequence[ClassInfo]) -> None:
-    """Write the class lists, then `metadata.csv`. Call it last, when every clip is written.
+    """Write the class lists, then `metadata.csv`. Call it after the last clip has been written.
 
-    `rows` as `metadata_row` makes them; `classes` in the order of their ids 1..C.
+    `rows` are made by `metadata_row`; `classes` are in the order of their ids 1..C.
     """
     names = [info.name for info in classes]
     for name in names:
         if not _CLASS_NAME.fullmatch(name) or name in (BACKGROUND, OFF_SCREEN) or names.count(name) > 1:
-            raise DataError(f"class {name!r}: expected a new name of lower-case letters, digits and '-'")
+            raise DataError(f"class {name!r}: expected a unique name of lower-case letters, digits and '-'")
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     indices = {name: index for index, name in enumerate([BACKGROUND, *names])}
@@ -179,7 +171,7 @@ def _describe(array: np.ndarray) -> str:
 
 
 def _make_palette() -> list[int]:
-    """256 RGB colours: black background, white for `IGNORE_INDEX`, hues a golden ratio apart between."""
+    """256 RGB colors: black for the background, white for `IGNORE_INDEX`, hues in steps of the golden ratio for classes."""
     index = np.arange(256)
     hue = (index * 0.618034) % 1.0
     rgb = 0.5 + 0.5 * np.cos(2 * np.pi * (hue[:, None] + np.array([0.0, 2 / 3, 1 / 3])))
@@ -189,4 +181,4 @@ def _make_palette() -> list[int]:
 
 
 PALETTE = _make_palette()
-"""256 x RGB, the colours that show classes in label maps."""
+"""256 RGB colors in one list, which display the classes of label maps."""

@@ -80,7 +80,7 @@ def test_rows_say_what_sounds():
 
 @pytest.mark.parametrize("name", ["two_words", "Dog", "background", "dog", ""])
 def test_unusable_class_names_are_refused(tmp_path, name):
-    with pytest.raises(DataError, match="expected a new name"):
+    with pytest.raises(DataError, match="expected a unique name"):
         write_metadata(tmp_path, [], [*CLASSES, layout.ClassInfo(name, False)])
 
 

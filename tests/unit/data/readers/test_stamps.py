@@ -22,8 +22,9 @@ from qdformer.config.download import Clips, Download
 from qdformer.data.checks import check_dataset, check_sounds
 from qdformer.data.manifest import read_manifest
 from qdformer.data.readers.stamps import compose as composing
+from qdformer.data.readers.stamps import plan
+from qdformer.data.readers.stamps.assets import Assets, read_cutout, read_photo
 from qdformer.data.readers.stamps.catalogue import CatalogueItem, catalogue_classes, read_catalogue, select_items
-from qdformer.data.readers.stamps.compose import Actor, Assets, Scene, SoundEvent, plan_scene, render_scene
 from qdformer.data.readers.stamps.fetch import (
     FetchError,
     Source,
@@ -32,6 +33,8 @@ from qdformer.data.readers.stamps.fetch import (
     read_qt_resources,
     read_sound_catalogue,
 )
+from qdformer.data.readers.stamps.plan import Actor, Scene, SoundEvent, plan_scene
+from qdformer.data.readers.stamps.render import render_scene
 from qdformer.data.readers.stamps.sounds import (
     LOUDNESS,
     PEAK,
@@ -409,13 +412,13 @@ def test_scenes_keep_the_rules(assets: Assets) -> None:
     for scene in scenes:
         visible = [actor.label for actor in scene.actors if actor.label]
         heard = [voice.label for voice in scene.sound_events]
-        assert 1 <= len(visible) <= 3 and len(scene.actors) <= composing.MAX_ACTORS
+        assert 1 <= len(visible) <= 3 and len(scene.actors) <= plan.MAX_ACTORS
         assert heard[0] in visible and len(set(heard)) == len(heard)
         assert scene.subset == ("v1s" if len(heard) == 1 else "v1m")
         on_VT = np.stack([voice.on_T for voice in scene.sound_events])
-        assert on_VT.any(1).all() and on_VT.sum(0).max() <= composing.MAX_SIMULTANEOUS_SOUNDS
+        assert on_VT.any(1).all() and on_VT.sum(0).max() <= plan.MAX_SIMULTANEOUS_SOUNDS
         for actor in scene.actors:
-            assert (actor.side_T >= composing.SIDE_RANGE[0]).all() and (actor.side_T <= composing.SIDE_RANGE[1]).all()
+            assert (actor.side_T >= plan.SIDE_RANGE[0]).all() and (actor.side_T <= plan.SIDE_RANGE[1]).all()
         for item in [scene.background, *(a.item for a in scene.actors), *(v.item for v in scene.sound_events)]:
             alternatives = select_items(assets.items, item.role, scene.split, item.name)
             assert item in alternatives
@@ -489,9 +492,9 @@ def test_cutouts_are_cropped_and_photos_kept_small(tmp_path: Path) -> None:
     cutout = Image.new("RGBA", (900, 900))
     cutout.paste((255, 0, 0, 255), (100, 200, 800, 400))
     cutout.save(tmp_path / "a.png")
-    assert composing._read_cutout(tmp_path / "a.png").size == (320, 91)
+    assert read_cutout(tmp_path / "a.png").size == (320, 91)
     Image.new("RGB", (1600, 800)).save(tmp_path / "b.png")
-    assert composing._read_photo(tmp_path / "b.png").size == (640, 320)
+    assert read_photo(tmp_path / "b.png").size == (640, 320)
 
 
 def test_composed_set_is_valid_and_the_same_however_many_workers(
