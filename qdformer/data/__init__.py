@@ -1,1 +1,1 @@
-"""Data sets on disk and in batches: `layout` writes them, `manifest` reads them, `checks` judges them."""
+"""Data sets on disk and in batches: `layout` writes them, `manifest` reads them, `checks` validates them."""

@@ -1,38 +1,42 @@
-"""From what a label file holds to class ids, in this one place."""
+"""Converts the content of label files to class ids."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from qdformer.config.train import Task
 from qdformer.utils.constants import IGNORE_INDEX
 
+if TYPE_CHECKING:
+    from qdformer.config.train import Task
+
 OBJECT = "object"
-"""The one class of the task avs: whatever sounds."""
+"""The only class of the task avs: any sounding object."""
 
 _AVS = [0] + [1] * (IGNORE_INDEX - 1) + [IGNORE_INDEX]
 _BINARY = [0] + [1] * 255
 
 
 def open_label_map(path: Path, binary: bool, task: Task) -> Image.Image:
-    """The label map in the file `path`, as `to_class_ids` gives it."""
+    """Open the label map in the file `path` and convert it with `to_class_ids`."""
     return to_class_ids(Image.open(path), binary, task)
 
 
 def to_class_ids(image: Image.Image, binary: bool, task: Task) -> Image.Image:
-    """A label map as a picture whose values are class ids: 0 background, 255 not labeled.
+    """Convert a label map to an image whose values are class ids: 0 background, 255 not labeled.
 
     Args:
-        image: what a label file holds. AVSBench S4 has masks of mode '1', MS3 of mode 'P' (0 or 255), AVSS class ids.
-        binary: it is a mask of what sounds: every value but 0 is the object.
-        task: `avs` takes all classes as the one object, 1.
+        image: the content of a label file. AVSBench S4 has masks of mode '1', MS3 masks of mode 'P' (0 or 255), AVSS
+            class ids.
+        binary: the image is a mask of the sounding object: every value except 0 belongs to it.
+        task: `avs` maps all classes to the single class 1.
     """
     if not binary and task == "avss":
         return image
     values = image if image.mode in ("L", "P") else image.convert("L")
-    # through an array: what a palette's indices are shown as does not matter
+    # Through an array, so that the palette has no influence.
     table = np.array(_BINARY if binary else _AVS, np.uint8)
     return Image.fromarray(table[np.asarray(values)])

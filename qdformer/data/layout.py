@@ -171,7 +171,7 @@ def _describe(array: np.ndarray) -> str:
 
 
 def _make_palette() -> list[int]:
-    """256 RGB colors: black for the background, white for `IGNORE_INDEX`, hues in steps of the golden ratio for classes."""
+    """256 RGB colors: the background black, `IGNORE_INDEX` white, classes with hues in steps of the golden ratio."""
     index = np.arange(256)
     hue = (index * 0.618034) % 1.0
     rgb = 0.5 + 0.5 * np.cos(2 * np.pi * (hue[:, None] + np.array([0.0, 2 / 3, 1 / 3])))

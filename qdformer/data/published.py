@@ -1,4 +1,4 @@
-"""A published set, from the folders, archives or URLs that a user names to one folder in its published layout."""
+"""Imports a published data set from the folders, archives or URLs that a user names into one folder in its layout."""
 
 from __future__ import annotations
 
@@ -6,19 +6,35 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from qdformer.data.layout import DataError
-from qdformer.data.manifest import read_classes, read_manifest
-from qdformer.data.readers.avsbench import LAYOUTS, DatasetRecord, Kind, Layout, SplitRule, write_dataset_record
+from qdformer.data.readers.avsbench import (
+    LAYOUTS,
+    DatasetRecord,
+    Kind,
+    Layout,
+    SplitRule,
+    read_splits,
+    write_dataset_record,
+    youtube_disjoint,
+)
 from qdformer.utils.archives import unpack
 from qdformer.utils.constants import SPLITS
 from qdformer.utils.download import check_sha256, download, is_url
 from qdformer.utils.tables import read_table
 
-_DEPTH = 6  # folders of a release lie no deeper than this in what is named
-_LISTED = 5
+_MAX_DEPTH = 6  # how many folders deep a source is searched for the parts of a set
+_MAX_LISTED = 5
+
+
+class _Part(NamedTuple):
+    """A source, or a part of the set in one. `unpacked`: we unpacked it, so its files may be linked, not copied."""
+
+    path: Path
+    unpacked: bool
 
 
 def import_published(
@@ -30,94 +46,100 @@ def import_published(
     cache: Path,
     progress: bool = True,
 ) -> DatasetRecord:
-    """Write the folder `dataset`: the set's files under their published names, none of them changed, and its record.
+    """Write the folder `dataset`: the files of the set under their published names, unchanged, and its record.
+
+    The rows of the table are not validated here: `qdformer.data.checks` reports every problem in them at once.
 
     Args:
-        kind: which set.
-        sources: folders, archives (tar, zip) or their URLs, or single tables, that hold its parts, at any depth.
-        digests: the SHA-256 that each source must have, in the order of `sources`, or none.
-        split: see `qdformer.data.readers.avsbench.youtube_disjoint`; the record has the sizes.
-        dataset: must not exist. A user's files are copied into it; unpacked ones are linked from the cache.
-        cache: folder for what is downloaded and unpacked.
-        progress: show bars where the error output is a terminal.
+        kind: which data set.
+        sources: folders, archives (tar, zip) or their URLs, or single tables, which contain the parts of the set at
+            any depth.
+        digests: the expected SHA-256 of each source, in the order of `sources`, or none.
+        split: see `qdformer.data.readers.avsbench.youtube_disjoint`; the record has the sizes of the splits.
+        dataset: must not exist. Files of the user are copied into it; unpacked ones are linked from the cache.
+        cache: folder for downloaded and unpacked files.
+        progress: show progress bars if the error output is a terminal.
 
     Raises:
-        DataError: a source or a part of the set is missing, or is there twice.
-        DownloadError, ArchiveError: a source cannot be fetched, has another digest, or cannot be unpacked.
+        DataError: a source or a part of the set is missing or occurs twice.
+        DownloadError, ArchiveError: a source cannot be downloaded, has another digest, or cannot be unpacked.
     """
     sources, digests = list(sources), list(digests)
-    roots, records = [], []
+    parts: list[_Part] = []
+    records: list[dict[str, str | None]] = []
     for source, sha256 in zip(sources, digests or [""] * len(sources), strict=True):
         path = download(source, cache, sha256, progress) if is_url(source) else Path(source).expanduser()
         name = source.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
         if path.is_dir():
             if sha256:
-                raise DataError(f"{path}: a folder has no SHA-256; expected none for it in download.sha256, or a file")
-            roots.append((path, False))
+                raise DataError(f"{path}: download.sha256 has a digest for this folder; expected '' or an archive")
+            parts.append(_Part(path, unpacked=False))
             records.append({"name": name, "sha256": None})
             continue
         if not path.is_file():
             raise DataError(f"{path}: no such file or folder (download.source)")
-        found = check_sha256(path, sha256)
-        records.append({"name": name, "sha256": found})
+        digest = check_sha256(path, sha256)
+        records.append({"name": name, "sha256": digest})
         if path.suffix in (".csv", ".json"):
-            roots.append((path, False))
+            parts.append(_Part(path, unpacked=False))
             continue
-        unpacked = cache / "unpacked" / found[:16]
-        if not unpacked.is_dir():
-            unpack(path, unpacked, progress=progress)
-        roots.append((unpacked, True))
-    _assemble(LAYOUTS[kind], kind, roots, dataset, progress)
-    return _record(kind, split, tuple(records), dataset)
+        folder = cache / "unpacked" / digest[:16]
+        if not folder.is_dir():
+            unpack(path, folder, progress=progress)
+        parts.append(_Part(folder, unpacked=True))
+    _assemble(LAYOUTS[kind], kind, parts, dataset, progress)
+    record = _make_record(kind, split, tuple(records), dataset)
+    write_dataset_record(dataset, record)
+    return record
 
 
-def _assemble(layout: Layout, kind: Kind, roots: list[tuple[Path, bool]], dataset: Path, progress: bool) -> None:
-    """Bring the parts of the set that lie below `roots` (path, whether it is ours to link from) together."""
+def _assemble(layout: Layout, kind: Kind, sources: list[_Part], dataset: Path, progress: bool) -> None:
+    """Find the parts of the set below `sources` and copy or link their files into `dataset`."""
     folders = {*layout.folders, *layout.audio}
-    parts: dict[str, list[tuple[Path, bool]]] = {}
-    for root, ours in roots:
-        for name, path in _find(root, layout, folders):
-            parts.setdefault(name, []).append((path, ours))
+    parts: dict[str, list[_Part]] = {}
+    for source in sources:
+        for name, path in _find(source.path, layout, folders):
+            parts.setdefault(name, []).append(_Part(path, source.unpacked))
     for name in (layout.table, *layout.others):
         found = parts.get(name, [])
         if not found:
-            raise DataError(f"{kind}: no {name} in {_listed(roots)}")
-        if len({path.read_bytes() for path, _ in found}) > 1:
-            raise DataError(f"{kind}: several tables could be {name}: {_listed(found)}; name the right one alone")
+            raise DataError(f"{kind}: no {name} in {_list_paths(sources)}")
+        if len({part.path.read_bytes() for part in found}) > 1:
+            raise DataError(f"{kind}: several tables could be {name}: {_list_paths(found)}; name only the right one")
         parts[name] = found[:1]
-    table = read_table(parts[layout.table][0][0], layout.columns, DataError)
+    table = read_table(parts[layout.table][0].path, layout.columns, DataError)
     needed = sorted(set(table["label"]) & set(layout.folders)) if kind == "avss" else layout.folders
     if missing := [name for name in needed if name not in parts]:
-        raise DataError(f"{kind}: no folder {', '.join(missing)} in {_listed(roots)}")
+        raise DataError(f"{kind}: no folder {', '.join(missing)} in {_list_paths(sources)}")
     if layout.audio and not any(name in parts for name in layout.audio):
-        raise DataError(f"{kind}: no folder {' or '.join(layout.audio)} in {_listed(roots)}")
-    files = [item for name, found in parts.items() for path, ours in found for item in _files(path, name, ours)]
+        raise DataError(f"{kind}: no folder {' or '.join(layout.audio)} in {_list_paths(sources)}")
+    files = [(*file, part.unpacked) for name, found in parts.items() for part in found for file in _files(name, part)]
     dataset.mkdir(parents=True, exist_ok=True)
-    for path, relative, ours in tqdm(files, desc=f"place {kind}", unit="file", disable=None if progress else True):
+    for path, relative, unpacked in tqdm(files, desc=f"copy {kind}", unit="file", disable=None if progress else True):
         target = dataset / relative
         if target.exists():
-            raise DataError(f"{kind}: {relative} is in the sources twice, the second time as {path}")
+            raise DataError(f"{kind}: {relative} occurs twice in the sources, the second time as {path}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _place(path, target, ours)
+        _copy_or_link(path, target, unpacked)
 
 
 def _find(root: Path, layout: Layout, folders: set[str]) -> Iterator[tuple[str, Path]]:
-    """The parts of the set below `root`, each with its published name; what lies in a part is none."""
+    """The parts of the set below `root` with their published names. Folders that are parts are not searched."""
     if root.is_file():
-        yield from _as_table(root, layout)
+        yield from _match_table(root, layout)
         return
-    for folder, inner, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root):
         here = Path(folder)
         for name in sorted(names):
-            yield from _as_table(here / name, layout)
-        for name in sorted(folders.intersection(inner)):
+            yield from _match_table(here / name, layout)
+        for name in sorted(folders.intersection(subfolders)):
             yield name, here / name
-        deep = len(here.relative_to(root).parts) >= _DEPTH
-        inner[:] = [] if deep else sorted(set(inner) - folders - {*layout.elsewhere, "__MACOSX"})
+        too_deep = len(here.relative_to(root).parts) >= _MAX_DEPTH
+        subfolders[:] = [] if too_deep else sorted(set(subfolders) - folders - {*layout.other_sets, "__MACOSX"})
 
 
-def _as_table(path: Path, layout: Layout) -> Iterator[tuple[str, Path]]:
-    """A table is known by its columns, for it goes by several names; other files by their own."""
+def _match_table(path: Path, layout: Layout) -> Iterator[tuple[str, Path]]:
+    """Recognize a table by its columns, because its name varies between releases, and other files by their name."""
     if path.name in layout.others:
         yield path.name, path
     elif path.suffix == ".csv" and not path.name.startswith("."):
@@ -126,21 +148,21 @@ def _as_table(path: Path, layout: Layout) -> Iterator[tuple[str, Path]]:
                 yield layout.table, path
 
 
-def _files(path: Path, name: str, ours: bool) -> Iterator[tuple[Path, Path, bool]]:
-    """Each plain file of a part with its place in the set. Links, which a user's folder may hold, are followed."""
-    if path.is_file():
-        yield path, Path(name), ours
+def _files(name: str, part: _Part) -> Iterator[tuple[Path, Path]]:
+    """Each file of a part with its path in the set. Symbolic links in a user's folder are followed."""
+    if part.path.is_file():
+        yield part.path, Path(name)
         return
-    for folder, inner, names in os.walk(path, followlinks=not ours):
-        inner.sort()
+    for folder, subfolders, names in os.walk(part.path, followlinks=not part.unpacked):
+        subfolders.sort()
         for file in sorted(names):
             if not file.startswith("."):
-                yield Path(folder, file), Path(name, Path(folder, file).relative_to(path)), ours
+                yield Path(folder, file), Path(name, Path(folder, file).relative_to(part.path))
 
 
-def _place(path: Path, target: Path, ours: bool) -> None:
-    """A user's file is copied, for DVC makes what it keeps read-only; one that we unpacked is linked."""
-    if ours:
+def _copy_or_link(path: Path, target: Path, unpacked: bool) -> None:
+    """Link a file that we unpacked; copy a file of the user, because DVC makes the files that it caches read-only."""
+    if unpacked:
         try:
             os.link(path, target)
             return
@@ -149,20 +171,19 @@ def _place(path: Path, target: Path, ours: bool) -> None:
     shutil.copyfile(path, target)
 
 
-def _record(kind: Kind, split: SplitRule, sources: tuple[dict[str, str | None], ...], dataset: Path) -> DatasetRecord:
-    """Write `dataset.json`, with the sizes that the split rule gives; reads the tables, and so judges them."""
-    write_dataset_record(dataset, DatasetRecord(kind, "published"))
-    read_classes(dataset)
-    published = read_manifest(dataset)["split"].value_counts()
-    write_dataset_record(dataset, DatasetRecord(kind, split))
-    clips = read_manifest(dataset)["split"].value_counts()
-    sizes = {name: int(clips.get(name, 0)) for name in SPLITS}
-    left_out = {name: int(published.get(name, 0)) - sizes[name] for name in SPLITS}
-    about = DatasetRecord(kind, split, sources, sizes, left_out)
-    write_dataset_record(dataset, about)
-    return about
+def _make_record(
+    kind: Kind, split: SplitRule, sources: tuple[dict[str, str | None], ...], dataset: Path
+) -> DatasetRecord:
+    """The record of the set with the sizes of its splits. It is computed from the rows as they stand."""
+    published = read_splits(dataset, kind)
+    used = youtube_disjoint(published) if split == "youtube_disjoint" else published
+    before, after = published["split"].value_counts(), used["split"].value_counts()
+    sizes = {name: int(after.get(name, 0)) for name in SPLITS}
+    left_out = {name: int(before.get(name, 0)) - sizes[name] for name in SPLITS}
+    return DatasetRecord(kind, split, sources, sizes, left_out)
 
 
-def _listed(paths: list[tuple[Path, bool]]) -> str:
-    names = [str(path) for path, _ in paths]
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+def _list_paths(parts: list[_Part]) -> str:
+    paths = [str(part.path) for part in parts]
+    more = f" and {len(paths) - _MAX_LISTED} more" if len(paths) > _MAX_LISTED else ""
+    return ", ".join(paths[:_MAX_LISTED]) + more

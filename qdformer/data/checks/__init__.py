@@ -1,7 +1,7 @@
-"""Judging a data set before anything is computed from it.
+"""Validates a data set before anything is computed from it.
 
-`findings` says what can be wrong and how bad it is, `lists` finds it in the tables alone, `files` in the pictures,
-label maps and sounds.
+`findings` defines the kinds of problems and their severity, `lists` finds problems in the tables, `files` finds them in
+the pictures, label maps and sounds.
 """
 
 from qdformer.data.checks.files import check_dataset, check_sounds

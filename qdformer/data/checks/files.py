@@ -1,12 +1,11 @@
-"""What is wrong with a data set's files: every picture, label map and sound is decoded.
+"""Checks the files of a data set: every picture, label map and sound is decoded.
 
-The rules that are not plain damage:
-- the pictures of a clip are of one size, and a label map is as large as its picture;
-- a label map holds class ids 0..C or 255 only;
-- a sound lasts as many seconds as the clip has frames (within half a second) and has only finite samples;
-- a clip in which something sounds, by its row or by its label maps, is not all zeros. A clip in which nothing sounds
-  may be;
-- a connected component of a class (corners touch) is no speck: it has at least a stated share of the picture's area.
+Besides damage, these rules are checked:
+- all pictures of a clip have one size, and a label map has the size of its picture;
+- a label map contains only class ids 0..C and 255;
+- a sound lasts as many seconds as the clip has frames (within 0.5 s) and has only finite samples;
+- the sound of a clip is not all zeros if an object sounds according to its row or its label maps;
+- a connected component of a class (8-connectivity) covers at least a given fraction of the label map.
 
 Shapes: H W pixels.
 """
@@ -33,25 +32,26 @@ from qdformer.audio.io.sound_table import read_sound_table
 from qdformer.data.checks.findings import Finding, Report, make_finding, make_report
 from qdformer.data.checks.lists import check_list, clips_per_split, read_list, split_overlaps, video_spans
 from qdformer.data.labels import to_class_ids
-from qdformer.data.manifest import Classes, read_classes, read_manifest, table_path
+from qdformer.data.manifest import Classes, read_classes, read_clips, table_path
 from qdformer.data.readers.avsbench import read_dataset_record
 from qdformer.utils.constants import IGNORE_INDEX
 
 LENGTH_TOLERANCE = 0.5
-"""Seconds by which a sound may be longer or shorter than its pictures."""
+"""Largest difference in seconds between the lengths of a sound and its pictures."""
 MIN_COMPONENT_AREA = 0.0003
-"""Share of a picture's area below which a component is a speck: one pixel of masks at stride 4 of a picture of 224 x
-224 pixels (16 of 50,176), so nothing that a model with such masks could draw."""
-PATCH_SECONDS = 0.96
+"""Fraction of the area of a label map below which a component is reported: one pixel of a mask at stride 4 for a
+picture of 224 x 224 pixels (16 of 50,176), less than a model with such masks can segment."""
 PICTURE_MODES = ("RGB", "L", "P", "RGBA")
 LABEL_MODES = ("P", "L")
 MASK_MODES = ("1", "P", "L")
-_CORNERS = np.ones((3, 3), bool)  # pixels that touch at a corner are connected
+_EIGHT_CONNECTED = np.ones((3, 3), bool)
 
 
 class SmallComponent(NamedTuple):
-    """A small component: its class id, its pixels, its box (left, top, right, bottom), and whether its class has
-    nothing but specks in this label map."""
+    """A small component: class id, number of pixels and box (left, top, right, bottom).
+
+    `alone`: its class has only small components in this label map.
+    """
 
     class_id: int
     pixels: int
@@ -60,8 +60,8 @@ class SmallComponent(NamedTuple):
 
 
 @dataclass
-class _Media:
-    """What the files of one clip, or one lone sound, are: what is wrong, and digests of what could be read."""
+class _Checked:
+    """Result of checking the files of one clip, or one single sound: findings and digests of the readable files."""
 
     root: Path
     clip: str = ""
@@ -70,41 +70,41 @@ class _Media:
     pictures: str = ""
     sound: str = ""
 
-    def note(self, kind: str, message: str, path: Path, **values: object) -> None:
+    def add(self, kind: str, message: str, path: Path, **values: object) -> None:
         """Add a finding about the file `path`."""
         self.findings.append(make_finding(kind, message, clip=self.clip, file=path.relative_to(self.root), **values))
 
     def read(self, path: Path) -> bytes | None:
-        """What the file holds; None and a finding if it cannot be read."""
+        """The content of the file; None and a finding if it cannot be read."""
         self.files += 1
         try:
             return path.read_bytes()
         except FileNotFoundError:
-            self.note("missing-file", "missing; expected one for every second", path)
+            self.add("missing-file", "missing; expected one for every second", path)
         except OSError as error:
-            self.note("unreadable-file", f"cannot be read ({error.strerror})", path)
+            self.add("unreadable-file", f"cannot be read ({error.strerror})", path)
         return None
 
     def decode(self, content: bytes, path: Path, modes: Sequence[str]) -> Image.Image | None:
-        """The picture, decoded; None and a finding if it is damaged or of another mode."""
+        """The decoded picture; None and a finding if it is damaged or of another mode."""
         try:
             image = Image.open(io.BytesIO(content))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            self.note("unreadable-file", "not a readable picture (empty, damaged or far too large)", path)
+            self.add("unreadable-file", "not a readable picture (empty, damaged or too large)", path)
             return None
         try:
             image.load()
         except (OSError, SyntaxError, ValueError) as error:
-            self.note("unreadable-file", f"damaged picture ({error})", path)
+            self.add("unreadable-file", f"damaged picture ({error})", path)
             return None
         if image.mode not in modes:
-            self.note("wrong-mode", f"mode {image.mode}; expected {' or '.join(modes)}", path, mode=image.mode)
+            self.add("wrong-mode", f"mode {image.mode}; expected {' or '.join(modes)}", path, mode=image.mode)
             return None
         return image
 
 
 class _Labels(NamedTuple):
-    """A label map that could be read: class ids, where they lie, and the picture that they are of."""
+    """A readable label map: its class ids, its path and the path of its picture."""
 
     ids_HW: np.ndarray
     path: Path
@@ -118,19 +118,19 @@ class _Labels(NamedTuple):
 def check_dataset(
     root: str | Path, min_component_area: float = MIN_COMPONENT_AREA, tolerate: Collection[str] = ()
 ) -> Report:
-    """Judge the lists of a data set and, where they can be used, every file of every clip.
+    """Check the lists of a data set and, if their rows can be used, every file of every clip.
 
-    A component of a smaller share of the picture than `speck` is reported. Errors of the kinds in `tolerate` become
-    warnings. Raises `DataError` where the lists are of no use at all.
+    Components that cover a smaller fraction of a label map than `min_component_area` are reported. Errors of the kinds
+    in `tolerate` become warnings. Raises `DataError` if the lists cannot be read at all.
     """
     root = Path(root)
     classes = read_classes(root)
-    clips, about, files = read_list(table_path(root)), read_dataset_record(root), 0
-    if about and about.split != "published":
-        clips = clips.only(read_manifest(root)["uid"])
+    clips, record, files = read_list(table_path(root)), read_dataset_record(root), 0
+    if record and record.split == "youtube_disjoint":
+        clips = clips.youtube_disjoint()
     findings = list(check_list(clips))
-    if not any(finding.severity == "error" for finding in findings):
-        manifest = list(read_manifest(root).itertuples(index=False))
+    if not any(finding.severity == "error" and finding.kind != "duplicate-uid" for finding in findings):
+        manifest = list(read_clips(root).drop_duplicates("uid").itertuples(index=False))
         media = _in_threads(lambda clip: _check_clip(clip, root, classes, min_component_area), manifest, "clip")
         files = sum(one.files for one in media)
         findings += [finding for one in media for finding in one.findings]
@@ -149,46 +149,46 @@ def check_dataset(
 
 
 def check_sounds(root: str | Path) -> Report:
-    """Judge every sound of `sounds.csv`; raises `DataError` where that is of no use."""
+    """Check every sound of `sounds.csv`. Raises `AudioError` if the table cannot be used."""
     root = Path(root)
     sounds = read_sound_table(root)
-    media = _in_threads(lambda path: _check_lone_sound(path, root), list(sounds["path"].unique()), "sound")
+    media = _in_threads(lambda path: _check_single_sound(path, root), list(sounds["path"].unique()), "sound")
     findings = [finding for one in media for finding in one.findings]
     return make_report(str(root), clips_per_split(sounds["split"]), len(media), findings)
 
 
-def find_small_components(labels_HW: np.ndarray, share: float) -> list[SmallComponent]:
-    """The connected components of less than `share` of all pixels, class by class; background and 255 have none."""
-    least = share * labels_HW.size
-    specks = []
+def find_small_components(labels_HW: np.ndarray, min_area: float) -> list[SmallComponent]:
+    """The connected components of each class that cover less than the fraction `min_area` of the label map."""
+    min_pixels = min_area * labels_HW.size
+    components = []
     for class_id, area in enumerate(ndimage.find_objects(labels_HW, IGNORE_INDEX - 1), start=1):
         if area is None:
             continue
         top, left = area[0].start, area[1].start
-        parts_HW, count = ndimage.label(labels_HW[area] == class_id, _CORNERS)
+        parts_HW, count = ndimage.label(labels_HW[area] == class_id, _EIGHT_CONNECTED)
         pixels = np.bincount(parts_HW.ravel())[1:]
-        small = np.flatnonzero(pixels < least)
+        small = np.flatnonzero(pixels < min_pixels)
         boxes = ndimage.find_objects(parts_HW) if small.size else []
         for part in small:
             rows, columns = boxes[part]
             box = (left + columns.start, top + rows.start, left + columns.stop, top + rows.stop)
-            specks.append(SmallComponent(class_id, int(pixels[part]), box, alone=small.size == count))
-    return specks
+            components.append(SmallComponent(class_id, int(pixels[part]), box, alone=small.size == count))
+    return components
 
 
-def _in_threads(check: Callable[..., _Media], items: Sequence, unit: str) -> list[_Media]:
-    """What `check` says of each item, in their order. Decoding releases the interpreter lock."""
+def _in_threads(check: Callable[..., _Checked], items: Sequence, unit: str) -> list[_Checked]:
+    """Apply `check` to each item, in order. Threads suffice because decoding releases the interpreter lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
             return list(tqdm(pool.map(check, items), desc="check", total=len(items), unit=unit, disable=None))
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C, do not wait for the remaining items
             raise
 
 
-def _check_clip(clip, root: Path, classes: Classes, min_component_area: float) -> _Media:
-    """Judge the files of one row of the manifest."""
-    media, digest, sizes, maps = _Media(root, clip.uid), hashlib.sha256(), [], []
+def _check_clip(clip, root: Path, classes: Classes, min_component_area: float) -> _Checked:
+    """Check the files of one row of the manifest."""
+    media, digest, sizes, maps = _Checked(root, clip.uid), hashlib.sha256(), [], []
     for picture, label in zip(clip.images, clip.labels, strict=True):
         content = media.read(picture)
         image = None if content is None else media.decode(content, picture, PICTURE_MODES)
@@ -196,76 +196,78 @@ def _check_clip(clip, root: Path, classes: Classes, min_component_area: float) -
             digest.update(content)
             sizes.append(image.size)
             if image.size != sizes[0]:
-                message = f"{_by(image.size)} pixels; expected {_by(sizes[0])} like the clip's first picture"
-                media.note("wrong-size", message, picture)
+                message = (
+                    f"{_size_text(image.size)} pixels; expected {_size_text(sizes[0])} like the clip's first picture"
+                )
+                media.add("wrong-size", message, picture)
         if label is not None:
             size = None if image is None else image.size
             if (labels := _read_labels(media, label, picture, size, clip.binary, len(classes))) is not None:
                 maps.append(labels)
     if len(sizes) == clip.frames:
         media.pictures = digest.hexdigest()
-    _judge_labels(media, clip, maps, classes, min_component_area)
-    _judge_sound(media, clip.audio, clip.frames, sounds=not clip.silent or not all(labels.empty for labels in maps))
+    _check_labels(media, clip, maps, classes, min_component_area)
+    _check_sound(media, clip.audio, clip.frames, sounds=not clip.silent or not all(labels.empty for labels in maps))
     return media
 
 
-def _check_lone_sound(path: Path, root: Path) -> _Media:
-    media = _Media(root)
-    _judge_sound(media, path, None, sounds=True)
+def _check_single_sound(path: Path, root: Path) -> _Checked:
+    media = _Checked(root)
+    _check_sound(media, path, None, sounds=True)
     return media
 
 
 def _read_labels(
-    media: _Media, path: Path, picture: Path, size: tuple[int, int] | None, binary: bool, num_classes: int
+    media: _Checked, path: Path, picture: Path, size: tuple[int, int] | None, binary: bool, num_classes: int
 ) -> _Labels | None:
-    """The label map of a picture of `size` (None: unknown), if it is one."""
+    """Read the label map of a picture of `size` (None if unknown); None and findings if it is not valid."""
     content = media.read(path)
     image = None if content is None else media.decode(content, path, MASK_MODES if binary else LABEL_MODES)
     if image is None:
         return None
     if size is not None and image.size != size:
-        message = f"{_by(image.size)} pixels; expected {_by(size)} like its picture"
-        media.note("wrong-size", message, path, others=[str(picture.relative_to(media.root))])
+        message = f"{_size_text(image.size)} pixels; expected {_size_text(size)} like its picture"
+        media.add("wrong-size", message, path, others=[str(picture.relative_to(media.root))])
     ids_HW = np.asarray(to_class_ids(image, binary, "avss"))
     if (unknown := (ids_HW > num_classes) & (ids_HW != IGNORE_INDEX)).any():
         first = int(ids_HW[unknown][0])
         message = f"unknown class id {first}; expected 0..{num_classes}, or {IGNORE_INDEX} for not labeled"
-        media.note("class-id", message, path, class_id=first)
+        media.add("class-id", message, path, class_id=first)
         return None
     return _Labels(ids_HW, path, picture)
 
 
-def _judge_labels(media: _Media, clip, maps: Sequence[_Labels], classes: Classes, min_component_area: float) -> None:
-    """Note what is empty in the label maps of a clip, and the specks in them, once for each clip."""
+def _check_labels(media: _Checked, clip, maps: Sequence[_Labels], classes: Classes, min_component_area: float) -> None:
+    """Add at most one finding per clip for its empty label maps and for each kind of small components."""
     if empty := [labels for labels in maps if labels.empty]:
-        count, yet = f"{len(empty)} of {clip.labeled} label maps", ""
+        message = f"nothing is labeled in {len(empty)} of {clip.labeled} label maps"
         if len(empty) == clip.labeled:
-            count, yet = f"all {clip.labeled} label maps", f", yet its row names {', '.join(clip.classes)}"
-        message = f"nothing is labeled in {count}{yet if clip.classes else ''}"
+            message = f"nothing is labeled in any of {clip.labeled} label maps"
+            if clip.classes:
+                message += f", but its row names {', '.join(clip.classes)}"
         context = {"picture": str(empty[0].picture.relative_to(media.root)), "binary": clip.binary}
-        media.note("empty-mask", message, empty[0].path, empty=len(empty), labeled=clip.labeled, **context)
-    specks = [
-        (one, labels)
+        media.add("empty-mask", message, empty[0].path, empty=len(empty), labeled=clip.labeled, **context)
+    components = [
+        (component, labels)
         for labels in maps
         if not labels.empty
-        for one in find_small_components(labels.ids_HW, min_component_area)
+        for component in find_small_components(labels.ids_HW, min_component_area)
     ]
     for kind, alone in (("only-small-components", True), ("small-component", False)):
-        if not (group := [one for one in specks if one[0].alone is alone]):
+        group = [(component, labels) for component, labels in components if component.alone is alone]
+        if not group:
             continue
         smallest, labels = min(group, key=lambda one: (one[0].pixels / one[1].ids_HW.size, one[1].path, one[0]))
-        in_maps, name, area = (
-            len({one[1].path for one in group}),
-            classes.names[smallest.class_id - 1],
-            labels.ids_HW.size,
-        )
-        media.note(
+        num_maps, area = len({labels.path for _, labels in group}), labels.ids_HW.size
+        name = classes.names[smallest.class_id - 1]
+        count = f"{len(group)} small component{'' if len(group) == 1 else 's'}"
+        media.add(
             kind,
-            f"{'1 speck' if len(group) == 1 else f'{len(group)} specks'} in {in_maps} of {clip.labeled} label maps; "
-            f"the smallest is {name}, {smallest.pixels} of {area:,} pixels",
+            f"{count} in {num_maps} of {clip.labeled} label maps; the smallest is {name}, "
+            f"{smallest.pixels} of {area:,} pixels",
             labels.path,
-            specks=len(group),
-            maps=in_maps,
+            components=len(group),
+            maps=num_maps,
             name=name,
             pixels=smallest.pixels,
             share=round(smallest.pixels / area, 6),
@@ -275,48 +277,52 @@ def _judge_labels(media: _Media, clip, maps: Sequence[_Labels], classes: Classes
         )
 
 
-def _judge_sound(media: _Media, path: Path, seconds: int | None, sounds: bool) -> None:
-    """Judge the sound of a clip of `seconds`, or a lone one. Silence, alike in many clips, gets no digest."""
+def _check_sound(media: _Checked, path: Path, seconds: int | None, sounds: bool) -> None:
+    """Check the sound of a clip of `seconds` (None for a single sound); `sounds`: it must not be silent.
+
+    Silence gets no digest: silent clips are not duplicates of each other.
+    """
     media.files += 1
     if not path.exists():
-        return media.note("missing-file", "missing; expected a sound", path)
+        return media.add("missing-file", "missing; expected a sound", path)
     if path.suffix == LOG_MEL_SUFFIX:
-        return _judge_log_mel(media, path, seconds)
+        return _check_log_mel(media, path, seconds)
     try:
         samples, rate = decode_audio(path)
     except AudioError as error:
-        return media.note("unreadable-file", str(error).removeprefix(f"{path}: "), path)
+        return media.add("unreadable-file", str(error).removeprefix(f"{path}: "), path)
     length = len(samples) / rate
     if seconds is not None and abs(length - seconds) > LENGTH_TOLERANCE:
-        message = f"{length:.2f} s long; expected {seconds} s, one for every picture"
-        media.note("audio-length", message, path, seconds=round(length, 3), expected=seconds)
+        message = f"{length:.2f} s long; expected {seconds} s, one second per picture"
+        media.add("audio-length", message, path, seconds=round(length, 3), expected=seconds)
     if bad := int((~np.isfinite(samples)).sum()):
-        return media.note("bad-samples", f"{bad:,} samples are not numbers; expected finite samples", path)
+        return media.add("bad-samples", f"{bad:,} samples are NaN or infinite; expected finite samples", path)
     if samples.any():
         media.sound = hashlib.sha256(path.read_bytes()).hexdigest()
     elif sounds:
-        yet = ", yet its labels say that something sounds" if seconds is not None else ""
-        media.note("silent-audio", f"all silence{yet}", path)
+        reason = ", but the labels name a sounding object" if seconds is not None else ""
+        media.add("silent-audio", f"all samples are 0{reason}", path)
     return None
 
 
-def _judge_log_mel(media: _Media, path: Path, seconds: int) -> None:
-    """Judge the spectrogram that stands in a sound's place."""
-    from qdformer.audio.vggish.log_mel_pickle import read_log_mel  # here, for it loads torch
+def _check_log_mel(media: _Checked, path: Path, seconds: int) -> None:
+    """Check the spectrogram that replaces the sound of a clip."""
+    from qdformer.audio.vggish.log_mel import PATCH_SECONDS  # imported here because it loads torch
+    from qdformer.audio.vggish.log_mel_pickle import read_log_mel
 
     try:
         patches = len(read_log_mel(path))
     except AudioError as error:
-        return media.note("unreadable-file", str(error).removeprefix(f"{path}: "), path)
+        return media.add("unreadable-file", str(error).removeprefix(f"{path}: "), path)
     if patches != (expected := int(seconds / PATCH_SECONDS)):
         message = f"{patches} patches of {PATCH_SECONDS} s; expected {expected}"
-        media.note("audio-length", message, path, patches=patches, expected=expected)
+        media.add("audio-length", message, path, patches=patches, expected=expected)
     media.sound = hashlib.sha256(path.read_bytes()).hexdigest()
     return None
 
 
 def _duplicates(clips: Iterable, digests: Iterable[str], what: str, root: Path) -> Iterator[Finding]:
-    """A finding for every group of clips with the same digest."""
+    """Yield a finding for every group of clips with equal digests."""
     groups = defaultdict(list)
     for clip, digest in zip(clips, digests, strict=True):
         if digest:
@@ -332,5 +338,5 @@ def _duplicates(clips: Iterable, digests: Iterable[str], what: str, root: Path) 
             yield make_finding("duplicate-media", message, clip=first.uid, file=paths[0], splits=splits, others=others)
 
 
-def _by(size: tuple[int, int]) -> str:
+def _size_text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"

@@ -1,20 +1,20 @@
-"""What can be wrong with a data set, and a report of what is."""
+"""The kinds of problems that a data set can have, and the report of those found."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from qdformer.data.layout import DataError
 
-_LISTED = 10  # problems named in one message
+_MAX_LISTED = 10  # errors named in one message
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One way of being wrong: an `error` stops the pipeline, a `warning` is reported only."""
+    """A kind of problem. An `error` stops the pipeline; a `warning` is only reported."""
 
     severity: Literal["error", "warning"]
     title: str
@@ -23,51 +23,62 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "missing-file": Kind(
-        "error", "Missing files", "A clip needs a picture for every second, a label map where it is labeled, a sound."
+        "error",
+        "Missing files",
+        "A clip needs one picture per second, a label map for each labeled frame, and a sound.",
     ),
-    "unreadable-file": Kind("error", "Unreadable files", "Empty, damaged, cut short, or of another kind."),
+    "unreadable-file": Kind("error", "Unreadable files", "The file is empty, damaged, truncated or of another format."),
     "wrong-size": Kind(
-        "error", "Wrong sizes", "All pictures of a clip are of one size, and a label map is as large as its picture."
+        "error", "Wrong sizes", "All pictures of a clip must have one size, and a label map the size of its picture."
     ),
-    "wrong-mode": Kind("error", "Wrong modes", "A label map holds one number a pixel, a picture 8 bits a channel."),
-    "class-id": Kind("error", "Class ids out of range", "A label map holds an id that no class has."),
-    "bad-samples": Kind("error", "Sounds with samples that are not numbers", "NaN or infinite."),
-    "audio-length": Kind("error", "Sounds longer or shorter than the pictures", "By more than half a second."),
-    "silent-audio": Kind("error", "Silence where something sounds", "All samples are 0, yet labels name something."),
-    "bad-row": Kind("error", "Rows that cannot be used", "An unknown split, or a name that cannot be a folder's."),
-    "duplicate-uid": Kind("error", "Clips listed twice", "The name of a clip is its identity."),
-    "unknown-class": Kind("error", "Unknown categories", "A name that is no class and like none."),
-    "class-typo": Kind("warning", "Misspelt categories", "A name that is no class, but nearly one."),
-    "row-count": Kind("warning", "Numbers of clips", "The list is not as long as its publication says."),
+    "wrong-mode": Kind("error", "Wrong modes", "A label map has one value per pixel, a picture 8 bits per channel."),
+    "class-id": Kind("error", "Class ids out of range", "A label map contains an id of no class."),
+    "bad-samples": Kind("error", "Sounds with non-finite samples", "The sound contains NaN or infinite samples."),
+    "audio-length": Kind(
+        "error", "Sounds of the wrong length", "The lengths of sound and pictures differ by more than 0.5 s."
+    ),
+    "silent-audio": Kind("error", "Silent sounds", "All samples are 0, but the labels name a sounding object."),
+    "bad-row": Kind("error", "Invalid rows", "The split is unknown, or a name cannot be used as a folder name."),
+    "duplicate-uid": Kind("error", "Clips listed more than once", "Each clip must have a unique name."),
+    "unknown-class": Kind("error", "Unknown categories", "The name is not a class, nor similar to one."),
+    "class-typo": Kind("warning", "Misspelled categories", "The name is not a class, but similar to one."),
+    "row-count": Kind("warning", "Unexpected numbers of clips", "The length of the list differs from its publication."),
     "shared-video": Kind(
         "warning",
         "Videos in several splits",
-        "Clips of one YouTube id in training and in test make the test easier than it claims to be.",
+        "Clips of one video in both training and test make the test split easier than intended.",
     ),
-    "absent-class": Kind("warning", "Splits without some classes", "No score of that split says anything of them."),
-    "background-row": Kind("warning", "Rows that name background", "By the list, nothing sounds."),
-    "off-screen-row": Kind("warning", "Rows that name what is off the screen", "It is heard, and has no mask."),
-    "duplicate-media": Kind("warning", "Clips with equal bytes", "Several clips have the same sound or pictures."),
+    "absent-class": Kind(
+        "warning", "Classes absent from a split", "The metrics of this split do not cover these classes."
+    ),
+    "background-row": Kind(
+        "warning", "Rows that name the background", "According to the list, nothing sounds in the clip."
+    ),
+    "off-screen-row": Kind(
+        "warning", "Rows with off-screen sounds", "The source of the sound is not visible and has no mask."
+    ),
+    "duplicate-media": Kind("warning", "Identical clips", "Several clips have the same sound or the same pictures."),
     "empty-mask": Kind(
-        "warning", "Clips with empty label maps", "Published scores differ in what they make of such a frame."
+        "warning", "Clips with empty label maps", "The published metrics score such frames differently."
     ),
     "only-small-components": Kind(
         "warning",
-        "Clips where a speck is all there is of a class",
-        "In per-frame mIoU these few pixels weigh as much as a whole object does.",
+        "Classes with only small components",
+        "A class has nothing but small components in a label map. In the per-frame mIoU these few pixels count as much "
+        "as a whole object.",
     ),
     "small-component": Kind(
         "warning",
-        "Clips with specks beside their objects",
-        "Too small to be drawn by a model whose masks have stride 4.",
+        "Small components",
+        "A class has small components besides its objects. A model with masks at stride 4 cannot segment them.",
     ),
 }
-"""In the order of every report. A finding can be graver, or be tolerated: errors come first in each kind."""
+"""In the order of every report. A finding may deviate from the severity of its kind; errors come first in each kind."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. `file` is relative to the data set's folder; `clip` and `file` may be ''."""
+    """One problem. `file` is relative to the folder of the data set; `clip` and `file` may be ''."""
 
     kind: str
     message: str
@@ -82,15 +93,16 @@ class Finding:
 
 
 def make_finding(kind: str, message: str, *, clip: str = "", file: object = "", **values: Any) -> Finding:
-    """A finding as severe as its kind."""
+    """A finding with the severity of its kind."""
     return Finding(kind, message, clip, str(file), values, KINDS[kind].severity)
 
 
 @dataclass(frozen=True)
 class SplitOverlap:
-    """`clips` of the `of` clips of `split` (and `subset`; '' for all) come from videos that `other` has clips of too.
+    """Clips of a split whose videos also have clips in another split.
 
-    `videos` is the number of those videos.
+    `clips` of the `of` clips in `split` (and `subset`; '' for all) come from `videos` videos that also have clips in
+    the split `other`.
     """
 
     subset: str
@@ -103,7 +115,7 @@ class SplitOverlap:
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """`videos` of the `of` videos of `subset` ('' for all) have clips in more than one split of it."""
+    """Of the `of` videos in `subset` ('' for all), `videos` have clips in more than one split."""
 
     subset: str
     videos: int
@@ -112,7 +124,7 @@ class VideoSpan:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in `source`: its clips per split, the number of files opened, findings in the order of `KINDS`."""
+    """The result of checking `source`: clips per split, number of opened files, findings in the order of `KINDS`."""
 
     source: str
     clips: Mapping[str, int]
@@ -126,18 +138,18 @@ class Report:
         return [finding for finding in self.findings if finding.severity == "error"]
 
     def by_kind(self) -> dict[str, list[Finding]]:
-        """The findings of each kind that has any."""
+        """The findings by kind, without the kinds that have none."""
         groups = {kind: [finding for finding in self.findings if finding.kind == kind] for kind in KINDS}
         return {kind: group for kind, group in groups.items() if group}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in plain types."""
+        """The report in plain types, for JSON."""
         counts = Counter(finding.kind for finding in self.findings)
         return {"kinds": {kind: counts[kind] for kind in KINDS}, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
-        """The report that `to_dict` gave `values` of."""
+        """The report from which `to_dict` made `values`."""
         rows = {"findings": Finding, "sharing": SplitOverlap, "spanning": VideoSpan}
         lists = {name: tuple(row(**one) for one in values[name]) for name, row in rows.items()}
         return cls(values["source"], values["clips"], values["files"], **lists)
@@ -151,16 +163,25 @@ def make_report(
     tolerate: Collection[str] = (),
     **more: tuple,
 ) -> Report:
-    """A report in the order of `KINDS`; errors of the kinds in `tolerate` become warnings."""
+    """A report with its findings in the order of `KINDS`. Errors of the kinds in `tolerate` become warnings."""
     order = list(KINDS)
-    eased = (replace(one, severity="warning") if one.kind in tolerate else one for one in findings)
-    return Report(
-        source, clips, files, tuple(sorted(eased, key=lambda one: (order.index(one.kind), one.severity))), **more
-    )
+    tolerated = (replace(one, severity="warning") if one.kind in tolerate else one for one in findings)
+    ordered = sorted(tolerated, key=lambda one: (order.index(one.kind), one.severity))
+    return Report(source, clips, files, tuple(ordered), **more)
 
 
-def raise_on_errors(report: Report) -> None:
-    """Raise one `DataError` that names clip, file and problem of the first errors, if there are any."""
-    if problems := [str(error) for error in report.errors]:
-        more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-        raise DataError(f"{report.source}: " + "\n  ".join(problems[:_LISTED] + more))
+def raise_on_errors(report: Report, sources: Sequence[str] = ()) -> None:
+    """Raise one `DataError` that names clip, file and problem of the first errors, if there are any.
+
+    `sources` are the folders, archives or URLs from which the data set was imported: the message names them, because
+    that is where its user corrects it.
+    """
+    problems = [str(error) for error in report.errors]
+    if not problems:
+        return
+    lines = problems[:_MAX_LISTED]
+    if len(problems) > _MAX_LISTED:
+        lines.append(f"and {len(problems) - _MAX_LISTED} more")
+    if sources:
+        lines.append(f"correct the files in {', '.join(sources)} and run the pipeline again")
+    raise DataError(f"{report.source}: " + "\n  ".join(lines))

@@ -1,7 +1,7 @@
-"""What a data set's lists alone tell: no clip is opened, so 12,000 rows take a second.
+"""Checks the lists of a data set without opening a clip, so 12,000 rows take a second.
 
-Reads the lists of AVSBench as they are published (S4, MS3 and AVSS, told apart by their columns) and `metadata.csv`
-as `layout` writes it.
+It reads the published lists of AVSBench (S4, MS3 and AVSS, distinguished by their columns) and `metadata.csv` as
+written by `layout`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import pandas
 
 from qdformer.data.checks.findings import Finding, Report, SplitOverlap, VideoSpan, make_finding, make_report
 from qdformer.data.layout import BACKGROUND, EXTRA_COLUMNS, OFF_SCREEN, DataError, is_safe_name
-from qdformer.data.readers.avsbench import LAYOUTS, VIDEO_ID, Kind
+from qdformer.data.readers.avsbench import LAYOUTS, VIDEO_ID_LENGTH, Kind, youtube_disjoint
 from qdformer.utils.constants import SPLITS
 from qdformer.utils.tables import read_table
 
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_LIKE = 0.8  # of difflib: the least likeness of a misspelt name and the class that is meant
+_MIN_SIMILARITY = 0.8  # by difflib, of a misspelled name and the class that it means
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A published list: the clips of its splits, and how many clips its paper says there are."""
+    """A published list: the number of clips in its splits, and the number that its paper states."""
 
     kind: Kind
     clips: Mapping[str, int]
@@ -41,16 +41,17 @@ PUBLICATIONS = (
     Publication("ms3", {"train": 296, "val": 64, "test": 64}, 424),
     Publication("avss", {"train": 8498, "val": 1304, "test": 1554}, 12356),
 )
-"""AVSBench (Zhou et al., ECCV 2022) and AVSBench-Semantic (Zhou et al., 2023), whose list is shorter than stated."""
+"""AVSBench (Zhou et al., ECCV 2022) and AVSBench-Semantic (Zhou et al., 2023). The list of the latter is shorter than
+its paper states."""
 
 
 @dataclass(frozen=True)
 class ClipList:
     """A list of clips.
 
-    `counts` has the rows of each split. Of them `rows` has those that are used, with the columns line (in the file),
-    uid, video ('' where the clip comes from none), subset, split and names (tuple of the categories as they are
-    written). `publication` is the published list it is, `classes` the names of the classes where they lie beside it.
+    `counts` has the number of rows in each split. `rows` has the rows that are used, with the columns line (in the
+    file), uid, video ('' if there is none), subset, split and names (tuple of the categories as written).
+    `publication` is the published list that this is; `classes` are the class names stored beside the list.
     """
 
     path: Path
@@ -59,13 +60,13 @@ class ClipList:
     publication: Publication | None
     classes: frozenset[str] | None
 
-    def only(self, uids: Iterable[str]) -> ClipList:
-        """The list with the rows of `uids` alone, where a split rule leaves others out."""
-        return replace(self, rows=self.rows[self.rows["uid"].isin(set(uids))])
+    def youtube_disjoint(self) -> ClipList:
+        """The list without the clips that the split rule `youtube_disjoint` excludes."""
+        return replace(self, rows=youtube_disjoint(self.rows))
 
 
 def check_clip_list(path: str | Path) -> Report:
-    """Judge a list of clips without its media; `DataError` if it is missing or not one of the known kinds."""
+    """Check a list of clips without its media. Raises `DataError` if it is missing or of an unknown kind."""
     clips = read_list(Path(path))
     return make_report(
         str(path),
@@ -78,20 +79,20 @@ def check_clip_list(path: str | Path) -> Report:
 
 
 def clips_per_split(splits: Iterable[str]) -> dict[str, int]:
-    """How many clips each split has, the known splits first."""
+    """The number of clips in each split, the known splits first."""
     counts = Counter(splits)
     return {split: counts[split] for split in (*SPLITS, *sorted(set(counts) - set(SPLITS))) if counts[split]}
 
 
 def read_list(path: Path) -> ClipList:
-    """Read a list whose columns are those of a published one or of `layout`; nothing in its rows is judged."""
+    """Read a list with the columns of a published list or of `layout`. The rows are not validated."""
     table = read_table(path, ("split",), DataError)
     columns = list(table.columns)
     publication = next((one for one in PUBLICATIONS if set(LAYOUTS[one.kind].columns) <= set(columns)), None)
     if publication is None:
         expected = "; ".join(",".join(LAYOUTS[one.kind].columns) for one in PUBLICATIONS)
         raise DataError(f"{path}: its columns are {','.join(columns)}; expected those of a published list: {expected}")
-    if set(EXTRA_COLUMNS) <= set(columns):  # composed clips come from no video
+    if set(EXTRA_COLUMNS) <= set(columns):  # composed clips have no source video
         publication = None
     rows = pandas.DataFrame({"line": range(2, len(table) + 2), "split": table["split"]})
     names: Iterable[Iterable[str]]
@@ -102,7 +103,7 @@ def read_list(path: Path) -> ClipList:
     else:
         uid, video, subset, names = table["video_id"], table["video_id"], "", ([] for _ in table["video_id"])
     rows["uid"], rows["subset"], rows["names"] = uid, subset, [tuple(row) for row in names]
-    rows["video"] = video.str[:VIDEO_ID] if publication else ""
+    rows["video"] = video.str[:VIDEO_ID_LENGTH] if publication else ""
     return ClipList(
         path, clips_per_split(rows["split"]), rows, publication, _read_class_names(path) if "a_obj" in columns else None
     )
@@ -115,13 +116,13 @@ def _read_class_names(table: Path) -> frozenset[str] | None:
     except FileNotFoundError:
         return None
     except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: not valid JSON with the names of the classes ({error})") from None
+        raise DataError(f"{path}: not valid JSON with the class names ({error})") from None
 
 
 def check_list(clips: ClipList) -> Iterator[Finding]:
-    """Everything wrong that the rows alone tell."""
+    """Yield every problem that can be found in the rows alone."""
     if clips.rows.empty:
-        raise DataError(f"{clips.path}: no clips; expected a row for each")
+        raise DataError(f"{clips.path}: no clips; expected one row per clip")
     where = clips.path.name
     known = clips.classes if clips.classes is not None else _plain_names(clips.rows["names"])
     meant = {
@@ -133,7 +134,7 @@ def check_list(clips: ClipList) -> Iterator[Finding]:
         for problem in _row_problems(row):
             yield make_finding("bad-row", f"line {row.line}: {problem}", clip=row.uid, file=where)
         if row.uid in seen:
-            message = f"line {row.line}: the same name as line {seen[row.uid]}"
+            message = f"line {row.line}: the same clip as in line {seen[row.uid]}"
             yield make_finding("duplicate-uid", message, clip=row.uid, file=where)
         seen.setdefault(row.uid, row.line)
         if OFF_SCREEN in row.names:
@@ -144,24 +145,27 @@ def check_list(clips: ClipList) -> Iterator[Finding]:
             if name not in meant:
                 continue
             if likely := meant[name]:
-                message = f"line {row.line}: {name!r} is no class; {likely!r} is likely meant"
+                message = f"line {row.line}: {name!r} is not a class; probably {likely!r} is meant"
                 finding = make_finding("class-typo", message, clip=row.uid, file=where, name=name, likely=likely)
-                read = clips.publication and name.replace(" ", "") == likely  # as `read_semantic_rows` does
+                read = clips.publication and name.replace(" ", "") == likely  # as `read_semantic_rows` reads it
                 yield finding if read else replace(finding, severity="error")
             else:
-                yield make_finding("unknown-class", f"line {row.line}: {name!r} is no class", clip=row.uid, file=where)
+                yield make_finding(
+                    "unknown-class", f"line {row.line}: {name!r} is not a class", clip=row.uid, file=where
+                )
     yield from _check_classes(clips.rows, known, where)
     yield from _check_videos(clips.rows, where)
 
 
 def closest_class(name: str, classes: Collection[str]) -> str | None:
-    """The class that `name` likely means: it differs in blanks and capitals only, or in a letter or two."""
+    """The class that `name` probably means: it differs only in spaces and case, or in one or two letters."""
 
-    def bare(text: str) -> str:
+    def normalized(text: str) -> str:
         return re.sub(r"\s", "", text).lower()
 
-    same = sorted(one for one in classes if bare(one) == bare(name))
-    return next(iter(same or difflib.get_close_matches(name, sorted(classes), 1, _LIKE)), None)
+    same = sorted(one for one in classes if normalized(one) == normalized(name))
+    candidates = same or difflib.get_close_matches(name, sorted(classes), 1, _MIN_SIMILARITY)
+    return candidates[0] if candidates else None
 
 
 def _all_names(names: Iterable[tuple[str, ...]]) -> set[str]:
@@ -169,7 +173,7 @@ def _all_names(names: Iterable[tuple[str, ...]]) -> set[str]:
 
 
 def _plain_names(names: Iterable[tuple[str, ...]]) -> frozenset[str]:
-    """Without a list of the classes, all names are taken for classes that are spelt as classes are."""
+    """The names that are spelled like classes; they serve as classes if there is no list of classes."""
     return frozenset(name for name in _all_names(names) if _PLAIN_NAME.fullmatch(name)) - {BACKGROUND, OFF_SCREEN}
 
 
@@ -178,7 +182,7 @@ def _row_problems(row) -> Iterator[str]:
         if not is_safe_name(name):
             yield f"{name!r} is not a plain name; expected no '/' and no '..'"
     if not row.uid:
-        yield "no name; expected the clip's"
+        yield "the name is empty; expected the uid of the clip"
     if row.split not in SPLITS:
         yield f"unknown split {row.split!r}; expected {', '.join(SPLITS)}"
 
@@ -192,7 +196,7 @@ def _check_counts(clips: ClipList) -> Iterator[Finding]:
         yield make_finding("row-count", message, file=where, clips=total, stated=publication.stated)
     for split, stated in publication.clips.items():
         if (count := clips.counts.get(split, 0)) != stated:
-            message = f"{count:,} clips of {split}; the published list of {name} has {stated:,}"
+            message = f"{count:,} clips in {split}; the published list of {name} has {stated:,}"
             yield make_finding("row-count", message, file=where, split=split, clips=count, stated=stated)
 
 
@@ -215,7 +219,7 @@ def _check_videos(rows: pandas.DataFrame, where: str) -> Iterator[Finding]:
 
 
 def split_overlaps(rows: pandas.DataFrame) -> tuple[SplitOverlap, ...]:
-    """For every two splits, and for each subset of the later: how many of its clips share a video with the earlier."""
+    """Count the clips that share a video with an earlier split, for each pair of splits and each subset."""
     taken = rows[rows["video"] != ""]
     videos = {split: set(taken["video"][taken["split"] == split]) for split in clips_per_split(taken["split"])}
     subsets = sorted(set(taken["subset"]))
@@ -230,7 +234,7 @@ def split_overlaps(rows: pandas.DataFrame) -> tuple[SplitOverlap, ...]:
 
 
 def video_spans(rows: pandas.DataFrame) -> tuple[VideoSpan, ...]:
-    """How many videos have clips in more than one split: of all rows, and of each subset by itself."""
+    """The number of videos with clips in more than one split: over all rows, and within each subset."""
     taken = rows[rows["video"] != ""]
     subsets = sorted(set(taken["subset"]))
     groups = {"": taken} if len(taken) else {}

@@ -1,16 +1,16 @@
-"""AVSBench as published, one row per clip: S4 (single source), MS3 (multiple sources) and AVSS (semantic).
+"""Reads AVSBench as published, one row per clip: S4 (single source), MS3 (multiple sources) and AVSS (semantic).
 
     S4    s4_meta_data.csv (name,start,category,split)
           visual_frames/{split}/{category}/{name}/{name}_{1..5}.png
-          gt_masks/{split}/{category}/{name}/{name}_{1..5}.png     of train the first only
+          gt_masks/{split}/{category}/{name}/{name}_{1..5}.png     in train only the first
           audio_wav/{split}/{category}/{name}.wav, or audio_log_mel/... .pkl
     MS3   ms3_meta_data.csv (video_id,split)
           visual_frames/{video_id}/{video_id}.mp4_{1..5}.png
           gt_masks/{split}/{video_id}/{video_id}_{1..5}.png
           audio_wav/{split}/{video_id}.wav, or audio_log_mel/... .pkl
     AVSS  metadata.csv (vid,uid,s_min,s_sec,a_obj,split,label), label2idx.json
-          {v1s|v1m|v2}/{uid}/frames/{i}.jpg, labels_semantic/{i}.png, audio.wav    i = 0..4, of v2 0..9;
-          of v1s train the first label map only
+          {v1s|v1m|v2}/{uid}/frames/{i}.jpg, labels_semantic/{i}.png, audio.wav    i = 0..4, in v2 0..9;
+          in the train split of v1s only the first label map
 
 The composed sets have the layout of AVSS with two more columns, so `read_semantic_rows` reads them too. The masks of S4
 and MS3 mark the sounding pixels without naming them: their only class is `object`. No clip is opened.
@@ -39,12 +39,13 @@ from qdformer.data.layout import (
     label_path,
 )
 from qdformer.utils.constants import SPLITS
+from qdformer.utils.files import write_text
 from qdformer.utils.tables import read_table
 
 Kind = Literal["s4", "ms3", "avss"]
 SplitRule = Literal["published", "youtube_disjoint"]
 
-VIDEO_ID = 11  # characters of a YouTube id, with which the published names begin
+VIDEO_ID_LENGTH = 11  # characters of a YouTube id, with which the published names begin
 BINARY_FRAMES = 5
 SEMANTIC_FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}
 RECORD_FILE = "dataset.json"
@@ -52,17 +53,17 @@ RECORD_FILE = "dataset.json"
 
 @dataclass(frozen=True)
 class Layout:
-    """What a published set consists of."""
+    """The tables and folders of a published set."""
 
     table: str
     columns: tuple[str, ...]
     folders: tuple[str, ...]
     audio: tuple[str, ...] = ()
-    """Folders of which one is needed, the first that is there is used; none: the sounds lie with the frames."""
+    """Folders of sounds, of which the first that exists is used; empty if the sounds are stored with the frames."""
     others: tuple[str, ...] = ()
     """Further files."""
-    elsewhere: tuple[str, ...] = ()
-    """Folders of the other sets, which are published in one tree with this one."""
+    other_sets: tuple[str, ...] = ()
+    """Folders of other sets that are published in the same tree."""
 
 
 _AUDIO = ("audio_wav", "audio_log_mel")
@@ -72,14 +73,14 @@ LAYOUTS: dict[Kind, Layout] = {
         ("name", "start", "category", "split"),
         ("visual_frames", "gt_masks"),
         _AUDIO,
-        elsewhere=("Multi-sources", "ms3_data"),
+        other_sets=("Multi-sources", "ms3_data"),
     ),
     "ms3": Layout(
         "ms3_meta_data.csv",
         ("video_id", "split"),
         ("visual_frames", "gt_masks"),
         _AUDIO,
-        elsewhere=("Single-source", "s4_data"),
+        other_sets=("Single-source", "s4_data"),
     ),
     "avss": Layout("metadata.csv", METADATA_COLUMNS, tuple(SEMANTIC_FRAMES), others=("label2idx.json",)),
 }
@@ -87,46 +88,47 @@ LAYOUTS: dict[Kind, Layout] = {
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """`dataset.json`: which published set this is, where it came from and how it is split."""
+    """Content of `dataset.json`: the published set, its sources and its split rule."""
 
     kind: Kind
     split: SplitRule
     sources: tuple[Mapping[str, str | None], ...] = ()
-    """Name and SHA-256 of each archive or file; of a folder the name alone."""
+    """Name and SHA-256 of each archive or file; for a folder only the name."""
     clips: Mapping[str, int] | None = None
-    """How many clips each split has."""
+    """Number of clips in each split."""
     left_out: Mapping[str, int] | None = None
-    """How many the split rule leaves out of each published split."""
+    """Number of clips that the split rule excludes from each published split."""
 
 
 def read_dataset_record(root: Path) -> DatasetRecord | None:
-    """What `dataset.json` says; None without it: the set was composed here."""
+    """Read `dataset.json`; None if it does not exist, as in composed sets."""
     path = root / RECORD_FILE
     if not path.is_file():
         return None
     try:
-        about = DatasetRecord(**json.loads(path.read_text(encoding="utf-8")))
+        record = DatasetRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: not readable ({error})") from None
-    if about.kind not in LAYOUTS or about.split not in get_args(SplitRule):
-        raise DataError(f"{path}: kind {about.kind!r}, split {about.split!r}; expected {', '.join(LAYOUTS)}")
-    return about
+        raise DataError(f"{path}: not a readable record ({error})") from None
+    if record.kind not in LAYOUTS or record.split not in get_args(SplitRule):
+        kinds, rules = ", ".join(LAYOUTS), ", ".join(get_args(SplitRule))
+        raise DataError(f"{path}: kind {record.kind!r}, split {record.split!r}; expected one of {kinds} and of {rules}")
+    return record
 
 
-def write_dataset_record(root: Path, about: DatasetRecord) -> None:
+def write_dataset_record(root: Path, record: DatasetRecord) -> None:
     """Write `dataset.json`."""
-    (root / RECORD_FILE).write_text(json.dumps(asdict(about), indent=2) + "\n", encoding="utf-8")
+    write_text(root / RECORD_FILE, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read_class_names(root: Path, kind: Kind) -> tuple[str, ...]:
-    """The class names in the order of their ids 1..C. AVSS counts from background = 1: an id is one less."""
+    """The class names in the order of their ids 1..C. AVSS numbers its background 1, so its ids are reduced by 1."""
     if kind != "avss":
         return (OBJECT,)
     return read_label_index(root / "label2idx.json", first=1)
 
 
 def read_label_index(path: Path, first: int) -> tuple[str, ...]:
-    """The classes of a `label2idx.json` in the order of their ids, which follow that of the background, `first`."""
+    """The classes of a `label2idx.json` in the order of their ids, which continue from `first`, the background."""
     try:
         indices = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -144,7 +146,10 @@ def read_label_index(path: Path, first: int) -> tuple[str, ...]:
 
 
 def read_published_rows(root: Path, kind: Kind) -> list[dict[str, Any]]:
-    """The rows of the manifest (`qdformer.data.manifest.read_manifest`) in the published splits."""
+    """The rows of the manifest (see `qdformer.data.manifest.read_manifest`) in the published splits.
+
+    Raises `DataError` for a row that cannot be used.
+    """
     if kind == "avss":
         return read_semantic_rows(root, read_class_names(root, kind))
     layout = LAYOUTS[kind]
@@ -159,6 +164,15 @@ def read_published_rows(root: Path, kind: Kind) -> list[dict[str, Any]]:
         _check_names(where, names, row["split"])
         rows.append(read(root, audio, row))
     return rows
+
+
+def read_splits(root: Path, kind: Kind) -> pandas.DataFrame:
+    """The columns uid, video and split of every row of the table, not validated."""
+    layout = LAYOUTS[kind]
+    table = read_table(root / layout.table, layout.columns, DataError)
+    video = table[layout.columns[0]]
+    uid = table["uid"] if kind == "avss" else video
+    return pandas.DataFrame({"uid": uid, "video": video.str[:VIDEO_ID_LENGTH], "split": table["split"]})
 
 
 def _read_s4(root: Path, audio: str, row: Mapping[str, str]) -> dict[str, Any]:
@@ -186,7 +200,7 @@ def _binary_row(
 ) -> dict[str, Any]:
     return {
         "uid": name,
-        "video": name[:VIDEO_ID],
+        "video": name[:VIDEO_ID_LENGTH],
         "subset": subset,
         "split": split,
         "classes": classes,
@@ -203,9 +217,9 @@ def _binary_row(
 
 
 def read_semantic_rows(root: Path, known: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of `metadata.csv`, of AVSS or of a set composed here, which tells its frames in a column of its own.
+    """The rows of `metadata.csv` of AVSS or of a composed set, which has a column for the number of frames.
 
-    A published object name with a blank in it (there is `h orse`) is read without the blank.
+    Spaces in published object names (there is `h orse`) are removed. Raises `DataError` for a row that cannot be used.
     """
     path = root / "metadata.csv"
     table = read_table(path, METADATA_COLUMNS, DataError)
@@ -217,11 +231,11 @@ def read_semantic_rows(root: Path, known: Iterable[str]) -> list[dict[str, Any]]
         tokens = (row["a_obj"].replace(" ", "") if published else row["a_obj"]).split("_")
         classes = tuple(token for token in tokens if token not in (BACKGROUND, OFF_SCREEN))
         if unknown := [name for name in classes if name not in known]:
-            raise DataError(f"{where}: unknown class {unknown[0]!r} in a_obj; expected names of label2idx.json")
-        frames = row.get("frames", str(SEMANTIC_FRAMES.get(row["label"], "")))
-        if not frames.isdecimal() or int(frames) < 1:
-            raise DataError(f"{where}: frames is {frames!r}; expected a whole number from 1")
-        frames = int(frames)
+            raise DataError(f"{where}: unknown class {unknown[0]!r} in a_obj; expected the names of label2idx.json")
+        count = row.get("frames", str(SEMANTIC_FRAMES.get(row["label"], "")))
+        if not count.isdecimal() or int(count) < 1:
+            raise DataError(f"{where}: frames is {count!r}; expected a positive integer")
+        frames = int(count)
         unseen = row.get("unseen", "1")
         if unseen not in ("0", "1"):
             raise DataError(f"{where}: unseen is {unseen!r}; expected 0 or 1")
@@ -230,7 +244,7 @@ def read_semantic_rows(root: Path, known: Iterable[str]) -> list[dict[str, Any]]
         rows.append(
             {
                 "uid": row["uid"],
-                "video": row["vid"][:VIDEO_ID] if published else "",
+                "video": row["vid"][:VIDEO_ID_LENGTH] if published else "",
                 "subset": row["label"],
                 "split": row["split"],
                 "classes": classes,
@@ -257,13 +271,14 @@ def _check_names(where: str, names: Mapping[str, str], split: str) -> None:
 
 
 def youtube_disjoint(clips: pandas.DataFrame) -> pandas.DataFrame:
-    """The clips of a manifest without those that leak between the published splits.
+    """Remove the clips that leak between the published splits. `clips` has the columns uid, video and split.
 
-    A clip keeps its published split, and is left out if another clip of its video is in a split that comes before
-    it in the order test, val, train. So the test split is the published one, clip for clip, the splits share no
-    video, and the result depends on the table alone. A clip without a video is one of its own.
+    A clip is removed if another clip of its video is in a split that precedes its own in the order test, val, train.
+    The test split is therefore unchanged, no two splits share a video, and the result depends only on the table. A
+    clip without a video counts as a video of its own. Clips of an unknown split are kept, for the checks to report.
     """
     order = {"test": 0, "val": 1, "train": 2}
     rank = clips["split"].map(order)
     video = clips["video"].where(clips["video"] != "", clips["uid"])
-    return clips[rank == rank.groupby(video).transform("min")].reset_index(drop=True)
+    keep = (rank == rank.groupby(video).transform("min")) | rank.isna()
+    return clips[keep].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""The checks of a data set's files. Those of its lists alone are in test_check_lists."""
+"""The checks of the files of a data set. The checks of its lists are in test_lists."""
 
 import json
 import re
@@ -45,11 +45,11 @@ def kinds(report):
     return {kind: len(findings) for kind, findings in report.by_kind().items()}
 
 
-def test_a_sound_data_set_has_no_error(root):
+def test_a_valid_data_set_has_no_error(root):
     report = check_dataset(root)
     assert not report.errors and report.files == 4 * 7
     assert report.clips == {"train": 2, "val": 1, "test": 1}
-    assert kinds(report) == {"absent-class": 1, "background-row": 1, "empty-mask": 1}  # of the clip that is silent
+    assert kinds(report) == {"absent-class": 1, "background-row": 1, "empty-mask": 1}  # all three for the silent clip
     raise_on_errors(report)
 
 
@@ -63,8 +63,8 @@ def test_a_sound_data_set_has_no_error(root):
         ("audio.wav", lambda path: path.unlink(), "missing-file", "missing; expected a sound"),
         ("audio.wav", save_sound(2, 0.1), "audio-length", "2.00 s long; expected 3 s"),
         ("audio.wav", save_sound(4, 0.1), "audio-length", "4.00 s long; expected 3 s"),
-        ("audio.wav", save_sound(3, 0.0), "silent-audio", "all silence, yet its labels say"),
-        ("audio.wav", save_sound(3, np.nan, "FLOAT"), "bad-samples", "48,000 samples are not numbers"),
+        ("audio.wav", save_sound(3, 0.0), "silent-audio", "all samples are 0, but the labels name"),
+        ("audio.wav", save_sound(3, np.nan, "FLOAT"), "bad-samples", "48,000 samples are NaN or infinite"),
         ("frames/1.jpg", lambda path: path.unlink(), "missing-file", "missing; expected one for every second"),
         ("frames/1.jpg", cut(0), "unreadable-file", "not a readable picture"),
         ("frames/1.jpg", cut(-200), "unreadable-file", "damaged picture"),
@@ -86,7 +86,7 @@ def test_damage_is_an_error_that_names_its_clip_and_file(root, file, change, kin
         raise_on_errors(report)
 
 
-def test_pictures_of_one_clip_are_of_one_size(root):
+def test_all_pictures_of_a_clip_must_have_one_size(root):
     for name in ("frames/1.jpg", "labels_semantic/1.png"):
         path = root / "v1m" / "b" / name
         Image.open(path).resize((96, 64), Image.Resampling.NEAREST).save(path)
@@ -94,19 +94,19 @@ def test_pictures_of_one_clip_are_of_one_size(root):
     assert error.kind == "wrong-size" and "96x64 pixels; expected 48x32 like the clip's first" in error.message
 
 
-def test_silence_is_judged_by_the_label_maps_too(root):
+def test_label_maps_also_decide_whether_a_clip_may_be_silent(root):
     path = root / "v1m" / "quiet" / "labels_semantic" / "0.png"
     few = labels()
     few[3, 3] = 255
     save_picture(few)(path)
-    assert not check_dataset(root).errors  # not labeled is not sounding
+    assert not check_dataset(root).errors  # a pixel that is not labeled does not sound
     few[3, 3] = 1
     save_picture(few)(path)
     (error,) = check_dataset(root).errors
     assert (error.kind, error.clip) == ("silent-audio", "quiet")
 
 
-def test_what_is_tolerated_is_a_warning(root):
+def test_tolerated_errors_are_warnings(root):
     save_sound(2, 0.1)(root / "v1m" / "a" / "audio.wav")
     save_sound(3, 0.0)(root / "v1m" / "b" / "audio.wav")
     report = check_dataset(root, tolerate=["audio-length"])
@@ -114,7 +114,7 @@ def test_what_is_tolerated_is_a_warning(root):
     assert report.by_kind()["audio-length"][0].severity == "warning"
 
 
-def test_many_problems_come_in_one_message_in_order(root):
+def test_one_message_lists_many_problems_in_order(root):
     for uid in ("c", "a"):
         (root / "v1m" / uid / "audio.wav").unlink()
         for index in range(3):
@@ -126,7 +126,7 @@ def test_many_problems_come_in_one_message_in_order(root):
     assert message.index("clip a") < message.index("clip c") and message.endswith("and 4 more")
 
 
-def test_rows_that_cannot_be_used_stop_before_a_file_is_opened(root):
+def test_no_file_is_opened_if_rows_are_invalid(root):
     path = root / "metadata.csv"
     path.write_text(path.read_text().replace("b,b,", "b,../b,"))
     report = check_dataset(root)
@@ -135,12 +135,27 @@ def test_rows_that_cannot_be_used_stop_before_a_file_is_opened(root):
         raise_on_errors(report)
 
 
+def test_a_clip_listed_twice_is_reported_with_all_other_faults(root):
+    path = root / "metadata.csv"
+    row = path.read_text().splitlines()[1]
+    path.write_text(path.read_text() + row + "\n")
+    (root / "v1m" / "b" / "audio.wav").unlink()
+    report = check_dataset(root)
+    assert [(error.kind, error.clip, error.file) for error in report.errors] == [
+        ("missing-file", "b", "v1m/b/audio.wav"),
+        ("duplicate-uid", "a", "metadata.csv"),
+    ]
+    assert report.files == 4 * 7 and "duplicate-media" not in kinds(report)
+    with pytest.raises(DataError, match="correct the files in /avs/a.zip, /avs/b and run the pipeline again"):
+        raise_on_errors(report, ["/avs/a.zip", "/avs/b"])
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="label2idx.json: missing"):
         check_dataset(tmp_path / "nowhere")
 
 
-def test_clips_of_equal_bytes(root):
+def test_identical_clips(root):
     clips = root / "v1m"
     (clips / "c" / "audio.wav").write_bytes((clips / "a" / "audio.wav").read_bytes())
     for index in range(3):
@@ -152,7 +167,7 @@ def test_clips_of_equal_bytes(root):
     ]
 
 
-def test_silent_sounds_are_no_duplicates(root):
+def test_silent_sounds_are_not_duplicates(root):
     for uid in ("a", "b"):
         save_sound(3, 0.0)(root / "v1m" / uid / "audio.wav")
     assert "duplicate-media" not in kinds(check_dataset(root))
@@ -166,32 +181,32 @@ def test_empty_label_maps(root):
     found = {finding.clip: finding.message for finding in check_dataset(root).by_kind()["empty-mask"]}
     assert found == {
         "a": "nothing is labeled in 2 of 3 label maps",
-        "b": "nothing is labeled in all 3 label maps, yet its row names cat, dog",
-        "quiet": "nothing is labeled in all 3 label maps",
+        "b": "nothing is labeled in any of 3 label maps, but its row names cat, dog",
+        "quiet": "nothing is labeled in any of 3 label maps",
     }
 
 
-def test_components_that_touch_at_corners_are_one():
+def test_pixels_that_touch_at_corners_are_connected():
     drawn = labels(0, (100, 100))
     drawn[10:20, 10:20] = 1
-    drawn[20, 20] = 1  # touches
-    drawn[50, 60:63] = 1  # a speck of 3 pixels beside the object
-    drawn[70:73, 5] = 2  # a speck that is all of its class
+    drawn[20, 20] = 1  # touches at a corner
+    drawn[50, 60:63] = 1  # a component of 3 pixels besides the object
+    drawn[70:73, 5] = 2  # the only component of its class
     drawn[90, 90] = 255
     assert find_small_components(drawn, 4 / 10_000) == [(1, 3, (60, 50, 63, 51), False), (2, 3, (5, 70, 6, 73), True)]
     assert find_small_components(drawn, 3 / 10_000) == []
 
 
-def test_specks_are_counted_clip_by_clip(root):
+def test_small_components_are_counted_per_clip(root):
     for index in range(2):
         path = root / "v1m" / "a" / "labels_semantic" / f"{index}.png"
         drawn = np.array(Image.open(path))
         drawn[31, 0] = 1
         drawn[0, 45:47] = 1
         save_picture(drawn)(path)
-    report = check_dataset(root, min_component_area=0.002)  # of 32 x 48 pixels: 3.07
+    report = check_dataset(root, min_component_area=0.002)  # 3.07 of 32 x 48 pixels
     (finding,) = report.by_kind()["small-component"]
-    assert finding.message == "4 specks in 2 of 3 label maps; the smallest is dog, 1 of 1,536 pixels"
+    assert finding.message == "4 small components in 2 of 3 label maps; the smallest is dog, 1 of 1,536 pixels"
     assert finding.values["box"] == [0, 31, 1, 32] and "only-small-components" not in kinds(report)
     assert "small-component" not in kinds(check_dataset(root, min_component_area=0.0005))
     drawn = labels()
@@ -206,13 +221,13 @@ def test_sounds(tmp_path):
     report = check_sounds(tmp_path)
     assert not report.findings and report.files == 1
     write_single_sound(tmp_path, "a.flac", np.zeros(100))
-    assert str(check_sounds(tmp_path).errors[0]) == "a.flac: all silence"
+    assert str(check_sounds(tmp_path).errors[0]) == "a.flac: all samples are 0"
     cut(60)(tmp_path / "a.flac")
     assert check_sounds(tmp_path).errors[0].kind == "unreadable-file"
 
 
-def spoil(root):
-    """One fault of most kinds, all in different clips or files."""
+def damage(root):
+    """Introduce one fault of most kinds, each in another clip or file."""
     clips = root / "v1m"
     (clips / "a" / "frames" / "0.jpg").unlink()
     cut(-200)(clips / "a" / "frames" / "1.jpg")
@@ -226,8 +241,8 @@ def spoil(root):
     save_sound(2, 0.1)(clips / "c" / "audio.wav")
 
 
-def test_the_page_shows_everything_and_needs_nothing_else(root):
-    spoil(root)
+def test_the_page_shows_all_kinds_and_is_self_contained(root):
+    damage(root)
     report = check_dataset(root, min_component_area=0.002)
     page = make_page([report])
     for kind in report.by_kind():
@@ -242,15 +257,15 @@ def test_the_page_shows_everything_and_needs_nothing_else(root):
     assert page == make_page([check_dataset(root, min_component_area=0.002)])
 
 
-def test_names_in_the_page_are_only_text(root):
+def test_names_are_escaped_in_the_page(root):
     path = root / "metadata.csv"
     path.write_text(path.read_text().replace("b,b,", "b,<script>b,"))
     page = make_page([check_dataset(root)])
     assert "&lt;script&gt;b" in page and "<script>" not in page
 
 
-def test_a_report_goes_through_json(root):
-    spoil(root)
+def test_a_report_survives_json(root):
+    damage(root)
     report = check_dataset(root)
     text = json.dumps(report.to_dict())
     assert Report.from_dict(json.loads(text)) == report

@@ -1,4 +1,4 @@
-"""What the lists alone tell, on small lists with the columns of the published ones."""
+"""The checks of lists, on small lists with the columns of the published ones."""
 
 import json
 import time
@@ -35,7 +35,7 @@ def messages(report, kind):
     return [str(finding) for finding in report.by_kind().get(kind, [])]
 
 
-def test_misspelt_and_unknown_categories(avss):
+def test_misspelled_and_unknown_categories(avss):
     report = avss(
         row("a", "a", "h orse", "train"),
         row("b", "b", "dog_emergency-cars", "train"),
@@ -44,27 +44,27 @@ def test_misspelt_and_unknown_categories(avss):
         row("e", "e", "cat__dog", "test"),
     )
     assert messages(report, "class-typo") == [
-        "clip b: metadata.csv: line 3: 'emergency-cars' is no class; 'emergency-car' is likely meant",
-        "clip c: metadata.csv: line 4: 'Cat' is no class; 'cat' is likely meant",
-        "clip a: metadata.csv: line 2: 'h orse' is no class; 'horse' is likely meant",
+        "clip b: metadata.csv: line 3: 'emergency-cars' is not a class; probably 'emergency-car' is meant",
+        "clip c: metadata.csv: line 4: 'Cat' is not a class; probably 'cat' is meant",
+        "clip a: metadata.csv: line 2: 'h orse' is not a class; probably 'horse' is meant",
     ]
     assert messages(report, "unknown-class") == [
-        "clip d: metadata.csv: line 5: 'banana' is no class",
-        "clip e: metadata.csv: line 6: '' is no class",
+        "clip d: metadata.csv: line 5: 'banana' is not a class",
+        "clip e: metadata.csv: line 6: '' is not a class",
     ]
-    # blanks are left out where the list is read; nothing else is
+    # Only spaces are removed when the list is read.
     assert {error.clip for error in report.errors} == {"b", "c", "d", "e"}
 
 
-def test_names_of_classes_that_are_alike_are_no_typos(avss):
+def test_similar_names_of_classes_are_not_typos(avss):
     assert not messages(avss(row("a", "a", "man_woman", "train"), classes=("man", "woman")), "class-typo")
     assert closest_class("man", {"woman", "horse"}) is None and closest_class("wo man", {"man", "woman"}) == "woman"
 
 
-def test_without_a_list_of_classes_the_plain_names_are_taken_for_it(tmp_path):
+def test_without_a_list_of_classes_the_plain_names_replace_it(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text(AVSS + row("a", "a", "horse", "train") + row("b", "b", "h orse", "train"))
-    assert "'horse' is likely meant" in messages(check_clip_list(path), "class-typo")[0]
+    assert "probably 'horse' is meant" in messages(check_clip_list(path), "class-typo")[0]
 
 
 def test_background_and_off_screen_rows(avss):
@@ -83,7 +83,7 @@ def test_classes_absent_from_a_split(avss):
     assert messages(report, "absent-class") == ["metadata.csv: 2 classes in no clip of test: dog, emergency-car"]
 
 
-def test_rows_that_cannot_be_used(avss):
+def test_invalid_rows(avss):
     report = avss(
         row("a", "../a", "dog", "train"),
         row("b", "b", "dog", "validation"),
@@ -96,9 +96,9 @@ def test_rows_that_cannot_be_used(avss):
         "clip ../a: metadata.csv: line 2: '../a' is not a plain name; expected no '/' and no '..'",
         "clip b: metadata.csv: line 3: unknown split 'validation'; expected train, val, test",
         "clip c: metadata.csv: line 4: '..' is not a plain name; expected no '/' and no '..'",
-        "metadata.csv: line 7: no name; expected the clip's",
+        "metadata.csv: line 7: the name is empty; expected the uid of the clip",
     ]
-    assert messages(report, "duplicate-uid") == ["clip d: metadata.csv: line 6: the same name as line 5"]
+    assert messages(report, "duplicate-uid") == ["clip d: metadata.csv: line 6: the same clip as in line 5"]
     assert len(report.errors) == 5
     assert report.clips == {"train": 3, "test": 2, "validation": 1}
 
@@ -133,7 +133,7 @@ def test_videos_in_several_splits(avss):
     assert not report.errors
 
 
-def test_composed_clips_come_from_no_video(tmp_path):
+def test_composed_clips_have_no_source_video(tmp_path):
     report = check_dataset(write_small(tmp_path))
     assert not report.sharing and not report.spanning
 
@@ -164,12 +164,12 @@ def test_an_avss_list_as_long_as_the_published_one(avss):
     assert [str(finding) for finding in report.findings] == [
         "metadata.csv: 11,356 clips; the paper of AVSS states 12,356"
     ]
-    assert "metadata.csv: 8,497 clips of train; the published list of AVSS has 8,498" in messages(
+    assert "metadata.csv: 8,497 clips in train; the published list of AVSS has 8,498" in messages(
         avss(*rows[1:], classes=("cat",)), "row-count"
     )
 
 
-def test_what_is_no_list(tmp_path):
+def test_unreadable_and_unknown_lists(tmp_path):
     path = tmp_path / "x.csv"
     with pytest.raises(DataError, match="x.csv: missing"):
         check_clip_list(path)

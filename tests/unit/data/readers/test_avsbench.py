@@ -1,4 +1,4 @@
-"""The published layouts, on small fake sets: rows, masks, classes, split rule, and getting them into place."""
+"""The published layouts on small fake sets: rows, masks, classes, split rule and import."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from qdformer.data.checks import check_dataset
 from qdformer.data.dataset import AVSDataset, build_loader
+from qdformer.data.labels import open_label_map
 from qdformer.data.layout import DataError
 from qdformer.data.manifest import read_classes, read_manifest, read_sounding_names
 from qdformer.data.published import import_published
@@ -31,26 +32,26 @@ from tests.helpers.avsbench import made_up, write_fake
 KINDS = tuple(LAYOUTS)
 
 
-def take_in(tmp_path, kind, *sources, digests=(), split="published"):
+def import_fake(tmp_path, kind, *sources, digests=(), split="published"):
     return import_published(
         kind, map(str, sources), digests, split, tmp_path / "dataset", tmp_path / "cache", progress=False
     )
 
 
 @pytest.fixture
-def place(tmp_path):
-    """Writes a fake set of a kind and takes it in; returns its root."""
+def fake_set(tmp_path):
+    """A function that writes a fake set of a kind, imports it and returns its root."""
 
     def write(kind, clips=2, **options):
-        take_in(tmp_path, kind, write_fake(tmp_path / "fake", kind, made_up(kind, clips), **options))
+        import_fake(tmp_path, kind, write_fake(tmp_path / "fake", kind, made_up(kind, clips), **options))
         return tmp_path / "dataset"
 
     return write
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_path_of_the_manifest_is_there(place, kind):
-    root = place(kind)
+def test_every_path_of_the_manifest_exists(fake_set, kind):
+    root = fake_set(kind)
     manifest = read_manifest(root)
     assert len(manifest) == (18 if kind == "avss" else 6) and manifest["uid"].is_unique
     for clip in manifest.itertuples():
@@ -61,12 +62,12 @@ def test_every_path_of_the_manifest_is_there(place, kind):
         assert len(clip.video) == 11 and not clip.silent
     listed = {path for row in manifest.itertuples() for path in (*row.images, *row.labels, row.audio)}
     written = {path for path in root.rglob("*") if path.suffix in (".png", ".jpg", ".wav")}
-    assert listed - {None} == written, "a file that no row names"
+    assert listed - {None} == written, "a file that no row refers to"
     assert not check_dataset(root).errors
 
 
-def test_s4(place):
-    root = place("s4")
+def test_s4(fake_set):
+    root = fake_set("s4")
     manifest = read_manifest(root).set_index("split")
     assert manifest["labeled"].groupby("split").unique().map(list).to_dict() == {"test": [5], "train": [1], "val": [5]}
     first = manifest.iloc[0]
@@ -76,8 +77,8 @@ def test_s4(place):
     assert read_classes(root).names == ("object",) and read_sounding_names(root) == ("bird_sounds", "dog_sounds")
 
 
-def test_ms3(place):
-    root = place("ms3", log_mel=True)
+def test_ms3(fake_set):
+    root = fake_set("ms3", log_mel=True)
     manifest = read_manifest(root)
     assert set(manifest["labeled"]) == {5}
     assert manifest["images"][0][0] == root / "visual_frames/train_-0000_0/train_-0000_0.mp4_1.png"
@@ -86,13 +87,13 @@ def test_ms3(place):
     assert manifest["video"][0] == "train_-0000" and read_sounding_names(root) == ()
 
 
-def test_avss(place):
-    root = place("avss")
+def test_avss(fake_set):
+    root = fake_set("avss")
     manifest = read_manifest(root)
     sizes = manifest.groupby(["subset", "split"])[["frames", "labeled"]].first()
     assert sizes.loc[("v1s", "train")].tolist() == [5, 1] and sizes.loc[("v1s", "val")].tolist() == [5, 5]
     assert sizes.loc[("v1m", "train")].tolist() == [5, 5] and sizes.loc[("v2", "train")].tolist() == [10, 10]
-    assert set(manifest["classes"].map(len)) == {1}, "off-the-screen is no class"
+    assert set(manifest["classes"].map(len)) == {1}, "off-the-screen is not a class"
     names = read_classes(root).names
     indices = json.loads((root / "label2idx.json").read_text())
     assert all(index == 1 + position for position, index in enumerate(indices.values()))
@@ -101,8 +102,8 @@ def test_avss(place):
     }
 
 
-def test_a_published_typo_background_rows_and_wrong_rows(place):
-    root = place("avss")
+def test_a_published_typo_background_rows_and_invalid_rows(fake_set):
+    root = fake_set("avss")
     path = root / "metadata.csv"
     text = path.read_text()
     path.write_text(text.replace(",bird,", ",b ird,", 1).replace(",dog,", ",background,", 1))
@@ -120,8 +121,8 @@ def test_a_published_typo_background_rows_and_wrong_rows(place):
 
 
 @pytest.mark.parametrize("kind", ["s4", "ms3"])
-def test_a_wrong_row_of_a_binary_set_is_named(place, kind):
-    root = place(kind)
+def test_an_invalid_row_of_a_binary_set_is_named(fake_set, kind):
+    root = fake_set(kind)
     path = root / LAYOUTS[kind].table
     text = path.read_text()
     for old, new, problem in [
@@ -139,16 +140,16 @@ def test_a_wrong_row_of_a_binary_set_is_named(place, kind):
 
 
 @pytest.mark.parametrize("indices", ['{"background": 0, "bird": 1}', '{"bird": 1}', "[]", "{", '{"background": 1}'])
-def test_a_label_map_that_does_not_count_from_one(place, indices):
-    root = place("avss")
+def test_a_label_index_that_does_not_count_from_one(fake_set, indices):
+    root = fake_set("avss")
     (root / "label2idx.json").write_text(indices)
     with pytest.raises(DataError, match="label2idx.json: "):
         read_classes(root)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_become_class_ids_in_batches(place, kind):
-    root = place(kind)
+def test_masks_become_class_ids_in_batches(fake_set, kind):
+    root = fake_set(kind)
     manifest = read_manifest(root)
     features = {clip.uid: np.ones((clip.frames, 128), np.float32) for clip in manifest.itertuples()}
     for task in ("avs", "avss") if kind == "avss" else ("avs",):
@@ -172,15 +173,15 @@ def test_the_split_rule():
     assert disjoint(("a0", "a", "train"), ("a1", "a", "test"), ("b", "b", "train")) == ["a1", "b"]
     assert disjoint(("a0", "a", "val"), ("a1", "a", "train"), ("a2", "a", "val")) == ["a0", "a2"]
     assert disjoint(("a0", "a", "train"), ("a1", "a", "val"), ("a2", "a", "test")) == ["a2"]
-    assert disjoint(("x", "", "train"), ("y", "", "test")) == ["x", "y"], "clips of no video are not of one video"
-    assert disjoint(("b", "b", "test"), ("a", "a", "train")) == ["b", "a"], "the order stays"
+    assert disjoint(("x", "", "train"), ("y", "", "test")) == ["x", "y"], "clips without a video do not share one"
+    assert disjoint(("b", "b", "test"), ("a", "a", "train")) == ["b", "a"], "the order is kept"
 
 
-def test_the_rule_and_its_sizes_are_in_the_record(tmp_path):
+def test_the_record_has_the_split_rule_and_the_sizes(tmp_path):
     table = made_up("ms3", 3)
-    table.loc[0, "video_id"] = table["video_id"].iloc[-1][:11] + "_7"  # a train clip of a test clip's video
+    table.loc[0, "video_id"] = table["video_id"].iloc[-1][:11] + "_7"  # a train clip of the video of a test clip
     write_fake(tmp_path / "fake", "ms3", table)
-    about = take_in(tmp_path, "ms3", tmp_path / "fake", split="youtube_disjoint")
+    about = import_fake(tmp_path, "ms3", tmp_path / "fake", split="youtube_disjoint")
     assert about.clips == {"train": 2, "val": 3, "test": 3} and about.left_out == {"train": 1, "val": 0, "test": 0}
     assert json.loads((tmp_path / "dataset" / "dataset.json").read_text())["left_out"]["train"] == 1
     assert read_dataset_record(tmp_path / "dataset").split == "youtube_disjoint"
@@ -188,6 +189,20 @@ def test_the_rule_and_its_sizes_are_in_the_record(tmp_path):
     assert len(manifest) == 8 and manifest.groupby("video")["split"].nunique().max() == 1
     write_dataset_record(tmp_path / "dataset", DatasetRecord("ms3", "published"))
     assert len(read_manifest(tmp_path / "dataset")) == 9
+
+
+def test_rows_are_not_validated_at_import(tmp_path):
+    table = made_up("s4", 2)
+    table.loc[1, "split"] = "exam"
+    table = pandas.concat([table, table.iloc[:1]])
+    fake = write_fake(tmp_path / "fake", "s4", table)
+    for split, train in (("published", 2), ("youtube_disjoint", 2)):
+        root = tmp_path / split
+        record = import_published("s4", [str(fake)], [], split, root, tmp_path / "cache", progress=False)
+        assert record.clips == {"train": train, "val": 2, "test": 2}
+        errors = check_dataset(root).errors
+        assert [error.kind for error in errors] == ["bad-row", "duplicate-uid"]
+        assert "line 8: the same clip as in line 2" in errors[1].message
 
 
 @pytest.mark.parametrize("content", ["{", '{"kind": "s5", "split": "published"}', '{"kind": "s4"}', '{"sizes": 1}'])
@@ -198,7 +213,7 @@ def test_an_unreadable_record(tmp_path, content):
 
 
 def test_archives_folders_and_single_tables_together(tmp_path):
-    """As they are given out: parts in several archives, the table beside them under another name."""
+    """As released: the parts in several archives, the table next to them under another name."""
     fake = write_fake(tmp_path / "fake", "s4", made_up("s4", 2))
     with tarfile.open(tmp_path / "frames.tar.gz", "w:gz") as tar:
         tar.add(fake / "s4_data" / "visual_frames", "release/s4_data/visual_frames")
@@ -209,7 +224,7 @@ def test_archives_folders_and_single_tables_together(tmp_path):
     for part in ("visual_frames", "gt_masks"):
         (fake / "s4_data" / part).rename(tmp_path / f"was {part}")
     sources = [tmp_path / "frames.tar.gz", tmp_path / "masks.zip", fake, tmp_path / "s4.csv"]
-    about = take_in(tmp_path, "s4", *sources)
+    about = import_fake(tmp_path, "s4", *sources)
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None for path in sources]
     assert [dict(source) for source in about.sources] == [
         {"name": path.name, "sha256": digest} for path, digest in zip(sources, digests, strict=True)
@@ -219,12 +234,12 @@ def test_archives_folders_and_single_tables_together(tmp_path):
             placed = tmp_path / "dataset" / part / path.relative_to(tmp_path / source)
             assert placed.read_bytes() == path.read_bytes(), "re-encoded"
     sound = read_manifest(tmp_path / "dataset")["audio"][0]
-    assert sound.stat().st_nlink == 1, "a user's file is copied, not linked"
+    assert sound.stat().st_nlink == 1, "a file of the user is copied, not linked"
     assert read_manifest(tmp_path / "dataset")["images"][0][0].stat().st_nlink == 2, "an unpacked one is linked"
 
 
 def test_two_sets_in_one_tree(tmp_path):
-    """AVSBench-object is published with both."""
+    """AVSBench-object is published with both sets in one tree."""
     for kind, folder in (("s4", "Single-source"), ("ms3", "Multi-sources")):
         write_fake(tmp_path / "avsbench_data" / folder, kind, made_up(kind, 1))
     for kind in ("s4", "ms3"):
@@ -235,18 +250,18 @@ def test_two_sets_in_one_tree(tmp_path):
         assert not check_dataset(tmp_path / kind).errors
 
 
-def test_what_is_missing_or_twice_is_named(tmp_path):
+def test_missing_and_repeated_sources_are_named(tmp_path):
     fake = write_fake(tmp_path / "fake", "s4", made_up("s4", 1))
     with pytest.raises(DataError, match="none: no such file or folder"):
-        take_in(tmp_path, "s4", tmp_path / "none")
+        import_fake(tmp_path, "s4", tmp_path / "none")
     with pytest.raises(DataError, match="ms3: no ms3_meta_data.csv in .*fake"):
-        take_in(tmp_path, "ms3", fake)
+        import_fake(tmp_path, "ms3", fake)
     (tmp_path / "other.csv").write_text("name,start,category,split\n")
     with pytest.raises(DataError, match="s4: several tables could be s4_meta_data.csv"):
-        take_in(tmp_path, "s4", fake, tmp_path / "other.csv")
-    with pytest.raises(DataError, match="in the sources twice"):
-        take_in(tmp_path, "s4", fake, write_fake(tmp_path / "again", "s4", made_up("s4", 1)))
-    with pytest.raises(DataError, match="a folder has no SHA-256"):
+        import_fake(tmp_path, "s4", fake, tmp_path / "other.csv")
+    with pytest.raises(DataError, match="occurs twice in the sources"):
+        import_fake(tmp_path, "s4", fake, write_fake(tmp_path / "again", "s4", made_up("s4", 1)))
+    with pytest.raises(DataError, match="download.sha256 has a digest for this folder"):
         import_published("s4", [str(fake)], ["0" * 64], "published", tmp_path / "x", tmp_path / "cache", False)
     with pytest.raises(DownloadError, match="s4.csv: SHA-256 is .*, expected 0"):
         (tmp_path / "s4.csv").write_bytes((fake / "s4_meta_data.csv").read_bytes())
@@ -262,21 +277,19 @@ def test_what_is_missing_or_twice_is_named(tmp_path):
         import_published("s4", [str(fake)], [], "published", tmp_path / "x", tmp_path / "cache", False)
 
 
-def test_an_archive_that_reaches_out_is_refused(tmp_path):
+def test_an_archive_with_a_path_outside_it_is_refused(tmp_path):
     with tarfile.open(tmp_path / "s4.tar", "w") as tar:
         info = tarfile.TarInfo("../../evil")
         tar.addfile(info)
     with pytest.raises(ArchiveError, match="s4.tar: '../../evil' leads out of the archive; refused"):
-        take_in(tmp_path, "s4", tmp_path / "s4.tar")
+        import_fake(tmp_path, "s4", tmp_path / "s4.tar")
     assert not list(tmp_path.rglob("evil")) and not (tmp_path / "dataset").exists()
 
 
-def test_masks_of_every_mode_mean_the_same(place):
-    root = place("s4")
+def test_masks_of_every_mode_are_equivalent(fake_set):
+    root = fake_set("s4")
     mask = read_manifest(root).query("split == 'test'")["labels"].iloc[0][0]
     expected = np.asarray(Image.open(mask).convert("L")) > 0
-    from qdformer.data.labels import open_label_map
-
     for mode in ("1", "L", "P", "RGB"):
         Image.open(mask).convert("L").convert(mode).save(mask)
         assert np.array_equal(np.asarray(open_label_map(mask, True, "avs")) == 1, expected), mode
