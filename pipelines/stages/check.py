@@ -6,6 +6,7 @@ The later stages depend on these digests, so that nothing is computed from data 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.cli import stage_main
@@ -17,23 +18,24 @@ from qdformer.data.checks import check_dataset, check_sounds, raise_on_errors
 from qdformer.utils.files import write_text
 
 
-def check(settings: Check, data: Path, reports: Path) -> None:
-    """Write the reports; then write `data/dataset.sha256` and `data/sounds.sha256`, or raise `DataError` for errors."""
-    dataset, sounds = (
-        check_dataset(data / "dataset", settings.min_component_area, settings.tolerate),
-        check_sounds(data / "sounds"),
-    )
+def check(settings: Check, data: Path, reports: Path, sources: Sequence[str] = ()) -> None:
+    """Write the reports; then write `data/dataset.sha256` and `data/sounds.sha256`, or raise `DataError` for errors.
+
+    The error names `sources`, from which a published set was imported, because its user corrects the files there.
+    """
+    dataset = check_dataset(data / "dataset", settings.min_component_area, settings.tolerate)
+    sounds = check_sounds(data / "sounds")
     found = [dataset, sounds] if sounds.files else [dataset]  # a published data set has no single sounds
     save_reports(found, reports)
     show_reports(found, reports)
     for report in found:
-        raise_on_errors(report)
+        raise_on_errors(report, sources)
     for name, digest in json.loads((data / "digests.json").read_text(encoding="utf-8")).items():
         write_text(data / f"{name}.sha256", digest + "\n")
 
 
 def main(settings: Settings) -> None:
-    check(settings.check, Path("data"), REPORTS)
+    check(settings.check, Path("data"), REPORTS, settings.download.source)
 
 
 if __name__ == "__main__":

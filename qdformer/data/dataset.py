@@ -1,9 +1,9 @@
-"""From the manifest to batches.
+"""Loads the clips of a manifest into batches.
 
-Nothing is drawn from a global random state: what an item holds depends on (seed, epoch, index)
-alone, so the number of workers and of processes changes no result.
+No global random state is used: the content of an item depends only on (seed, epoch, index), so neither the number of
+workers nor the number of processes changes a result.
 
-Shapes: B clips, T frames (one a second), H W pixels, A = 128 numbers of VGGish.
+Shapes: B clips, T frames (one per second), H W pixels, A = 128 dimensions of the VGGish embedding.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas
@@ -18,19 +19,23 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from qdformer.config.train import Augment, Resize, Task
 from qdformer.data.augment import View, sample_view
 from qdformer.data.labels import open_label_map
 from qdformer.data.layout import DataError
 from qdformer.utils.constants import EMBEDDING_SIZE, IGNORE_INDEX
 
-_SIZE_STEP = 32  # batches are padded to a multiple of it, the coarsest stride of the model
+if TYPE_CHECKING:
+    from qdformer.config.train import Augment, Resize, Task
+
+_SIZE_STEP = 32  # height and width of batches are multiples of the coarsest stride of the model
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip: images uint8 [T, 3, H, W], audio float32 [T, A], labels uint8 [T, H, W] (255 where
-    there is no ground truth), and how many of its frames, from the first, are labeled."""
+    """One clip: images uint8 [T, 3, H, W], audio float32 [T, A] and labels uint8 [T, H, W].
+
+    Labels are 255 where there is no ground truth. The first `labeled` frames have ground truth.
+    """
 
     uid: str
     images_TCHW: torch.Tensor
@@ -43,8 +48,8 @@ class Sample:
 class Batch:
     """Clips padded to the longest and largest of them.
 
-    images_BTCHW uint8; audio_BTA float32; labels_BTHW int64, 0 background, 1..C classes, 255 not
-    labeled (padding too); valid_BT bool, the frame exists; labeled_BT bool, it has ground truth.
+    images_BTCHW uint8; audio_BTA float32; labels_BTHW int64: 0 background, 1..C classes, 255 not labeled or padding;
+    valid_BT bool: the frame exists; labeled_BT bool: the frame has ground truth.
     """
 
     images_BTCHW: torch.Tensor
@@ -63,9 +68,9 @@ class Batch:
 class AVSDataset(Dataset):
     """The clips of a manifest with their audio features.
 
-    `features` maps a clip's uid to float32 [T, A]. Pictures are scaled to `image_size` as `resize` says
-    (`qdformer.config.Train`), labels are those of `task`. With `augment` each clip is seen in a random
-    view, drawn from (seed, epoch, index).
+    `features` maps the uid of a clip to float32 [T, A]. Pictures are scaled to `image_size` according to `resize`
+    (see `resize_geometry`), and the labels are those of `task`. With `augment`, a random view of each clip is drawn
+    from (seed, epoch, index).
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class AVSDataset(Dataset):
         return len(self.clips)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The clip at `index`, or at (epoch, index); without an epoch it is that of epoch 0."""
+        """The clip at `index` or (epoch, index). Without an epoch, the view is that of epoch 0."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         clip = self.clips[index]
         view = sample_view(self.augment, np.random.default_rng([self.seed, epoch, index])) if self.augment else None
@@ -117,11 +122,11 @@ class AVSDataset(Dataset):
     def _resize(self, image: Image.Image, view: View | None, labels: bool) -> np.ndarray:
         return resize_image(image, self.image_size, self.resize, view, labels=labels)
 
-    def _read_features(self, clip) -> torch.Tensor:
+    def _read_features(self, clip: Any) -> torch.Tensor:
         try:
             features = np.asarray(self.features[clip.uid], np.float32)
         except KeyError:
-            raise DataError(f"clip {clip.uid}: no audio features; expected them from the stage features") from None
+            raise DataError(f"clip {clip.uid}: no audio features; the stage features computes them") from None
         if features.shape != (clip.frames, EMBEDDING_SIZE):
             expected = [clip.frames, EMBEDDING_SIZE]
             raise DataError(f"clip {clip.uid}: audio features are {list(features.shape)}; expected {expected}")
@@ -129,7 +134,7 @@ class AVSDataset(Dataset):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack clips; shorter or smaller ones are padded with zeros at the end, right and bottom."""
+    """Stack clips into a batch. Shorter or smaller clips are padded with zeros at the end, right and bottom."""
     count, frames = len(samples), max(len(sample.audio_TA) for sample in samples)
     height, width = (_round_up(max(sample.labels_THW.shape[axis] for sample in samples), _SIZE_STEP) for axis in (1, 2))
     images = torch.zeros((count, frames, 3, height, width), dtype=torch.uint8)
@@ -147,10 +152,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class EpochSampler(Sampler):
-    """Yields (epoch, index), so that workers kept from one epoch to the next know the epoch.
+    """Yields (epoch, index), so that persistent workers know the epoch.
 
-    With `shuffle` the order is drawn from (seed, epoch). Of several processes each takes every
-    `world_size`-th clip; when shuffling, the first clips fill up so that all take equally many.
+    With `shuffle` the order is drawn from (seed, epoch). Each of several processes takes every `world_size`-th clip;
+    when shuffling, the first clips are repeated so that all processes take the same number.
     """
 
     def __init__(self, length: int, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -162,7 +167,7 @@ class EpochSampler(Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Call before each epoch."""
+        """Set the epoch. Call it before each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -188,9 +193,9 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """Batches of the dataset; `workers` processes prepare them (0: the caller does).
+    """A loader of batches, which are prepared by `workers` processes (0: by the calling process).
 
-    Call `loader.sampler.set_epoch(epoch)` before each training epoch. The batches are the same for any `workers`.
+    Call `loader.sampler.set_epoch(epoch)` before each training epoch. The batches do not depend on `workers`.
     """
     return DataLoader(
         dataset,
@@ -200,39 +205,39 @@ def build_loader(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(dataset.seed),  # else the loader draws from torch's global state
+        generator=torch.Generator().manual_seed(dataset.seed),  # otherwise the loader uses torch's global random state
     )
 
 
 def resize_image(
     image: Image.Image, image_size: int, resize: Resize, view: View | None = None, *, labels: bool = False
 ) -> np.ndarray:
-    """The image, or its crop by `view`, at the model's input size: bilinear, or nearest for `labels`."""
-    size, corner = resize_geometry(image.size, image_size, resize)
+    """Resize an image, or its crop in the view, to the input size of the model: bilinear, for labels nearest."""
+    size, (left, top) = resize_geometry(image.size, image_size, resize)
     resample = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
     if view is not None:
         image = image.resize(size, resample, view.crop_box(*image.size))
     elif image.size != size:
         image = image.resize(size, resample)
     if resize == "crop":
-        left, top = corner
         image = image.crop((left, top, left + image_size, top + image_size))
     return np.asarray(image)
 
 
 def resize_geometry(size: tuple[int, int], image_size: int, resize: Resize) -> tuple[tuple[int, int], tuple[int, int]]:
-    """To which width and height a picture of `size` is scaled, and the corner of the square cut from it for `crop`.
+    """Width and height to which a picture of `size` is scaled, and left and top of the square that `crop` cuts out.
 
-    `longest` scales the longer side to `image_size`; `squash` both sides, whatever their ratio; `crop` the shorter
-    one, and the square in the middle is what stays. The last two round as AVSBench's own loader does.
+    `longest` scales the longer side to `image_size` and keeps the aspect ratio; `squash` scales both sides to
+    `image_size`; `crop` scales the shorter side and keeps the central square. The last two round as the loader of
+    AVSBench does.
     """
     if resize == "squash":
         return (image_size, image_size), (0, 0)
     if resize == "longest":
         scale = image_size / max(size)
-        return tuple(max(1, round(side * scale)) for side in size), (0, 0)
-    scaled = tuple(int(side * image_size / min(size)) for side in size)
-    return scaled, tuple(round((side - image_size) / 2) for side in scaled)
+        return (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), (0, 0)
+    width, height = (int(side * image_size / min(size)) for side in size)
+    return (width, height), (round((width - image_size) / 2), round((height - image_size) / 2))
 
 
 def _round_up(number: int, step: int) -> int:

@@ -56,7 +56,7 @@ def import_published(
             any depth.
         digests: the expected SHA-256 of each source, in the order of `sources`, or none.
         split: see `qdformer.data.readers.avsbench.youtube_disjoint`; the record has the sizes of the splits.
-        dataset: must not exist. Files of the user are copied into it; unpacked ones are linked from the cache.
+        dataset: a new or empty folder. Files of the user are copied into it; unpacked ones are linked from the cache.
         cache: folder for downloaded and unpacked files.
         progress: show progress bars if the error output is a terminal.
 

@@ -23,8 +23,8 @@ PROTOCOLS = {
     "predicted_frames": "fraction of frames of which more than 1 % is predicted as sounding",
     "fpr": "false-positive rate of AVSBench-Robust: `predicted_area` with the sound of no object in the picture",
     "g_miou": "harmonic mean of avsbench_j_sounding with the true sound and 1 minus that with a negative sound",
-    "miou_seen": "miou_dataset without background, over the classes whose test pictures or recordings occur in training",
-    "miou_unseen": "miou_dataset without background, over the classes whose test pictures and recordings are new",
+    "miou_seen": "miou_dataset without background, over the classes whose test pictures or recordings are in training",
+    "miou_unseen": "miou_dataset without background, over the classes whose test pictures and recordings are not",
 }
 
 

@@ -89,7 +89,7 @@ def test_a_list_alone(tmp_path, capsys):
     path.write_text(LIST + "AAAAAAAAAA0_1,a,0,0,horse,train,v2\nAAAAAAAAAA0_2,b,0,0,h orse,test,v2\n")
     command.check_list(path, tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "'h orse' is no class; 'horse' is likely meant" in printed
+    assert "'h orse' is not a class; probably 'horse' is meant" in printed
     assert "1 of 1 videos have clips in more than one split" in printed
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["check.html", "check.json"]
 

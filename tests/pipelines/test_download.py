@@ -4,9 +4,12 @@ import pytest
 
 from pipelines.flows.__main__ import parse_source
 from pipelines.stages import download as stage
+from pipelines.stages.check import check
 from qdformer.audio.io.sound_table import read_sound_table
 from qdformer.config.base import SettingsError
+from qdformer.config.check import Check
 from qdformer.config.download import Clips, Download
+from qdformer.data.layout import DataError
 from qdformer.data.manifest import read_manifest
 from qdformer.utils.digests import tree_sha256
 from qdformer.utils.errors import InputError
@@ -38,6 +41,23 @@ def test_a_published_set_has_no_single_sounds(tmp_path):
     assert read_sound_table(tmp_path / "data" / "sounds").empty
     with pytest.raises(SettingsError, match=r"download.source is empty.*make data DATASET=s4 SOURCE="):
         stage.download(Download(dataset="s4"), tmp_path / "other", tmp_path / "cache")
+
+
+def test_a_clip_listed_twice_passes_the_download_and_fails_the_check_with_all_faults(tmp_path):
+    fake = write_fake(tmp_path / "fake", "s4", made_up("s4", 1))
+    table = next(fake.glob("*.csv"))
+    table.write_text(table.read_text() + table.read_text().splitlines()[1] + "\n")
+    next(fake.rglob("*_1.png")).write_bytes(b"")
+    data = tmp_path / "data"
+    stage.download(Download(dataset="s4", source=[str(fake)]), data, tmp_path / "cache")
+    with pytest.raises(DataError) as caught:
+        check(Check(min_component_area=0.0003, tolerate=[]), data, tmp_path / "reports", [str(fake)])
+    message = str(caught.value)
+    assert "s4_meta_data.csv: line 5: the same clip as in line 2" in message and "not a readable picture" in message
+    assert f"correct the files in {fake}" in message and ".partial" not in message
+    assert not list(data.glob("*.sha256"))
+    with pytest.raises(DataError, match="s4_meta_data.csv: clip .* is listed twice"):
+        read_manifest(data / "dataset")
 
 
 def test_sources_are_divided_as_in_a_shell(tmp_path, monkeypatch):

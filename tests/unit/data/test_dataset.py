@@ -22,7 +22,7 @@ def features(value=0.0):
     return {uid: np.full((FRAMES, 128), value, np.float32) for uid in ("a", "b", "c", "quiet")}
 
 
-def test_a_sample(manifest):
+def test_sample(manifest):
     sample = AVSDataset(manifest, features(2.0), image_size=48)[0]
     assert sample.uid == "a" and sample.labeled == 3
     assert sample.images_TCHW.shape == (3, 3, 32, 48) and sample.images_TCHW.dtype == torch.uint8
@@ -41,7 +41,7 @@ def test_the_longer_side_is_scaled_and_labels_stay_class_ids(manifest):
 
 
 def avsbench_crop(image, side, resample):
-    """What AVSBench's loader does: the shorter side scaled to `side`, rounded down, and the middle cut out."""
+    """As the loader of AVSBench: scale the shorter side to `side`, rounded down, and cut out the center."""
     width, height = image.size
     if width > height:
         size = int(1.0 * width * side / height), side
@@ -52,7 +52,7 @@ def avsbench_crop(image, side, resample):
     return image.crop((left, top, left + side, top + side))
 
 
-def test_squash_and_crop_are_those_of_avsbench(manifest):
+def test_squash_and_crop_equal_those_of_avsbench(manifest):
     for image_size in (32, 64):
         squashed = AVSDataset(manifest, features(), image_size, resize="squash")[0]
         cropped = AVSDataset(manifest, features(), image_size, resize="crop")[0]
@@ -67,7 +67,7 @@ def test_squash_and_crop_are_those_of_avsbench(manifest):
 
 
 @pytest.mark.parametrize("size", [(1280, 720), (720, 1280), (224, 224), (333, 500), (1, 99)])
-def test_sizes_of_every_resizing(size):
+def test_geometry_of_every_resizing(size):
     assert resize_geometry(size, 224, "squash") == ((224, 224), (0, 0))
     (width, height), _ = resize_geometry(size, 224, "longest")
     assert max(width, height) == 224 and abs(width * size[1] - height * size[0]) <= max(size)
@@ -75,13 +75,13 @@ def test_sizes_of_every_resizing(size):
     assert min(width, height) == 224 and 0 <= left <= width - 224 and 0 <= top <= height - 224
 
 
-def test_every_resizing_goes_with_views(manifest):
+def test_every_resizing_works_with_augmentation(manifest):
     for resize, shape in (("squash", (64, 64)), ("crop", (64, 64)), ("longest", (43, 64))):
         dataset = AVSDataset(manifest, features(), 64, Augment(flip=1.0, crop=0.5, color=0.1), resize=resize)
         assert dataset[0].labels_THW.shape == (3, *shape) and dataset[0].images_TCHW.shape == (3, 3, *shape)
 
 
-def test_the_task_avs_takes_all_classes_as_one(manifest):
+def test_the_task_avs_maps_all_classes_to_one(manifest):
     semantic = AVSDataset(manifest, features(), 48)[0].labels_THW
     binary = AVSDataset(manifest, features(), 48, task="avs")[0].labels_THW
     assert semantic.unique().tolist() == [0, 1, 2] and torch.equal(binary, (semantic > 0).to(torch.uint8))
@@ -89,21 +89,21 @@ def test_the_task_avs_takes_all_classes_as_one(manifest):
     assert task_classes(Classes(("dog", "cat"), (True, False)), "avss").names == ("dog", "cat")
 
 
-def test_what_is_not_labeled_stays_so_in_the_task_avs(tmp_path):
+def test_unlabeled_pixels_stay_unlabeled_in_the_task_avs(tmp_path):
     Image.fromarray(np.array([[0, 1, 70, 255]], np.uint8)).save(tmp_path / "a.png")
     assert np.asarray(open_label_map(tmp_path / "a.png", False, "avs")).tolist() == [[0, 1, 1, 255]]
     assert np.asarray(open_label_map(tmp_path / "a.png", True, "avs")).tolist() == [[0, 1, 1, 1]]
 
 
-def test_flip_mirrors_picture_and_labels(manifest):
+def test_flip_applies_to_picture_and_labels(manifest):
     plain = AVSDataset(manifest, features(), image_size=48)[0]
-    mirrored = AVSDataset(manifest, features(), 48, Augment(flip=1.0, crop=1.0, color=0.0))[0]
-    assert torch.equal(mirrored.images_TCHW, plain.images_TCHW.flip(-1))
-    assert torch.equal(mirrored.labels_THW, plain.labels_THW.flip(-1))
-    assert not torch.equal(mirrored.labels_THW, plain.labels_THW)
+    flipped = AVSDataset(manifest, features(), 48, Augment(flip=1.0, crop=1.0, color=0.0))[0]
+    assert torch.equal(flipped.images_TCHW, plain.images_TCHW.flip(-1))
+    assert torch.equal(flipped.labels_THW, plain.labels_THW.flip(-1))
+    assert not torch.equal(flipped.labels_THW, plain.labels_THW)
 
 
-def test_flip_is_drawn_anew_every_epoch(manifest):
+def test_flip_is_drawn_in_every_epoch(manifest):
     dataset = AVSDataset(manifest, features(), 48, Augment(flip=0.5, crop=1.0, color=0.0), seed=3)
     drawn = [dataset[epoch, 0].labels_THW for epoch in range(30)]
     assert len({tuple(labels[0, 10].tolist()) for labels in drawn}) == 2
@@ -111,7 +111,7 @@ def test_flip_is_drawn_anew_every_epoch(manifest):
     assert all(torch.equal(one, two) for one, two in zip(drawn, again, strict=True))
 
 
-def test_a_crop_takes_picture_and_labels_from_the_same_place(manifest, tmp_path):
+def test_a_crop_covers_the_same_area_in_picture_and_labels(manifest, tmp_path):
     images = [tuple(tmp_path / f"{second}.jpg" for second in range(FRAMES))]
     labels = [tuple(tmp_path / f"{second}.png" for second in range(FRAMES))]
     clip = manifest.iloc[:1].assign(images=images, labels=labels)
@@ -131,28 +131,28 @@ def test_a_crop_takes_picture_and_labels_from_the_same_place(manifest, tmp_path)
     assert len(areas) > 5 and max(areas) > 1.5 * bright.sum()
 
 
-def test_colours_change_alike_in_all_frames_and_labels_do_not(manifest):
+def test_colors_change_equally_in_all_frames_and_labels_do_not(manifest):
     plain = AVSDataset(manifest, features(), image_size=48)[0]
-    coloured = AVSDataset(manifest, features(), 48, Augment(flip=0.0, crop=1.0, color=0.4))[0]
-    assert torch.equal(coloured.labels_THW, plain.labels_THW)
-    assert (coloured.images_TCHW.float() - plain.images_TCHW.float()).abs().mean() > 3
+    jittered = AVSDataset(manifest, features(), 48, Augment(flip=0.0, crop=1.0, color=0.4))[0]
+    assert torch.equal(jittered.labels_THW, plain.labels_THW)
+    assert (jittered.images_TCHW.float() - plain.images_TCHW.float()).abs().mean() > 3
 
 
-def test_recolour_is_brightness_contrast_saturation_and_tint():
+def test_color_jitter_is_brightness_contrast_saturation_and_tint():
     images = np.random.default_rng(0).integers(60, 120, (2, 4, 5, 3)).astype(np.uint8)
     same = View((0, 0), 1.0, False, 1.0, 1.0, 1.0, np.ones(3))
     assert np.array_equal(same.color_jitter(images), images)
     view = View((0, 0), 1.0, False, 1.2, 0.7, 1.3, np.array([1.1, 1.0, 0.9]))
     bright = 1.2 * images
     contrasted = bright.mean() + 0.7 * (bright - bright.mean())
-    grey = contrasted.mean(-1, keepdims=True)
-    expected = (grey + 1.3 * (contrasted - grey)) * [1.1, 1.0, 0.9]
+    gray = contrasted.mean(-1, keepdims=True)
+    expected = (gray + 1.3 * (contrasted - gray)) * [1.1, 1.0, 0.9]
     assert np.abs(view.color_jitter(images) - expected).max() <= 0.51
 
 
 def test_collate_pads_and_marks(manifest):
     manifest = manifest.copy()
-    manifest.loc[1, ["frames", "labeled"]] = 2, 1  # as AVSBench's clips with one ground truth
+    manifest.loc[1, ["frames", "labeled"]] = 2, 1  # as the clips of AVSBench with one ground truth
     manifest.at[1, "images"] = manifest["images"][1][:2]
     manifest.at[1, "labels"] = (manifest["labels"][1][0], None)
     short = features(1.0)
