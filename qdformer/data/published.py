@@ -72,7 +72,7 @@ def import_published(
         name = source.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
         if path.is_dir():
             if sha256:
-                raise DataError(f"{path}: download.sha256 has a digest for this folder; expected '' or an archive")
+                raise DataError(f"{path}: a folder has no SHA-256; expected an archive, or an empty download.sha256")
             parts.append(_Part(path, unpacked=False))
             records.append({"name": name, "sha256": None})
             continue

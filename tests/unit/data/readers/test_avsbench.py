@@ -261,7 +261,7 @@ def test_missing_and_repeated_sources_are_named(tmp_path):
         import_fake(tmp_path, "s4", fake, tmp_path / "other.csv")
     with pytest.raises(DataError, match="occurs twice in the sources"):
         import_fake(tmp_path, "s4", fake, write_fake(tmp_path / "again", "s4", made_up("s4", 1)))
-    with pytest.raises(DataError, match="download.sha256 has a digest for this folder"):
+    with pytest.raises(DataError, match="a folder has no SHA-256; expected an archive"):
         import_published("s4", [str(fake)], ["0" * 64], "published", tmp_path / "x", tmp_path / "cache", False)
     with pytest.raises(DownloadError, match="s4.csv: SHA-256 is .*, expected 0"):
         (tmp_path / "s4.csv").write_bytes((fake / "s4_meta_data.csv").read_bytes())
