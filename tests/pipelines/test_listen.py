@@ -62,7 +62,7 @@ def test_a_published_clip_with_its_sound_and_with_a_spectrogram_in_its_place(tmp
         download(Download(dataset="s4", source=[str(fake)]), root / "data", tmp_path / "cache")
         noise(load_settings().noise.model_copy(update={"source": "none"}), root / "data", tmp_path / "cache")
         if log_mel:
-            with pytest.raises(AudioError, match=r"test__-0000\.pkl: .*need the sound itself"):
+            with pytest.raises(AudioError, match=r"test__-0000\.pkl: .*need the audio itself"):
                 listen(load_settings(), root, "test__-0000", None)
             continue
         sound, _ = listen(load_settings(), root, "test__-0000", None)
