@@ -1,9 +1,8 @@
-"""Clips from disk to batches: what `build_loader` gives a second, beside what a training step consumes.
+"""Throughput of `build_loader` from disk to batches, compared with the consumption of a training step.
 
-On the clips that the stage download has left in `data/dataset` (or below the folder that
-QDFORMER_BENCH_DATA names), with the settings of `params.yaml` and zeros for features, which are read
-from memory. The step is a real one on the same machine, with the loader's processes idle. Every
-figure is the median of rounds in which all take turns.
+It uses the clips that the stage download has written to `data/dataset` (or below the folder QDFORMER_BENCH_DATA), the
+settings of `params.yaml`, and zeros as features, which are read from memory. The training step runs on the same
+machine while the processes of the loader are idle. Every value is the median over interleaved rounds.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def _loader(recipe: Train, clips: pandas.DataFrame, features: Mapping, workers: 
         clips, features, recipe.image_size, recipe.augment, recipe.seed, resize=recipe.resize, task=recipe.task
     )
     loader = build_loader(data, recipe.batch_size, shuffle=True, workers=workers)
-    for _ in loader:  # starts the workers, and brings the files into the system's cache
+    for _ in loader:  # starts the workers and warms up the file cache
         pass
     return loader
 
@@ -69,7 +68,7 @@ def _rate(loader: torch.utils.data.DataLoader) -> float:
 
 
 def _trainer(recipe: Train, root: Path, clips: pandas.DataFrame, features: Mapping):
-    """A function that trains for `STEPS` steps on batches in memory and returns the steps a second."""
+    """A function that trains for `STEPS` steps on batches in memory and returns the steps per second."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classes = len(task_classes(read_classes(root), recipe.task))
     torch.manual_seed(recipe.seed)
@@ -93,7 +92,7 @@ def _report(rates: Mapping[object, float], recipe: Train, clips: int) -> None:
         f"{clips} clips, batches of {recipe.batch_size} at {recipe.image_size} pixels, {torch.get_num_threads()} CPUs"
     )
     table = Table(title=title, title_justify="left")
-    for place, column in enumerate(("", "batches/s", "clips/s", "of what a step consumes", "goal")):
+    for place, column in enumerate(("", "batches/s", "clips/s", "relative to a step", "goal")):
         table.add_column(column, justify="right" if place else "left")
     for workers in WORKERS:
         times = rates[workers] / rates["step"]

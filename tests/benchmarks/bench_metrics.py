@@ -1,9 +1,10 @@
-"""The metrics beside the model's forward on the same clips, AVSBench's F beside a loop over its thresholds, and memory.
+"""Time and memory of the metrics.
 
-On the test clips that the stage download has left in `data/dataset` (or below the folder that
-QDFORMER_BENCH_DATA names), with the settings of `params.yaml`. The model has not been trained, which changes no time;
-what is scored is the truth moved and blurred by chance, so that there is something to score. Times are medians of
-rounds in which all take turns. Memory is the peak of a process that scores drawn clips as they come.
+The metrics are compared with the forward pass of the model on the same clips, and AVSBench's F with a loop over its
+thresholds. The clips are the test clips that the stage download has written to `data/dataset` (or below the folder
+QDFORMER_BENCH_DATA), with the settings of `params.yaml`. The model is not trained, which does not affect the times; the
+scored predictions are the shifted truth with noise. Times are medians over interleaved rounds. Memory is the peak of a
+process that scores a stream of generated clips.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from qdformer.metrics.avsbench import THRESHOLDS
 from qdformer.models.qdformer.model import QDFormer
 
 ROUNDS, CLIPS = 3, 64
-VIDEOS, FRAMES, SIDE = 4, 5, 224  # what AVSBench's F is measured on: a published batch
+VIDEOS, FRAMES, SIDE = 4, 5, 224  # the batch of the published code, on which F of AVSBench is timed
 FEW, MANY = 200, 2000
 SHARE_GOAL, SPEED_GOAL, MEMORY_GOAL = 0.10, 20.0, 1.10
 
@@ -73,7 +74,7 @@ def run() -> None:
 
 
 def moved_truth(batch: Batch, classes: int) -> SimpleNamespace:
-    """A prediction for a batch, made of its labels."""
+    """A prediction for a batch, made from its labels."""
     random = torch.Generator().manual_seed(0)
     semantic_BTHW = torch.roll(batch.labels_BTHW.where(batch.labels_BTHW != 255, 0), 5, dims=-1)
     noise_BTHW = torch.rand(semantic_BTHW.shape, generator=random)
@@ -85,7 +86,7 @@ def moved_truth(batch: Batch, classes: int) -> SimpleNamespace:
 
 
 def looped_f(logits: torch.Tensor, target: torch.Tensor) -> float:
-    """AVSBench's F of one batch [V, T, H, W] by its definition: each frame, each threshold, one after another."""
+    """F of AVSBench for one batch [V, T, H, W] by its definition: a loop over frames and thresholds."""
     curves = []
     for soft_HW, truth_HW in zip(logits.sigmoid().flatten(0, 1), target.flatten(0, 1), strict=True):
         if not truth_HW.any():
@@ -123,7 +124,7 @@ def score_drawn(count: int) -> float:
             yield Batch(images_BTCHW, torch.zeros(1, 5, 128), labels_BTHW, yes_BT, yes_BT, [f"clip{index}"])
 
     evaluate(lambda batch: moved_truth(batch, 27), drawn(), classes, bootstrap=1000)
-    # of this program alone: what `getrusage` tells begins with the peak of the process that started it
+    # Peak of this program alone: the value of `getrusage` starts from the peak of the parent process.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 

@@ -1,8 +1,8 @@
-"""Small sets in AVSBench's published layouts: noise for pictures, tones for sounds, blocks for masks.
+"""Writes small fake sets in the published layouts of AVSBench: noise as pictures, tones as sounds, blocks as masks.
 
     python -m tests.helpers.avsbench s4 FOLDER [--table s4.csv] [--clips 4] [--size 64] [--log-mel]
 
-The rows are made up, or the first of each split and subset of a published table.
+The rows are invented, or the first of each split and subset of a published table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 
 def made_up(kind: str, clips: int) -> pandas.DataFrame:
-    """`clips` rows for each split (and, of AVSS, each subset)."""
+    """A table of `clips` invented rows for each split (and for each subset of AVSS)."""
     rows = []
     for split in SPLITS:
         for index in range(clips):
@@ -46,7 +46,7 @@ def made_up(kind: str, clips: int) -> pandas.DataFrame:
 
 
 def take(table: pandas.DataFrame, clips: int) -> pandas.DataFrame:
-    """The first rows of each split and subset."""
+    """The first `clips` rows of each split and subset."""
     keys = [key for key in ("split", "label") if key in table]
     return table.groupby(keys, sort=False).head(clips).reset_index(drop=True)
 
@@ -54,10 +54,10 @@ def take(table: pandas.DataFrame, clips: int) -> pandas.DataFrame:
 def write_fake(
     root: Path, kind: str, table: pandas.DataFrame, size: tuple[int, int] = (64, 48), log_mel: bool = False
 ) -> Path:
-    """Write the clips of `table`, pictures of `size` (width, height), as the release has them; return `root`.
+    """Write the clips of `table` in the layout of the release, with pictures of `size` (width, height); return `root`.
 
-    `log_mel` gives S4 and MS3 spectrograms in place of sounds. The label map is the made-up names', or names for
-    whatever the table holds; a map shows the first object of its row.
+    With `log_mel`, S4 and MS3 get spectrograms instead of sounds. The label index contains the invented names and those
+    in the table; each label map shows the first object of its row.
     """
     base = {"s4": root / "s4_data", "ms3": root / "ms3_data", "avss": root}[kind]
     root.mkdir(parents=True, exist_ok=True)
@@ -116,10 +116,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=list(LAYOUTS))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--table", type=Path, help="a published table; without it the rows are made up")
-    parser.add_argument("--clips", type=int, default=4, help="of each split and subset")
+    parser.add_argument("--table", type=Path, help="a published table (default: invented rows)")
+    parser.add_argument("--clips", type=int, default=4, help="clips in each split and subset")
     parser.add_argument("--size", type=int, default=64, help="width of the pictures in pixels")
-    parser.add_argument("--log-mel", action="store_true", help="spectrograms in place of sounds (s4, ms3)")
+    parser.add_argument("--log-mel", action="store_true", help="spectrograms instead of sounds (s4, ms3)")
     given = parser.parse_args()
     rows = pandas.read_csv(given.table, dtype=str, keep_default_na=False) if given.table else None
     rows = take(rows, given.clips) if rows is not None else made_up(given.kind, given.clips)

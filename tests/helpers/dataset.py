@@ -1,4 +1,4 @@
-"""A data set of a few tiny clips, for tests."""
+"""A data set of a few tiny clips for tests."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ FRAMES, HEIGHT, WIDTH = 3, 32, 48
 
 
 def clip_arrays(seed: int = 0, silent: bool = False):
-    """frames [T, H, W, 3], labels [T, H, W] (a block of dog left, of cat right), audio [T * 16000]."""
+    """Frames [T, H, W, 3], labels [T, H, W] (a block of dog on the left, of cat on the right), audio [T * 16000]."""
     generator = np.random.default_rng(seed)
     frames = generator.integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
     labels = np.zeros((FRAMES, HEIGHT, WIDTH), np.uint8)
@@ -24,7 +24,7 @@ def clip_arrays(seed: int = 0, silent: bool = False):
 
 
 def write_small(root: Path) -> Path:
-    """Three clips that sound (two of train, one of test) and a silent one (val)."""
+    """Write three clips with sound (two in train, one in test) and a silent one (in val)."""
     rows = []
     for seed, (uid, split) in enumerate([("a", "train"), ("b", "train"), ("c", "test"), ("quiet", "val")]):
         silent = uid == "quiet"

@@ -192,7 +192,7 @@ def _check_clip(clip, root: Path, classes: Classes, min_component_area: float) -
     for picture, label in zip(clip.images, clip.labels, strict=True):
         content = media.read(picture)
         image = None if content is None else media.decode(content, picture, PICTURE_MODES)
-        if image is not None:
+        if content is not None and image is not None:
             digest.update(content)
             sizes.append(image.size)
             if image.size != sizes[0]:
@@ -305,8 +305,8 @@ def _check_sound(media: _Checked, path: Path, seconds: int | None, sounds: bool)
     return None
 
 
-def _check_log_mel(media: _Checked, path: Path, seconds: int) -> None:
-    """Check the spectrogram that replaces the sound of a clip."""
+def _check_log_mel(media: _Checked, path: Path, seconds: int | None) -> None:
+    """Check the spectrogram that replaces the sound of a clip of `seconds` (None if any length will do)."""
     from qdformer.audio.vggish.log_mel import PATCH_SECONDS  # imported here because it loads torch
     from qdformer.audio.vggish.log_mel_pickle import read_log_mel
 
@@ -314,7 +314,8 @@ def _check_log_mel(media: _Checked, path: Path, seconds: int) -> None:
         patches = len(read_log_mel(path))
     except AudioError as error:
         return media.add("unreadable-file", str(error).removeprefix(f"{path}: "), path)
-    if patches != (expected := int(seconds / PATCH_SECONDS)):
+    expected = patches if seconds is None else int(seconds / PATCH_SECONDS)
+    if patches != expected:
         message = f"{patches} patches of {PATCH_SECONDS} s; expected {expected}"
         media.add("audio-length", message, path, patches=patches, expected=expected)
     media.sound = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from qdformer.audio.io.sound_table import sound_row, write_single_sound, write_sound_table
 from qdformer.data.layout import metadata_row, write_clip, write_metadata
+from qdformer.data.readers.composition import composition_of
 from qdformer.data.readers.stamps.assets import Assets, load_assets
 from qdformer.data.readers.stamps.catalogue import read_catalogue
 from qdformer.data.readers.stamps.fetch import fetch
@@ -57,7 +58,7 @@ def write_sounds(root: Path, assets: Assets) -> None:
 
 def write_scenes(root: Path, assets: Assets, download: Download, progress: bool = True) -> None:
     """Compose the clips of all splits on all processors, then write the metadata."""
-    jobs = [(split, index) for split in SPLITS for index in range(getattr(download.clips, split))]
+    jobs = [(split, index) for split in SPLITS for index in range(getattr(composition_of(download).clips, split))]
     rows = {}
     # Forked processes share the pictures and sounds in memory.
     with multiprocessing.get_context("fork").Pool(
@@ -93,7 +94,7 @@ def _compose_job(job: tuple[str, int]) -> dict[str, str | int]:
         subset=scene.subset,
         split=scene.split,
         classes=[info.name for info in labeled],
-        frames=download.frames,
+        frames=len(frames_TSS3),
         off_screen=any(event.label not in visible for event in scene.sound_events),
         unseen=all(info.unseen for info in labeled),
     )

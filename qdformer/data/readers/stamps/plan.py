@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qdformer.data.readers.composition import composition_of
 from qdformer.data.readers.stamps.catalogue import CatalogueItem, select_items
 from qdformer.utils.constants import SPLITS
 
@@ -84,9 +85,9 @@ def clip_uid(split: str, index: int) -> str:
 
 def plan_scene(assets: Assets, download: Download, split: str, index: int) -> tuple[Scene, np.random.Generator]:
     """Plan a clip. The returned generator is to be passed to `render_scene`."""
-    generator = np.random.default_rng([download.seed, SPLITS.index(split), index])
-    count = download.frames
-    visible, sounding = _draw_classes(assets, download, split, index, generator)
+    seed, _, count, _ = composition_of(download)
+    generator = np.random.default_rng([seed, SPLITS.index(split), index])
+    visible, sounding = _draw_classes(assets, seed, split, index, generator)
     schedule_VT = _draw_schedules(len(sounding), count, generator)
 
     def pick(role: str, label: int = 0) -> CatalogueItem:
@@ -114,10 +115,10 @@ def plan_scene(assets: Assets, download: Download, split: str, index: int) -> tu
 
 
 def _draw_classes(
-    assets: Assets, download: Download, split: str, index: int, generator: np.random.Generator
+    assets: Assets, seed: int, split: str, index: int, generator: np.random.Generator
 ) -> tuple[list[int], list[int]]:
     """Class ids of the visible objects, the first of which always sounds, and of all sound events."""
-    leading, *others, outside = (_deal(assets, download, split, index, deck) for deck in range(len(NUM_OBJECTS_P) + 1))
+    leading, *others, outside = (_deal(assets, seed, split, index, deck) for deck in range(len(NUM_OBJECTS_P) + 1))
     visible = [leading]
     for number, label in enumerate(others[: generator.choice(len(NUM_OBJECTS_P), p=NUM_OBJECTS_P)]):
         if number == 0 and generator.random() < SAME_CLASS_P:
@@ -130,13 +131,13 @@ def _draw_classes(
     return visible, sounding
 
 
-def _deal(assets: Assets, download: Download, split: str, index: int, deck: int) -> int:
+def _deal(assets: Assets, seed: int, split: str, index: int, deck: int) -> int:
     """Deal a class id to a clip from a deck of all classes that is reshuffled when it is used up.
 
     All classes are dealt equally often.
     """
     turn, position = divmod(index, len(assets.classes))
-    shuffled = np.random.default_rng([download.seed, SPLITS.index(split), turn, deck, len(assets.classes)])
+    shuffled = np.random.default_rng([seed, SPLITS.index(split), turn, deck, len(assets.classes)])
     return int(shuffled.permutation(len(assets.classes))[position]) + 1
 
 
@@ -148,9 +149,9 @@ def _draw_schedules(num_sounds: int, count: int, generator: np.random.Generator)
         for second in range(1, count):
             keep_V = generator.random(num_sounds) < KEEP_STATE_P
             on_VT[:, second] = on_VT[:, second - 1] == keep_V
-        for second in np.flatnonzero(on_VT.sum(0) > MAX_SIMULTANEOUS_SOUNDS):
-            silenced = generator.permutation(np.flatnonzero(on_VT[:, second]))[MAX_SIMULTANEOUS_SOUNDS:]
-            on_VT[silenced, second] = False
+        for crowded in np.flatnonzero(on_VT.sum(0) > MAX_SIMULTANEOUS_SOUNDS):
+            silenced = generator.permutation(np.flatnonzero(on_VT[:, crowded]))[MAX_SIMULTANEOUS_SOUNDS:]
+            on_VT[silenced, crowded] = False
         if on_VT.any(1).all():
             return on_VT
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFilter
 
+from qdformer.data.readers.composition import composition_of
 from qdformer.data.readers.stamps.sounds import render_sound_event
 from qdformer.utils.constants import SAMPLE_RATE
 
@@ -28,7 +29,7 @@ def render_scene(
     scene: Scene, assets: Assets, download: Download, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Render a scene: frames uint8 [T, S, S, 3], label maps uint8 [T, S, S], audio float32 [samples]."""
-    size, count = download.image_size, download.frames
+    _, _, count, size = composition_of(download)
     sprites = [_jitter_color(assets.pictures[actor.item], generator) for actor in scene.actors]
     backgrounds_TSS3 = _pan(assets.pictures[scene.background], size, count, generator)
     gain, blur, noise = generator.uniform(0.8, 1.15), generator.uniform(0, 0.7), generator.uniform(0, 5)

@@ -1,4 +1,7 @@
-"""Single recordings made fit for scenes (16 kHz, no long gaps, equally loud), and playing them by the second."""
+"""Prepares recordings for scenes (16 kHz, no long gaps, equal loudness) and plays them in given seconds.
+
+Everything is computed by SciPy and NumPy with fixed settings, so that the bytes of the data set do not change.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ from scipy.signal import resample_poly
 
 from qdformer.utils.constants import SAMPLE_RATE
 
-LOUDNESS = 0.08  # RMS of the parts of a recording that sound
-PEAK = 0.7  # of a single recording; short loud ones stay below LOUDNESS for it
+LOUDNESS = 0.08  # RMS of the active parts of a recording
+PEAK = 0.7  # largest sample of a recording, which limits the loudness of short loud sounds
 _FRAME = SAMPLE_RATE // 50
-_QUIET = 0.1  # of a recording's loud frames: below this it does not sound
-_HANG = 3  # frames kept on either side of what sounds
-_LONGEST_GAP = 10  # frames
-_EVENING = 0.35  # power to which a passage's lack of power is made good; 0.5 would make all passages equal
+_SILENCE_LEVEL = 0.1  # relative to the loud frames of the recording
+_HANGOVER = 3  # frames that are kept on either side of active ones
+_MAX_GAP = 10  # frames
+_LEVELING = 0.35  # exponent of the gain of quiet passages; 0.5 would make all passages equally loud
 _LOOP_GAP = SAMPLE_RATE // 10
 _FADE = SAMPLE_RATE // 40
 
 
 def read_sound(path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """Read a part of a sound file as float32 [samples], 16 kHz, mono. `start` and `end` in seconds."""
+    """Read a part of a sound file as float32 [samples], 16 kHz, mono. `start` and `end` are in seconds."""
     audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     mono = audio.mean(axis=1)[int((start or 0) * rate) : int(end * rate) if end else None]
     divisor = np.gcd(rate, SAMPLE_RATE)
@@ -31,27 +34,27 @@ def read_sound(path: Path, start: float | None = None, end: float | None = None)
 
 
 def normalize_recording(audio: np.ndarray) -> np.ndarray:
-    """Trim a recording, shorten its gaps to 0.2 s, raise its quiet passages and make all equally loud.
+    """Trim a recording, shorten its gaps to 0.2 s, amplify its quiet passages and scale it to `LOUDNESS`.
 
-    No second of the result is silent, so that looping it gives sound in every second.
+    No second of the result is silent, so that every second has sound when it is looped.
     """
     loud = _loud_frames(audio)
-    keep, gap = np.zeros(len(loud), dtype=bool), _LONGEST_GAP + 1
+    keep, gap = np.zeros(len(loud), dtype=bool), _MAX_GAP + 1
     for index, is_loud in enumerate(loud):
         gap = 0 if is_loud else gap + 1
-        keep[index] = gap <= _LONGEST_GAP
+        keep[index] = gap <= _MAX_GAP
     kept = np.flatnonzero(keep)
     keep[np.flatnonzero(loud)[-1] + 1 :] = False  # no gap at the end
     samples = np.repeat(keep, _FRAME)[: len(audio)]
     tidy = audio[: len(samples)][samples].copy()
     _soften_cuts(tidy, kept[keep[kept]])
     power = uniform_filter1d(np.square(tidy), SAMPLE_RATE, mode="reflect")
-    tidy *= np.clip((power.mean() / power) ** _EVENING, 0.5, 4)
+    tidy *= np.clip((power.mean() / power) ** _LEVELING, 0.5, 4)
     return _scaled(tidy, np.sqrt(np.mean(np.square(tidy[np.repeat(_loud_frames(tidy), _FRAME)[: len(tidy)]]))))
 
 
 def normalize_noise(audio: np.ndarray) -> np.ndarray:
-    """Trim the silence off both ends of a background noise and bring it to the common loudness."""
+    """Trim the silence at both ends of a background noise and scale it to `LOUDNESS`."""
     loud = np.flatnonzero(_loud_frames(audio))
     tidy = audio[loud[0] * _FRAME : (loud[-1] + 1) * _FRAME]
     return _scaled(tidy, np.sqrt(np.mean(np.square(tidy))))
@@ -60,10 +63,10 @@ def normalize_noise(audio: np.ndarray) -> np.ndarray:
 def render_sound_event(
     recording: np.ndarray, on_T: np.ndarray, speed: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Play a recording in the seconds that `on_T` (bool [T]) names and no others: float32 [T * 16000].
+    """Play a recording in exactly the seconds in which `on_T` (bool [T]) is true: float32 [T * 16000].
 
-    It starts at a random place at the beginning of every run of such seconds, is repeated as often
-    as needed, sped up by `speed` (pitch with it), and fades in and out within the run.
+    In every run of such seconds the recording starts at a random position, is looped as often as needed, resampled by
+    `speed`, which also changes its pitch, and faded in and out.
     """
     positions = np.arange(0, len(recording) - 1, speed)
     loop = np.interp(positions, np.arange(len(recording)), recording).astype(np.float32)
@@ -78,15 +81,15 @@ def render_sound_event(
 
 
 def _loud_frames(audio: np.ndarray) -> np.ndarray:
-    """Which 20 ms frames of the sound are not quiet, or near one that is not: bool [frames]."""
+    """Which 20 ms frames of the sound are active, or near an active one: bool [frames]."""
     padded = np.pad(audio, (0, -len(audio) % _FRAME))
     level = np.sqrt(np.mean(np.square(padded.reshape(-1, _FRAME)), axis=1))
-    loud = level > _QUIET * np.quantile(level, 0.95)
-    return np.convolve(loud, np.ones(2 * _HANG + 1), "same") > 0.5
+    loud = level > _SILENCE_LEVEL * np.quantile(level, 0.95)
+    return np.convolve(loud, np.ones(2 * _HANGOVER + 1), "same") > 0.5
 
 
 def _soften_cuts(tidy: np.ndarray, kept: np.ndarray) -> None:
-    """Fade 5 ms on both sides of where frames were left out, in place, against clicks."""
+    """Fade 5 ms on both sides of removed frames, in place, to avoid clicks."""
     ramp = np.linspace(0, 1, SAMPLE_RATE // 200, dtype=np.float32)
     for cut in (np.flatnonzero(np.diff(kept) > 1) + 1) * _FRAME:
         tidy[cut - len(ramp) : cut] *= ramp[::-1]

