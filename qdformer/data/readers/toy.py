@@ -1,35 +1,40 @@
-"""The `toy` data set: drawn shapes that sound, made in seconds from nothing, for tests.
+"""The `toy` data set: drawn shapes with synthetic sounds, composed in seconds without any input, for tests.
 
-Each class is one shape and one timbre; size, colour, angle, place and pitch vary, so that only the
-shape and the timbre tell classes apart. A clip shows one or two large shapes that drift and turn over a
-textured ground; each second some of them sound, some are mute, and at times one sounds from outside
-the picture or nothing sounds. Two shapes of one class sound together, since nobody could tell them
-apart by ear. Of the classes marked unseen the test split holds colours and pitches that training
-never does. Equal settings give equal bytes.
+Each class is one shape and one timbre. Size, color, angle, position and pitch vary, so that only shape and timbre
+distinguish the classes. A clip shows one or two large shapes that drift and turn over a textured background. In each
+second some of them sound and others are mute; sometimes a class sounds from outside the frame, or nothing sounds.
+Two shapes of one class sound together, because their sounds could not be told apart. For the classes marked unseen, the
+test split has colors and pitches that do not occur in training. Equal settings give equal bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from qdformer.audio.io.sound_table import sound_row, write_single_sound, write_sound_table
-from qdformer.config.download import Download
 from qdformer.data.layout import ClassInfo, metadata_row, write_clip, write_metadata
+from qdformer.data.readers.composition import Composition, composition_of
 from qdformer.utils.constants import SAMPLE_RATE, SPLITS
+
+if TYPE_CHECKING:
+    from qdformer.config.download import Download
 
 SUBSET = "v1m"
 SOUND_SECONDS = 3
 SOUNDS_PER_CLASS = {"train": 4, "val": 1, "test": 2}
-NOISES = {  # of each split: name and how steeply the power falls with frequency (0 white, 1 pink, 2 brown)
+NOISES: Mapping[str, Mapping[str, float | None]] = {
     "train": {"white": 0.0, "pink": 1.0, "hum50": None},
     "val": {"grey": 0.5, "hum60": None},
     "test": {"brown": 2.0, "blue": -1.0, "hum70": None},
 }
+"""Noises of each split: by name, the exponent with which the power falls with frequency (0 white, 1 pink, 2 brown), or
+None for the hum of a mains frequency."""
 _SUPERSAMPLE = 4  # shapes are drawn this much larger, for smooth edges
 
 
@@ -52,25 +57,26 @@ class _Actor:
     place_T2: np.ndarray
     angle_T: np.ndarray
     radius: float
-    colour: tuple[int, int, int]
+    color: tuple[int, ...]
 
 
 def compose_toy(root_dataset: str | Path, root_sounds: str | Path, download: Download) -> None:
     """Write the clips of every split, then the single sounds and the background noise."""
     rows = []
+    composition = composition_of(download)
     for number, split in enumerate(SPLITS):
-        for clip in range(getattr(download.clips, split)):
-            generator = np.random.default_rng([download.seed, number, clip])
-            rows.append(_compose_clip(Path(root_dataset), f"{split}-{clip:04d}", split, download, generator))
+        for clip in range(getattr(composition.clips, split)):
+            generator = np.random.default_rng([composition.seed, number, clip])
+            rows.append(_compose_clip(Path(root_dataset), f"{split}-{clip:04d}", split, composition, generator))
     write_metadata(Path(root_dataset), rows, [ClassInfo(kind.name, kind.unseen) for kind in CLASSES])
-    _compose_sounds(Path(root_sounds), download.seed)
+    _compose_sounds(Path(root_sounds), composition.seed)
 
 
 def _compose_clip(
-    root: Path, uid: str, split: str, download: Download, generator: np.random.Generator
+    root: Path, uid: str, split: str, composition: Composition, generator: np.random.Generator
 ) -> dict[str, str | int]:
     """Write one clip and return its row of the metadata."""
-    seconds, size = download.frames, download.image_size
+    seconds, size = composition.frames, composition.image_size
     actors = _cast(generator, split, seconds)
     sounding_TC = _schedule(generator, sorted({actor.index for actor in actors}), seconds)
     ground = _ground(generator, size)
@@ -104,7 +110,7 @@ def _compose_clip(
 
 
 def _cast(generator: np.random.Generator, split: str, seconds: int) -> list[_Actor]:
-    """One or two shapes, the first the farthest back."""
+    """One or two shapes, from back to front."""
     actors = []
     for _ in range(generator.integers(1, 3)):
         index = int(generator.integers(len(CLASSES)))
@@ -112,13 +118,13 @@ def _cast(generator: np.random.Generator, split: str, seconds: int) -> list[_Act
         path = start + drift * np.arange(seconds)[:, None]
         path = 0.15 + np.abs((path - 0.15) % 1.4 - 0.7)  # turns back at 0.15 and 0.85
         angle = generator.uniform(-0.4, 0.4) + generator.uniform(-0.2, 0.2) * np.arange(seconds)
-        look = _colour(_draw_share(generator, split, CLASSES[index].unseen), generator)
+        look = _color(_draw_share(generator, split, CLASSES[index].unseen), generator)
         actors.append(_Actor(index, path, angle, generator.uniform(0.24, 0.34), look))
     return actors
 
 
 def _schedule(generator: np.random.Generator, present: list[int], seconds: int) -> np.ndarray:
-    """[T, C] bool: which classes sound in each second, `present` ones in the picture or not."""
+    """Which classes sound in each second, bool [T, C]: those `present` in the frame, sometimes another one too."""
     sounding = np.zeros((seconds, len(CLASSES)), bool)
     if generator.random() < 0.06:
         return sounding  # nothing sounds at all
@@ -135,7 +141,7 @@ def _schedule(generator: np.random.Generator, present: list[int], seconds: int) 
 
 
 def _draw_share(generator: np.random.Generator, split: str, unseen: bool) -> float:
-    """A number in 0..1 for a pitch or a hue; of an unseen class the tests' lie in gaps that training leaves."""
+    """A number in 0..1 for a pitch or a hue. For an unseen class, test draws from gaps that training leaves free."""
     if not unseen:
         return generator.uniform()
     step = generator.integers(3)
@@ -143,14 +149,14 @@ def _draw_share(generator: np.random.Generator, split: str, unseen: bool) -> flo
     return (step + generator.uniform(low, high)) / 3
 
 
-def _colour(hue: float, generator: np.random.Generator) -> tuple[int, int, int]:
+def _color(hue: float, generator: np.random.Generator) -> tuple[int, ...]:
     rgb = 0.5 + 0.5 * np.cos(2 * np.pi * (hue + np.array([0.0, 1 / 3, 2 / 3])))
     rgb = generator.uniform(0.75, 1.0) * (0.15 + 0.85 * rgb)
     return tuple(int(value) for value in np.round(255 * rgb))
 
 
 def _ground(generator: np.random.Generator, size: int) -> np.ndarray:
-    """[H, W, 3] float 0..255: soft grey patches under a faint tint."""
+    """[H, W, 3] float 0..255: soft gray patches under a faint tint."""
     tint = 0.5 + 0.5 * np.cos(2 * np.pi * (generator.uniform() + np.array([0.0, 1 / 3, 2 / 3])))
     coarse = np.clip(generator.normal(0.38, 0.13, (5, 5)), 0, 1)
     soft = Image.fromarray((255 * coarse).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
@@ -166,7 +172,7 @@ def _draw(
     for actor in actors:
         cover = _silhouette(actor, second, size)
         lit = np.linspace(1.12, 0.82, size)[:, None, None]  # light from above
-        picture += cover[..., None] * (np.array(actor.colour) * lit - picture)
+        picture += cover[..., None] * (np.array(actor.color) * lit - picture)
         labels[cover >= 0.5] = actor.index + 1 if sounding[actor.index] else 0
     return np.clip(np.round(picture), 0, 255).astype(np.uint8), labels
 
@@ -220,16 +226,17 @@ def _flute(time: np.ndarray, pitch: float, generator: np.random.Generator) -> np
 def _reed(time: np.ndarray, pitch: float, generator: np.random.Generator) -> np.ndarray:
     """A low, buzzing tone of many odd partials."""
     phase = 2 * np.pi * (pitch * time + generator.uniform())
-    return sum(np.sin(order * phase) / order**0.7 for order in range(1, 22, 2)) / 2.5
+    return np.asarray(sum(np.sin(order * phase) / order**0.7 for order in range(1, 22, 2))) / 2.5
 
 
 def _bell(time: np.ndarray, pitch: float, generator: np.random.Generator) -> np.ndarray:
     """Struck twice a second; partials out of harmony that die away."""
     since = (time + generator.uniform(0, 0.5)) % 0.5
     partials = zip((1.0, 2.76, 5.4), (1.0, 0.6, 0.3), (5, 8, 12), strict=True)
-    return sum(
+    tones = (
         level * np.exp(-decay * since) * np.sin(2 * np.pi * pitch * ratio * since) for ratio, level, decay in partials
     )
+    return np.asarray(sum(tones))
 
 
 def _chirp(time: np.ndarray, pitch: float, generator: np.random.Generator) -> np.ndarray:
@@ -296,7 +303,7 @@ def _compose_sounds(root: Path, seed: int) -> None:
 
 
 def _noise(name: str, slope: float | None, generator: np.random.Generator) -> np.ndarray:
-    """[samples] of coloured noise, or the hum of the mains frequency in its name; RMS 0.15."""
+    """[samples] of colored noise, or the hum of the mains frequency in its name; RMS 0.15."""
     samples = 2 * SOUND_SECONDS * SAMPLE_RATE
     if slope is None:
         mains = float(name.removeprefix("hum"))
