@@ -40,11 +40,11 @@ def print_results(name: str, settings: Settings, workspace: Path, record: Record
 
 
 def results_title(name: str, settings: Settings) -> str:
-    """The preset and the data set, and what is needed to read a metric: split and its rule, task, resizing."""
-    protocol = f"{settings.evaluate.split} split, {settings.download.split}; {settings.train.task}"
+    """The preset, the data set, and what is needed to read a metric: split and its rule, task, resizing."""
+    train = settings.train
     return (
-        f"Test metrics of {preset_label(name)} (data set {settings.download.dataset}; {protocol}; "
-        f"{settings.train.resize})"
+        f"Test metrics of {preset_label(name)} (data set {settings.download.dataset}, {settings.download.split_rule}; "
+        f"{settings.evaluate.split} split; {train.task}; {train.resize} {train.image_size})"
     )
 
 

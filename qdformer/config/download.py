@@ -40,6 +40,11 @@ class Download(Section):
     frames: Annotated[int, Field(ge=1, le=10)] | None = None
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] | None = None
 
+    @property
+    def split_rule(self) -> str:
+        """How the clips were divided into splits: `published`, `youtube_disjoint` or, if composed here, `composed`."""
+        return self.split if self.dataset in PUBLISHED else "composed"
+
     @model_validator(mode="after")
     def _fits_the_data_set(self) -> Download:
         composed = {name: getattr(self, name) for name in ("seed", "clips", "frames", "image_size")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qdformer.config.download import PUBLISHED
 
 if TYPE_CHECKING:
     from qdformer.config.settings import Settings
@@ -30,9 +29,8 @@ PROTOCOLS = {
 
 def evaluation_setup(settings: Settings) -> dict[str, str]:
     """The settings without which a metric cannot be interpreted: split and its rule, task, resizing."""
-    rule = settings.download.split if settings.download.dataset in PUBLISHED else "composed"
     return {
-        "split": f"{settings.evaluate.split}, {rule}",
+        "split": f"{settings.evaluate.split}, {settings.download.split_rule}",
         "task": settings.train.task,
         "resize": f"{settings.train.resize} {settings.train.image_size}",
     }
