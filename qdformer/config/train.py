@@ -47,6 +47,7 @@ class Train(Section):
     longer side of a frame to `image_size` (as the paper does), `squash` scales both sides to it without keeping the
     ratio, and `crop` scales the shorter side to it and takes the central square; AVSBench's public code has the last
     two. `lr_milestones` are shares of all steps after each of which the learning rate is divided by ten.
+    `precision`: `bfloat16` trains in mixed precision on devices with bfloat16 instructions and in float32 on others.
     """
 
     task: Task

@@ -21,6 +21,7 @@ CODE = (
     "data/readers/avsbench.py",
     "models",
     "training",
+    "utils/precision.py",
     "utils/tables.py",
 )
 """The code that decides what a training gives."""

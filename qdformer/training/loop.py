@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qdformer.utils.precision import autocast
+
 if TYPE_CHECKING:
     from qdformer.config.train import Train
     from qdformer.data.dataset import Batch
@@ -84,7 +86,7 @@ def train_epoch(
     steps = 0
     for batch in batches:
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        with autocast(device.type, recipe.precision):
             output = network(batch.images_BTCHW, batch.audio_BTA, batch.valid_BT)
         losses = criterion(output, batch.labels_BTHW, batch.valid_BT, batch.labeled_BT)
         total = losses["total"]

@@ -26,6 +26,7 @@ from qdformer.audio.vggish.log_mel import LOG_OFFSET, mel_spectrogram
 from qdformer.audio.vggish.mixtures import Mixer, SoundSplit, load_sounds
 from qdformer.audio.vggish.model import VGGish, channels_last
 from qdformer.utils.constants import EMBEDDING_SIZE
+from qdformer.utils.precision import autocast, bfloat16_is_native
 
 if TYPE_CHECKING:
     from qdformer.config.pretrain import Pretrain
@@ -71,7 +72,7 @@ def pretrain_vggish(
         "noises": len(training.noises),
         "steps": settings.steps,
         "mixtures": settings.steps * settings.batch_size,
-        "precision": "bfloat16" if _bfloat16_is_native() else "float32",
+        "precision": "bfloat16" if bfloat16_is_native("cpu") else "float32",
         "loss": losses,
         "validation_map": round(precision, 4),
     }
@@ -101,7 +102,7 @@ class _Student(nn.Module):
     def forward(self, mel_BFM: Tensor) -> Tensor:
         """Embeddings [B, 128] of mel magnitudes [B, 96, 64]."""
         patches = torch.log(mel_BFM + LOG_OFFSET)[:, None].contiguous(memory_format=torch.channels_last)
-        with _autocast():
+        with autocast("cpu", "bfloat16"):
             maps = self.features(patches)
             return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1)).float()
 
@@ -199,12 +200,3 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Mean of the precision at each positive in the order of falling scores; `labels` are 0 and 1, at least one 1."""
     ranked = labels[np.argsort(-scores, kind="stable")]
     return float((np.cumsum(ranked) / np.arange(1, len(ranked) + 1))[ranked > 0].mean())
-
-
-def _autocast() -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16_is_native())
-
-
-def _bfloat16_is_native() -> bool:
-    """Whether the processor has bfloat16 instructions, with which a step takes 0.55 of the time."""
-    return torch.cpu._is_avx512_bf16_supported()
