@@ -24,11 +24,11 @@ def film_strip(frames_THWC: np.ndarray, quality: int = 78) -> str:
 
 def image_uri(path: Path, max_width: int = 1500) -> str:
     """An image file as a WebP image of at most `max_width` pixels in width."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
-        if image.width > max_width:
-            image = image.resize((max_width, round(image.height * max_width / image.width)), Image.Resampling.LANCZOS)
-        return _webp(image, 82)
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    if image.width > max_width:
+        image = image.resize((max_width, round(image.height * max_width / image.width)), Image.Resampling.LANCZOS)
+    return _webp(image, 82)
 
 
 def sound_uri(path: Path) -> str:

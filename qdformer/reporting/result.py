@@ -1,4 +1,4 @@
-"""The files in which the stage `evaluate` stores its result: written by the stage, read for the report page."""
+"""The files of an evaluation: the stage `evaluate` writes them, the report page reads them."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from qdformer.evaluation.result import Evaluation
     from qdformer.evaluation.tokens import AudioTokens
 
-WRITER = "`make repro` writes it"
+REMEDY = "`make repro` writes it"
 
 
 class ReportError(InputError):
-    """What a report is made of is missing or not usable; the message names the file."""
+    """A file of a result is missing or invalid; the message names it."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The figures, tables and pictures of one evaluation, in the files' order, the clean condition first."""
+    """An evaluation as read from its files; the conditions keep the order of `intervals.json`."""
 
     metrics: dict[str, dict[str, float | None]]
-    """Every figure by condition."""
+    """The summary of each condition: a value, or None where it is undefined, per metric."""
     intervals: dict[str, dict[str, dict[str, float | None]]]
-    """`value`, `low` and `high` of the figures, by condition."""
+    """`value`, `low` and `high` (95 % interval) of each metric, by condition."""
     clips: pandas.DataFrame
     classes: pandas.DataFrame
     sources: pandas.DataFrame | None
-    """One row per group of clips, told apart by `by`; None where it was not measured."""
+    """One row per group of clips; the column `by` names the grouping. None for results without this table."""
     robustness: pandas.DataFrame
     figures: dict[str, Path]
-    """By name, such as `robustness`."""
+    """The PNG files by their name without suffix, such as `robustness`."""
     pictures: list[Picture]
 
 
@@ -81,7 +81,8 @@ def write_result(results: Mapping[str, Evaluation], classes: Classes, reports: P
         names = ["background", *classes.names]
         confusion = pandas.DataFrame(clean.confusion, pandas.Index(names, name="truth"), names)
         confusion.to_csv(reports / "confusion.csv")
-        np.savez_compressed(reports / "pictures.npz", **dict(_picture_arrays(clean.pictures)))
+        arrays: dict[str, Any] = dict(_picture_arrays(clean.pictures))
+        np.savez_compressed(reports / "pictures.npz", **arrays)
         plots.save(plots.picture_grid(clean.pictures, classes), figures / "pictures.png")
         plots.save(plots.class_bars(clean.per_class), figures / "classes.png")
         plots.save(plots.confusion_matrix(clean.confusion, classes), figures / "confusion.png")
@@ -102,17 +103,17 @@ def write_token_figures(
 
 
 def read_result(reports: Path) -> Result:
-    """Read the folder `reports`; raise `ReportError` for a file that is missing or not what is expected."""
+    """Read the folder `reports`; raise `ReportError` for a missing or invalid file."""
     intervals = _json(reports / "intervals.json")
     if "clean" not in intervals:
-        raise ReportError(f"{reports / 'intervals.json'}: no condition clean; expected it among the conditions")
+        raise ReportError(f"{reports / 'intervals.json'}: no condition `clean`; {REMEDY}")
     metrics = {path.stem: _json(path) for path in sorted((reports / "metrics").glob("*.json"))}
     if missing := [name for name in intervals if name not in metrics]:
-        raise ReportError(f"{reports / 'metrics' / missing[0]}.json: missing; {WRITER}")
+        raise ReportError(f"{reports / 'metrics' / missing[0]}.json: missing; {REMEDY}")
     sources = reports / "sources.csv"
     figures = {path.stem: path for path in sorted((reports / "figures").glob("*.png"))}
     if not figures:
-        raise ReportError(f"{reports / 'figures'}: missing; {WRITER}")
+        raise ReportError(f"{reports / 'figures'}: missing; {REMEDY}")
     return Result(
         metrics={name: metrics[name] for name in intervals},
         intervals=intervals,
@@ -143,7 +144,7 @@ def _picture_arrays(pictures: Iterable[Picture]) -> Iterator[tuple[str, np.ndarr
         yield f"{picture.uid}/class_probs", picture.class_probs_TC.astype(np.float32)
 
 
-def _scores_by_snr(summaries: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, float]]:
+def _scores_by_snr(summaries: Mapping[str, Mapping[str, float | None]]) -> Iterator[dict[str, float | None]]:
     for name, summary in summaries.items():
         if name.startswith("snr"):
             yield {"snr": int(name.removeprefix("snr")), **summary}
@@ -153,37 +154,45 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ReportError(f"{path}: missing; {WRITER}") from None
+        raise ReportError(f"{path}: missing; {REMEDY}") from None
     except ValueError as error:
-        raise ReportError(f"{path}: not valid JSON ({error}); {WRITER}") from None
+        raise ReportError(f"{path}: not valid JSON ({error}); {REMEDY}") from None
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pandas.DataFrame:
     try:
         table = pandas.read_csv(path)
     except FileNotFoundError:
-        raise ReportError(f"{path}: missing; {WRITER}") from None
+        raise ReportError(f"{path}: missing; {REMEDY}") from None
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path}: not a readable table ({error}); {WRITER}") from None
+        raise ReportError(f"{path}: not a readable table ({error}); {REMEDY}") from None
     if missing := [name for name in columns if name not in table.columns]:
-        raise ReportError(f"{path}: no column {', '.join(missing)}; {WRITER}")
+        raise ReportError(f"{path}: no column {', '.join(missing)}; {REMEDY}")
     return table
 
 
 def _pictures(path: Path) -> list[Picture]:
-    fields = {"images": 4, "truth": 3, "prediction": 3, "class_probs": 2}  # and their dimensions
+    dimensions = {"images": 4, "truth": 3, "prediction": 3, "class_probs": 2}
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except FileNotFoundError:
-        raise ReportError(f"{path}: missing; {WRITER}") from None
+        raise ReportError(f"{path}: missing; {REMEDY}") from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ReportError(f"{path}: not readable ({error}); {WRITER}") from None
+        raise ReportError(f"{path}: not readable ({error}); {REMEDY}") from None
     pictures = []
     for uid in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
-        of = {name: arrays.get(f"{uid}/{name}") for name in fields}
-        for name, dimensions in fields.items():
-            if of[name] is None or of[name].ndim != dimensions or len(of[name]) != len(of["images"]):
-                raise ReportError(f"{path}: {uid}/{name} is not as expected ({dimensions} dimensions, frames first)")
-        pictures.append(Picture(uid, of["images"], of["truth"], of["prediction"], of["class_probs"]))
+        if missing := [name for name in dimensions if f"{uid}/{name}" not in arrays]:
+            raise ReportError(f"{path}: no array {uid}/{missing[0]}; {REMEDY}")
+        fields = {name: arrays[f"{uid}/{name}"] for name in dimensions}
+        frames = fields["images"].shape[:1]
+        for name, array in fields.items():
+            if array.ndim != dimensions[name] or array.shape[:1] != frames:
+                raise ReportError(
+                    f"{path}: {uid}/{name} has the shape {array.shape}; expected {dimensions[name]} dimensions, "
+                    "the first of the length of images"
+                )
+        pictures.append(
+            Picture(uid, fields["images"], fields["truth"], fields["prediction"], class_probs_TC=fields["class_probs"])
+        )
     return pictures

@@ -1,4 +1,4 @@
-"""The files that a report page is made from, for three small clips; one of them is silent."""
+"""The files of an evaluation of three small clips, one of them silent, for tests of the report page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_result(workspace: Path) -> Path:
     for index, uid in enumerate(("one", "two", "quiet")):
         sounding = uid != "quiet"
         truth = np.zeros((FRAMES, SIDE, SIDE), np.uint8)
-        for frame in range(index, FRAMES):  # a square that moves to the right; "two" starts without it
+        for frame in range(index, FRAMES):  # a square that moves to the right; clip "two" starts without it
             truth[frame, 8:20, 4 * frame : 4 * frame + 10] = (1 + index) * sounding
         images = np.full((FRAMES, SIDE, SIDE, 3), 40 * (1 + index), np.uint8) + 60 * (truth[..., None] > 0)
         tone = 0.3 * sounding * np.sin(2 * np.pi * 440 * seconds)

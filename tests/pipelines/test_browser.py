@@ -1,4 +1,4 @@
-"""What a user sees in a browser: the dashboard's runs and a sweep's comparison, and the report that plays."""
+"""In a browser: the MLflow dashboard's table of runs and comparison of a sweep, and the player of the report page."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     options = ["--autoplay-policy=no-user-gesture-required"]
-    if os.geteuid() == 0:  # as root Chromium starts only so; it sees nothing but our own pages
+    if os.geteuid() == 0:  # Chromium refuses to start as root otherwise; it opens only pages of this test
         options.append("--no-sandbox")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
@@ -52,22 +52,22 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def page(browser) -> Iterator:
-    """A fresh tab; the test fails if a script on its page does, or if the page asks another machine for anything."""
+    """A new tab; the test fails if a script raises an error or the page requests anything from another machine."""
     tab, problems = browser.new_page(viewport={"width": 1600, "height": 1300}), []
     tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("request", lambda request: problems.append(request.url) if _is_elsewhere(request.url) else None)
+    tab.on("request", lambda request: problems.append(request.url) if _is_remote(request.url) else None)
     yield tab
     tab.close()
     assert not problems
 
 
-def _is_elsewhere(url: str) -> bool:
+def _is_remote(url: str) -> bool:
     return not url.startswith(("http://127.0.0.1:", "file:", "data:", "blob:"))
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Iterator[tuple[str, str, str]]:
-    """A dashboard on a store with a training and a sweep: its address, the experiment, the saved view's page."""
+    """A dashboard with a training and a sweep: its address, the id of the experiment, the path of the saved view."""
     root = tmp_path_factory.mktemp("recorded")
     store, settings = f"sqlite:///{root / 'mlflow.db'}", preset_settings("toy")
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +97,7 @@ def _record(root: Path, name: str, score: float, parent: str | None = None) -> N
 
 @contextlib.contextmanager
 def _dashboard(root: Path, store: str) -> Iterator[str]:
-    """What `make ui` starts, on a free port of the loopback interface."""
+    """The dashboard that `make ui` starts, on a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -121,7 +121,7 @@ def _dashboard(root: Path, store: str) -> Iterator[str]:
         server.wait()
 
 
-def test_the_runs_table_shows_runs_and_their_figures(recorded, page):
+def test_the_table_of_runs_shows_their_metrics(recorded, page):
     address, experiment, _ = recorded
     page.goto(address + views.runs_path(experiment))
     for name in ("sweep", "train"):
@@ -131,7 +131,7 @@ def test_the_runs_table_shows_runs_and_their_figures(recorded, page):
     page.get_by_role("link", name="train", exact=True).click()
     page.get_by_text("clean/miou_dataset").first.wait_for(timeout=60_000)
     page.get_by_text("0.4567").first.wait_for()
-    page.get_by_text("toy-train").first.wait_for()  # the data set that it was trained on
+    page.get_by_text("toy-train").first.wait_for()  # the training data set
 
 
 def test_the_saved_view_compares_a_sweep_in_charts_and_a_table(recorded, page):
@@ -142,7 +142,7 @@ def test_the_saved_view_compares_a_sweep_in_charts_and_a_table(recorded, page):
     assert page.get_by_role("link", name="train", exact=True).count() == 0
     for metric in METRICS:
         page.get_by_text(metric, exact=True).first.wait_for()
-    for score in SCORES.values():  # on the bars
+    for score in SCORES.values():  # labels of the bars
         page.locator("svg .bartext", has_text=f"{score:.2f}").first.wait_for()
     table = page.get_by_text("Compare by").first
     table.scroll_into_view_if_needed()
@@ -161,10 +161,10 @@ def test_the_saved_view_is_in_the_list_of_views_and_has_its_metrics_as_columns(r
     for score in SCORES.values():
         cells.filter(has_text=f"{score}").first.wait_for()
     heights = [page.get_by_role("link", name=row, exact=True).bounding_box()["y"] for row in SCORES]
-    assert heights == sorted(heights), "the rows are not in the sweep's order"
+    assert heights == sorted(heights), "the rows are not in the order of the sweep"
 
 
-def test_the_sweeps_description_has_the_table_and_leads_to_the_comparison(recorded, page):
+def test_the_description_of_a_sweep_has_its_table_and_links_to_the_comparison(recorded, page):
     address, experiment, _ = recorded
     page.goto(f"{address}#/experiments/{experiment}/runs?{views.WORKFLOW}")
     page.get_by_role("link", name="sweep", exact=True).click(timeout=60_000)
@@ -185,40 +185,42 @@ def test_the_report_plays_its_clips(browser, tmp_path, scheme, width):
     html = make_page(read_result(reports), read_classes(root), about, sounds)
     (tmp_path / "report.html").write_text(html, encoding="utf-8")
 
-    tab, told = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
-    tab.on("console", lambda message: told.append(message.text))
-    tab.on("pageerror", lambda error: told.append(str(error)))
-    tab.on("request", lambda request: told.append(request.url) if _is_elsewhere(request.url) else None)
+    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    problems: list[str] = []
+    tab.on("console", lambda message: problems.append(message.text))
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("request", lambda request: problems.append(request.url) if _is_remote(request.url) else None)
     tab.goto((tmp_path / "report.html").as_uri())
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
-    back = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, back.strip("rgb()").split(","))) < 200) == (scheme == "dark")
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background.strip("rgb()").split(","))) < 200) == (scheme == "dark")
 
+    assert tab.locator(".clip output").all_inner_texts() == [f"{frame} / {FRAMES}" for frame in (1, 2, 1)]
     clip = tab.locator(".clip").first
     frame, button, slider, sound = (clip.locator(name) for name in ("output", "button", "input", "audio"))
     tab.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0)")
     assert sound.evaluate("a => a.duration") == pytest.approx(FRAMES, abs=0.1)
     film = clip.locator(".film img").first
 
-    def shift() -> float:
-        """How many frames the film has gone on."""
+    def shown_frame() -> float:
+        """The index of the frame that the film shows; not an integer if it stands between two frames."""
         return film.evaluate("f => -new DOMMatrix(getComputedStyle(f).transform).m42 / f.parentElement.clientHeight")
 
-    assert shift() == 0
+    assert shown_frame() == 0
     button.click()
     tab.wait_for_function("document.querySelector('.clip output').textContent.startsWith('3 /')", timeout=20_000)
-    assert shift() == pytest.approx(2, abs=0.02)
+    assert shown_frame() == pytest.approx(2, abs=0.02)
     assert sound.evaluate("a => a.currentTime") == pytest.approx(2, abs=0.9)
     assert button.inner_text() == "Pause"
     button.click()
     assert sound.evaluate("a => a.paused")
     slider.fill("1")
-    assert frame.inner_text() == f"2 / {FRAMES}" and shift() == pytest.approx(1, abs=0.02)
+    assert frame.inner_text() == f"2 / {FRAMES}" and shown_frame() == pytest.approx(1, abs=0.02)
     assert sound.evaluate("a => a.currentTime") == 1
     slider.fill(str(FRAMES - 1))
-    button.click()  # to its end, and back to the beginning
+    button.click()  # plays to the end, then returns to the frame on which the clip opened
     tab.wait_for_function("document.querySelector('.clip button').textContent === 'Pause'")
     tab.wait_for_function("document.querySelector('.clip button').textContent === 'Play'", timeout=20_000)
     assert frame.inner_text() == f"1 / {FRAMES}"
     tab.close()
-    assert told == []
+    assert problems == []

@@ -161,7 +161,7 @@ def test_broken_files_are_named(tmp_path):
     with np.load(reports / "pictures.npz") as file:
         arrays = dict(file)
     np.savez(reports / "pictures.npz", **{**arrays, "one/truth": arrays["one/truth"][:2]})
-    with pytest.raises(ReportError, match=r"pictures\.npz: one/truth is not as expected"):
+    with pytest.raises(ReportError, match=r"pictures\.npz: one/truth has the shape \(2, 32, 32\); expected 3 dim"):
         read_result(reports)
     (reports / "pictures.npz").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(ReportError, match=r"pictures\.npz: not readable"):

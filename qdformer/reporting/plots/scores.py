@@ -5,6 +5,7 @@ Shapes: K classes with the background first.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 
 def robustness_curve(
-    summaries: Mapping[str, Mapping[str, float]],
-    intervals: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    summaries: Mapping[str, Mapping[str, float | None]],
+    intervals: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None,
     keys: Sequence[str] = ("miou_dataset", "davis_jf"),
 ) -> Figure:
     """Scores over the signal-to-noise ratio, with the controls as levels; one panel per key.
@@ -44,15 +45,16 @@ def robustness_curve(
     scores, `intervals` to the `low` and `high` of each score, drawn as a band.
     """
     positions, labels = _snr_axis(summaries)
-    controls = [name for name in summaries if name not in positions]
     with new_figure(4.6 * len(keys), 3.4) as figure:
         for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-            tops = _draw_curve(axes, positions, summaries, intervals, key, ACCENT)
+            scores = {name: _float(summary[key]) for name, summary in summaries.items()}
+            ends = {name: interval[key] for name, interval in intervals.items()} if intervals else None
+            tops = _draw_curve(axes, positions, scores, ends, ACCENT)
             for (name, position), top in zip(positions.items(), tops, strict=True):
-                text = f"{summaries[name][key]:.3f}"
+                text = f"{scores[name]:.3f}"
                 axes.annotate(text, (position, top), (0, 4), textcoords="offset points", ha="center", fontsize=8)
-            levels = {name: summaries[name][key] for name in controls}
-            highest = max([*tops, *levels.values()], default=1) * 1.15 or 1
+            levels = {name: score for name, score in scores.items() if name not in positions and np.isfinite(score)}
+            highest = np.nanmax([*tops, *levels.values()], initial=0) * 1.15 or 1
             _finish_snr_axes(axes, key, positions, labels, highest)
             heights = _spread(list(levels.values()), highest * 0.06)
             for (name, level), height in zip(levels.items(), heights, strict=True):
@@ -72,7 +74,7 @@ def robustness_curve(
 
 
 def robustness_curves(
-    runs: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]],
+    runs: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]],
     keys: Sequence[str] = ("miou_dataset", "davis_jf"),
 ) -> Figure:
     """Scores of several runs over the signal-to-noise ratio (the paper's Fig. 7); one panel per key.
@@ -82,19 +84,17 @@ def robustness_curves(
     """
     if not 0 < len(runs) <= len(OKABE_ITO):
         raise ValueError(f"{len(runs)} runs for one plot; expected 1 to {len(OKABE_ITO)}")
-    values = {
-        name: {condition: {key: scores[key]["value"] for key in keys} for condition, scores in intervals.items()}
-        for name, intervals in runs.items()
-    }
     positions, labels = _snr_axis({condition: None for intervals in runs.values() for condition in intervals})
     with new_figure(4.6 * len(keys), 3.8) as figure:
         grid = figure.subplots(1, len(keys), squeeze=False)[0]
         for axes, key in zip(grid, keys, strict=True):
             highest = 0.0
-            for (name, summaries), color, marker in zip(values.items(), OKABE_ITO, "osD^vPX*", strict=False):
-                own = {condition: place for condition, place in positions.items() if condition in summaries}
-                tops = _draw_curve(axes, own, summaries, runs[name], key, color, marker, name)
-                highest = max(highest, *tops, 0)
+            for (name, intervals), color, marker in zip(runs.items(), OKABE_ITO, "osD^vPX*", strict=False):
+                ends = {condition: interval[key] for condition, interval in intervals.items()}
+                scores = {condition: _float(end["value"]) for condition, end in ends.items()}
+                own = {condition: position for condition, position in positions.items() if condition in ends}
+                tops = _draw_curve(axes, own, scores, ends, color, marker, name)
+                highest = np.nanmax(tops, initial=highest)
             _finish_snr_axes(axes, key, positions, labels, highest * 1.1 or 1)
         figure.tight_layout(w_pad=2, rect=(0, 0.09, 1, 1))
         handles, names = grid[0].get_legend_handles_labels()
@@ -103,9 +103,9 @@ def robustness_curves(
 
 
 def _snr_axis(conditions: Mapping[str, object]) -> tuple[dict[str, float], list[str]]:
-    """Where each noisy condition and `clean` stand on the axis, from left to right, and their labels."""
+    """The positions of the noisy conditions and `clean` on the axis, from left to right, and their labels."""
     noisy = sorted((int(match[1]), name) for name in conditions if (match := re.fullmatch(r"snr(-?\d+)", name)))
-    positions = {name: snr for snr, name in noisy}
+    positions: dict[str, float] = {name: snr for snr, name in noisy}
     labels = [str(snr).replace("-", "\u2212") for snr, _ in noisy]
     if "clean" in conditions:  # infinitely far to the right; drawn one broken step away
         positions["clean"] = max(positions.values(), default=0) + 8
@@ -116,24 +116,28 @@ def _snr_axis(conditions: Mapping[str, object]) -> tuple[dict[str, float], list[
 def _draw_curve(
     axes: Axes,
     positions: Mapping[str, float],
-    summaries: Mapping[str, Mapping[str, float]],
-    intervals: Mapping[str, Mapping[str, Mapping[str, float]]] | None,
-    key: str,
+    scores: Mapping[str, float],
+    intervals: Mapping[str, Mapping[str, float | None]] | None,
     color: str,
     marker: str = "o",
     label: str | None = None,
-) -> Sequence[float]:
-    """One run's line, with its band; returns the highest point drawn at each position."""
-    places, scores = list(positions.values()), np.array([summaries[name][key] for name in positions], float)
-    ends = [intervals[name][key] for name in positions] if intervals else []
-    if ends:
-        low, high = ([end[side] for end in ends] for side in ("low", "high"))
-        axes.fill_between(places, low, high, color=color, alpha=0.13, linewidth=0)
-    noisy = len(places) - ("clean" in positions)
-    axes.plot(places, scores, color=color, linestyle=":", linewidth=1.6)
-    axes.plot(places[:noisy], scores[:noisy], color=color, linewidth=2)
-    axes.plot(places, scores, color=color, marker=marker, markersize=5, linestyle="", label=label)
-    return [end["high"] for end in ends] or scores.tolist()
+) -> list[float]:
+    """Draw the line of one run, with its intervals as a band; return the highest point drawn at each position."""
+    x, y = list(positions.values()), [scores[name] for name in positions]
+    tops = y
+    if intervals:
+        low, tops = ([_float(intervals[name][end]) for name in positions] for end in ("low", "high"))
+        axes.fill_between(x, low, tops, color=color, alpha=0.13, linewidth=0)
+    noisy = len(x) - ("clean" in positions)
+    axes.plot(x, y, color=color, linestyle=":", linewidth=1.6)
+    axes.plot(x[:noisy], y[:noisy], color=color, linewidth=2)
+    axes.plot(x, y, color=color, marker=marker, markersize=5, linestyle="", label=label)
+    return tops
+
+
+def _float(value: float | None) -> float:
+    """An undefined score, None, as NaN, which is not drawn."""
+    return math.nan if value is None else value
 
 
 def _finish_snr_axes(axes: Axes, key: str, positions: Mapping[str, float], labels: list[str], highest: float) -> None:
@@ -145,9 +149,9 @@ def _finish_snr_axes(axes: Axes, key: str, positions: Mapping[str, float], label
 
 
 def class_bars(per_class: pandas.DataFrame, key: str = "iou") -> Figure:
-    """IoU of every class, highest first, seen and unseen classes told apart, each kind's mean as a line.
+    """IoU of each class, highest first, in one color for seen and one for unseen classes, with the mean of each.
 
-    `per_class` is `Evaluation.per_class`; classes that never occur are named beneath, without a bar.
+    `per_class` is `Evaluation.per_class`; classes that never occur are named below the axis.
     """
     objects = per_class[per_class["id"] > 0]
     shown = objects.dropna(subset=key).sort_values(key, kind="stable")
@@ -178,7 +182,7 @@ def class_bars(per_class: pandas.DataFrame, key: str = "iou") -> Figure:
 
 
 def confusion_matrix(confusion_KK: np.ndarray, classes: Classes) -> Figure:
-    """Of the pixels of each class (rows, background first) the share that was given each class (columns).
+    """The share of the pixels of each class (rows, background first) predicted as each class (columns).
 
     `confusion_KK` holds numbers of pixels, [C + 1, C + 1]. The row of a class that never occurs is left empty.
     """
@@ -196,14 +200,14 @@ def confusion_matrix(confusion_KK: np.ndarray, classes: Classes) -> Figure:
                 text = "1" if share >= 0.995 else f"{share:.2f}".removeprefix("0")
                 color = "white" if share > 0.5 else INK
                 axes.text(column, row, text, ha="center", va="center", fontsize=5.5, color=color)
-        axes.set(xlabel="given", ylabel="truth")
-        axes.set_title("Share of pixels given each class")
-        figure.colorbar(image, ax=axes, label="share of the truth's pixels", shrink=0.6, pad=0.015)
+        axes.set(xlabel="predicted class", ylabel="true class")
+        axes.set_title("Share of pixels predicted as each class")
+        figure.colorbar(image, ax=axes, label="share of the pixels of the true class", shrink=0.6, pad=0.015)
     return figure
 
 
 def _spread(levels: list[float], least: float) -> list[float]:
-    """Heights near `levels` that are `least` apart at least, so that their texts do not touch."""
+    """The `levels`, moved up where two are less than `least` apart, so that their texts do not overlap."""
     order = sorted(range(len(levels)), key=levels.__getitem__)
     heights = list(levels)
     for lower, upper in zip(order, order[1:], strict=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,7 +44,7 @@ _CONDITION_TITLES = {
 }
 
 
-_RC_PARAMS = {
+_RC_PARAMS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -106,8 +106,8 @@ def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":  # without matplotlib's version, which would change the bytes
-        options = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}}
-        figure.savefig(path, dpi=dpi, facecolor="white", **options)
+        metadata, pil_kwargs = {"Software": None}, {"compress_level": 4}
+        figure.savefig(path, dpi=dpi, facecolor="white", metadata=metadata, pil_kwargs=pil_kwargs)
     else:
         figure.savefig(path, dpi=dpi, facecolor="white")
     return path

@@ -1,4 +1,7 @@
-"""Audio tokens of clips, and the codes that stand for their classes."""
+"""Audio tokens of clips, and the codebook entries of each class.
+
+Shapes: C object classes, K codebook entries, D token dimensions, N tokens of a clip, P points.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ _OTHER = "#c9ccd3"
 
 
 def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
-    """The share of each class's tokens (rows) that each code (columns) stands for.
+    """The share of the tokens of each class (rows) assigned to each codebook entry (columns).
 
     `code_counts_CK` holds numbers of tokens, [C, K], as `qdformer.evaluation.tokens.AudioTokens` counts them. Only
-    codes in use and classes with a token are shown; the codes of one class stand side by side.
+    codes in use and classes with a token are shown; the codes of one class are side by side.
     """
     codes, named = np.flatnonzero(code_counts_CK.any(axis=0)), np.flatnonzero(code_counts_CK.any(axis=1))
     if not len(named):
@@ -39,7 +42,7 @@ def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
     with new_figure(2.6 + 0.13 * max(len(codes), 24), 1.8 + 0.2 * max(len(named), 4)) as figure:
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
-        image = heat_map(axes, share[:, order], codes[order], [classes.names[index] for index in named])
+        image = heat_map(axes, share[:, order], codes[order].tolist(), [classes.names[index] for index in named])
         axes.tick_params(axis="x", labelsize=6)
         axes.set_xlabel("code")
         axes.set_title(f"Codes by class: {len(codes)} of {code_counts_CK.shape[1]} codes name one")
@@ -48,7 +51,7 @@ def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
 
 
 def token_map(clips: Sequence[ClipTokens], sounding: Mapping[str, Sequence[str]], classes: Classes) -> Figure:
-    """Audio tokens before and after decomposition (the paper's Fig. 6), laid out by t-SNE (van der Maaten, 2008).
+    """Audio tokens before and after decomposition (the paper's Fig. 6) in the plane by t-SNE (van der Maaten, 2008).
 
     `sounding` maps the uid of a clip to the names of the classes that sound in it. Before decomposition, a clip is
     one point in the color of its class if exactly one class sounds; after it, each token is one point in the color
@@ -98,13 +101,11 @@ def token_map(clips: Sequence[ClipTokens], sounding: Mapping[str, Sequence[str]]
 
 
 def _tsne_layout(points_PD: np.ndarray) -> np.ndarray:
-    """Coordinates [P, 2] of points by t-SNE, bit-equal on every x86-64 machine with the locked packages.
+    """Coordinates [P, 2] of points by t-SNE that do not depend on the BLAS kernels or the number of threads.
 
-    t-SNE is chaotic: one different last bit in its input, its start or a gradient gives another picture. These differ
-    between machines: BLAS and LAPACK choose their kernels by the processor, and OpenMP sums in an order that depends
-    on the number of threads. So the points are rounded to multiples of 2**-12 of the largest value, for which the sums
-    in squared distances are exact in any order, the start by PCA is rounded far above the error of LAPACK, and the
-    gradient is computed by one thread.
+    t-SNE amplifies differences in the last bit. So the points are rounded to multiples of 2**-12 of the largest value,
+    the start by PCA is rounded too and has fixed signs, and the gradient is computed by one thread. The layouts under
+    9 settings of OpenBLAS kernels and threads were equal in every bit.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -117,12 +118,11 @@ def _tsne_layout(points_PD: np.ndarray) -> np.ndarray:
 
 
 def _rounded_pca(points_PD: np.ndarray) -> np.ndarray:
-    """The first two principal components: float32 [P, 2], rounded, of the small scale at which t-SNE starts."""
+    """The first two principal components, rounded and scaled to the start of t-SNE: float32 [P, 2]."""
     centered_PD = points_PD - points_PD.mean(axis=0)
     axes_2D = np.linalg.svd(centered_PD, full_matrices=False)[2][:2]
-    largest_2 = np.abs(axes_2D).argmax(axis=1)
-    axes_2D *= np.sign(axes_2D[np.arange(2), largest_2])[:, None]  # the signs that LAPACK returns are arbitrary
-    components_P2 = centered_PD @ axes_2D.T
+    largest_21 = np.take_along_axis(axes_2D, np.abs(axes_2D).argmax(axis=1, keepdims=True), axis=1)
+    components_P2 = centered_PD @ (axes_2D * np.sign(largest_21)).T  # LAPACK's signs are arbitrary
     components_P2 /= components_P2[:, 0].std() or 1
     return (1e-4 * np.round(components_P2, 3)).astype(np.float32)
 
