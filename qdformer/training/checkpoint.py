@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from qdformer.config.model import parse_model_settings
 from qdformer.config.renamed import rename_keys
@@ -18,6 +17,7 @@ from qdformer.models.backbones import BackboneError
 from qdformer.models.registry import build_model
 from qdformer.utils.digests import file_sha256
 from qdformer.utils.errors import InputError
+from qdformer.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from qdformer.config.model import ModelSettings
@@ -36,10 +36,8 @@ def save_model(path: Path, model: Method, classes: Classes, settings: ModelSetti
     """Write the weights, with the settings and classes to rebuild the model. The same weights give the same bytes."""
     about = {"model": settings.model_dump(), "classes": {"names": classes.names, "unseen": classes.unseen}}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(weights, partial, {METADATA: json.dumps(about)})  # one entry, as the order of entries is not kept
-    os.replace(partial, path)
+    # All metadata is one entry, because safetensors does not keep the order of entries.
+    write_bytes(path, save(weights, {METADATA: json.dumps(about)}))
 
 
 def load_model(path: Path, *, trained: bool = True) -> tuple[Method, Classes]:

@@ -91,11 +91,13 @@ def launch(job: Job, out: Path) -> list[dict[str, float]]:
                 storage_path=str(job.storage),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
                 failure_config=ray.train.FailureConfig(max_failures=1),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                # mypy sees the RunConfig of Ray Train's first version, which lacks this argument.
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
         with progress_bar(job.progress_file), _interruptible():
             result = trainer.fit()
+        assert result.checkpoint is not None  # each of at least one epoch reports a checkpoint
         with result.checkpoint.as_directory() as folder:
             out.mkdir(parents=True, exist_ok=True)
             shutil.copy(Path(folder) / "model.safetensors", out / "model.safetensors")

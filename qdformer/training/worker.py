@@ -13,7 +13,7 @@ import ray.train.torch
 import torch
 
 from qdformer.audio.features.store import FeatureStore
-from qdformer.data.dataset import AVSDataset, build_loader
+from qdformer.data.dataset import AVSDataset, EpochSampler, build_loader
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
 from qdformer.models.registry import build_model
 from qdformer.training.checkpoint import load_state, save_model, save_state
@@ -50,6 +50,8 @@ def train_worker(config: dict[str, Any]) -> None:
     criterion = model.build_criterion(recipe.loss).to(device)
     network = ray.train.torch.prepare_model(model)
     loader = build_loader(data, recipe.batch_size, shuffle=True, rank=rank, world_size=context.get_world_size())
+    sampler = loader.sampler
+    assert isinstance(sampler, EpochSampler)
     state = TrainingState(model, recipe, len(loader))
 
     def report_progress(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -62,7 +64,7 @@ def train_worker(config: dict[str, Any]) -> None:
             state.load_state_dict(load_state(Path(folder)))
 
     for epoch in range(state.epochs_done, recipe.epochs):
-        loader.sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch)
         batches = report_progress(loader) if rank == 0 else loader
         metrics = train_epoch(state, network, criterion, batches, recipe, device)
         if rank != 0:

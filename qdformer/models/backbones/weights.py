@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,6 +68,7 @@ def read_weights(source: str, sha256: str | None = None) -> Weights:
         path = _on_hub(source)
     if sha256 is not None and not (found := file_sha256(path)).startswith(sha256):
         raise BackboneError(f"{path}: SHA-256 is {found}, expected {sha256}")
+    state: Any
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -82,8 +84,8 @@ def read_weights(source: str, sha256: str | None = None) -> Weights:
         ) from None
     while isinstance(state, dict) and (nested := [key for key in ("state_dict", "model") if key in state]):
         state = state[nested[0]]
-    tensors = state.items() if isinstance(state, dict) else ()
-    tensors = {str(key).removeprefix("module."): x for key, x in tensors if isinstance(x, torch.Tensor)}
+    entries = state.items() if isinstance(state, dict) else ()
+    tensors = {str(key).removeprefix("module."): x for key, x in entries if isinstance(x, torch.Tensor)}
     if not tensors:
         raise BackboneError(f"{path}: holds no tensors by name; expected the state dict of a network")
     return Weights(path, tensors)

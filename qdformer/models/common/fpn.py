@@ -28,7 +28,7 @@ class MaskFeatures(nn.Module):
         self.finest = nn.Conv2d(finest_channels, narrow, 1)
         self.smooth = nn.Conv2d(narrow, narrow, 3, padding=1)
         self.out = nn.Conv2d(narrow, mask_dim, 1)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def forward(self, finest_FCHW: torch.Tensor, encoded_FDhw: torch.Tensor) -> torch.Tensor:
         """Backbone map at stride 4, and encoded map at stride 8 -> [F, M, H, W]."""

@@ -54,7 +54,7 @@ class PixelEncoder(nn.Module):
         else:
             self.smooth = nn.ModuleList(nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1) for _ in self.strides[1:])
             self.layers = nn.ModuleList(EncoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(layers))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def project(self, maps: dict[int, torch.Tensor]) -> tuple[torch.Tensor, Sizes]:
         """Backbone maps by stride -> visual tokens F_v [F, S, D] and the maps' sizes."""
@@ -62,11 +62,11 @@ class PixelEncoder(nn.Module):
         for stride, norm in zip(self.strides, self.norms, strict=True):
             if stride in maps:
                 level_FSD = self.projections[str(stride)](flatten_map(maps[stride]))
-                sizes.append(tuple(maps[stride].shape[-2:]))
+                sizes.append(_map_size(maps[stride]))
             else:  # coarser than the backbone's last map, from which it is made
                 beyond = self.beyond(maps[32])
                 level_FSD = flatten_map(beyond)
-                sizes.append(tuple(beyond.shape[-2:]))
+                sizes.append(_map_size(beyond))
             levels.append(norm(level_FSD))
         return torch.cat(levels, dim=1), sizes
 
@@ -104,3 +104,8 @@ class PixelEncoder(nn.Module):
     def memory_slice(self, sizes: Sizes) -> slice:
         """The tokens that the mask decoder looks at: of `light` those of strides 16 and 32, a quarter of all."""
         return slice(0 if self.smooth is None else sizes[0][0] * sizes[0][1], None)
+
+
+def _map_size(map_FDHW: torch.Tensor) -> tuple[int, int]:
+    height, width = map_FDHW.shape[-2:]
+    return height, width

@@ -6,6 +6,7 @@ Shapes: B batch entries, Q queries, M memory tokens, S tokens of a map, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -31,9 +32,9 @@ class Attention(nn.Module):
         """`x_BQD` attends to `memory_BMD`; memory tokens where `padding_BM` is true are masked."""
         query_BQD = x_BQD if position_QD is None else x_BQD + position_QD
         key_BMD = memory_BMD if memory_position_MD is None else memory_BMD + memory_position_MD
-        # To ask for the weights makes torch multiply matrices; its fused kernel goes backward several times slower in
-        # bfloat16 on a CPU, and faster on a GPU.
-        found_BQD, _ = self.attention(
+        # With need_weights, torch uses plain matrix products instead of its fused kernel. In bfloat16 on a CPU the
+        # backward pass of the fused kernel is several times slower; on a GPU it is faster.
+        attended_BQD, _ = self.attention(
             query_BQD,
             key_BMD,
             memory_BMD,
@@ -41,16 +42,16 @@ class Attention(nn.Module):
             need_weights=not x_BQD.is_cuda,
             average_attn_weights=False,
         )
-        return self.norm(x_BQD + found_BQD)
+        return self.norm(x_BQD + attended_BQD)
 
 
 class FeedForward(nn.Module):
     """Residual two-layer perceptron followed by layer normalization."""
 
-    def __init__(self, hidden_dim: int, hidden: int) -> None:
+    def __init__(self, hidden_dim: int, ffn_dim: int) -> None:
         super().__init__()
-        self.wide = nn.Linear(hidden_dim, hidden)
-        self.narrow = nn.Linear(hidden, hidden_dim)
+        self.wide = nn.Linear(hidden_dim, ffn_dim)
+        self.narrow = nn.Linear(ffn_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, x_BQD: torch.Tensor) -> torch.Tensor:
@@ -94,12 +95,19 @@ class DecoderLayer(nn.Module):
 class MLP(nn.Sequential):
     """`layers` linear layers with ReLU between them."""
 
-    def __init__(self, hidden_dim: int, hidden: int, out: int, layers: int) -> None:
-        sizes = [hidden_dim, *[hidden] * (layers - 1), out]
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, layers: int) -> None:
+        sizes = [input_dim, *[hidden_dim] * (layers - 1), output_dim]
         parts: list[nn.Module] = []
         for index in range(layers):
             parts += [nn.Linear(sizes[index], sizes[index + 1]), nn.ReLU()]
         super().__init__(*parts[:-1])
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that computes the output."""
+        layer = self[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
 
 def sine_position_encoding(positions_S: torch.Tensor, dims: int) -> torch.Tensor:
@@ -124,10 +132,10 @@ def flatten_map(map_FDHW: torch.Tensor) -> torch.Tensor:
 
 
 def unflatten_map(tokens_FSD: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The inverse of `tokens`: a channels-last map [F, D, *size]."""
+    """The inverse of `flatten_map`: a channels-last map [F, D, *size]."""
     return tokens_FSD.unflatten(1, size).permute(0, 3, 1, 2)
 
 
-def upsample(map_FDHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def upsample(map_FDHW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """A map resized to `size` by bilinear interpolation."""
     return functional.interpolate(map_FDHW, size=size, mode="bilinear", align_corners=False)

@@ -6,15 +6,19 @@ J matched pairs of a query and a target, over all layers and clips.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from qdformer.config.train import Loss
 from qdformer.models.common.boxes import generalized_iou
 from qdformer.models.common.targets import Targets, build_targets
 from qdformer.models.qdformer.matcher import match
-from qdformer.models.qdformer.output import QDFormerOutput
+
+if TYPE_CHECKING:
+    from qdformer.config.train import Loss
+    from qdformer.models.qdformer.output import QDFormerOutput
 
 FOCAL_GAMMA = 2.0
 """Exponent of the focal loss (Lin et al., 2017)."""
@@ -103,12 +107,13 @@ class Criterion(nn.Module):
             "dice": settings.dice * per_layer(dice_J) / pairs,
         }
         losses = {name: loss_L[-1] for name, loss_L in by_layer.items()}
+        zero = masks_LBNTP.new_zeros(())
         if L > 1:
-            losses["auxiliary"] = sum(loss_L[:-1].sum() for loss_L in by_layer.values())
+            losses["auxiliary"] = sum((loss_L[:-1].sum() for loss_L in by_layer.values()), start=zero)
         if output.quantization is not None:  # Eq. 9
             losses["codebook"] = settings.quantize * output.quantization.codebook_loss
             losses["commitment"] = settings.quantize * settings.commitment * output.quantization.commitment_loss
-        return losses | {"total": sum(losses.values())}
+        return losses | {"total": sum(losses.values(), start=zero)}
 
     def _costs(
         self,

@@ -61,10 +61,10 @@ class MaskDecoder(nn.Module):
         self._start_from_priors()
 
     def _start_from_priors(self) -> None:
-        nn.init.zeros_(self.filter[-1].bias)
+        nn.init.zeros_(self.filter.last.bias)
         with torch.no_grad():
-            self.box[-1].bias.copy_(torch.logit(torch.tensor(BOX_PRIOR)))
-            self.filter[-1].bias[-1] = torch.logit(torch.tensor(MASK_PRIOR))
+            self.box.last.bias.copy_(torch.logit(torch.tensor(BOX_PRIOR)))
+            self.filter.last.bias[-1] = torch.logit(torch.tensor(MASK_PRIOR))
 
     def forward(
         self,

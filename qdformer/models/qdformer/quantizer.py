@@ -58,6 +58,11 @@ class Quantizer(nn.Module):
     training of every later module.
     """
 
+    started: torch.Tensor
+    running_use_K: torch.Tensor | None
+    running_sum_KD: torch.Tensor | None
+    idle_K: torch.Tensor | None
+
     def __init__(
         self,
         codebook_size: int,
@@ -130,15 +135,15 @@ class Quantizer(nn.Module):
             distributed.all_reduce(use_K)
             distributed.all_reduce(sums_KD)
             distributed.broadcast(drawn_KD, 0)
-        if self.running_use_K is not None:
+        if self.running_use_K is not None and self.running_sum_KD is not None:
             self.running_use_K.lerp_(use_K, 1 - EMA_DECAY)
             self.running_sum_KD.lerp_(sums_KD, 1 - EMA_DECAY)
             self.codebook_weight.copy_(self.running_sum_KD / self.running_use_K.clamp(min=1e-5)[:, None])
         if self.idle_K is not None:
             self.idle_K.add_(1).masked_fill_(use_K > 0, 0)
-            idle_K = self.idle_K >= self.reset_dead_after
-            self._set_codes(torch.where(idle_K[:, None], drawn_KD, self.codebook_weight), idle_K)
-            self.idle_K.masked_fill_(idle_K, 0)
+            dead_K = self.idle_K >= self.reset_dead_after
+            self._set_codes(torch.where(dead_K[:, None], drawn_KD, self.codebook_weight), dead_K)
+            self.idle_K.masked_fill_(dead_K, 0)
 
     def clear_token_buffer(self) -> None:
         """Drop the buffered tokens, so that `start_quantizing` does not depend on an earlier interruption."""
@@ -169,7 +174,7 @@ class Quantizer(nn.Module):
     def _set_codes(self, codes_KD: torch.Tensor, chosen_K: torch.Tensor) -> None:
         """Set the chosen codes to `codes_KD`."""
         self.codebook_weight.copy_(torch.where(chosen_K[:, None], codes_KD, self.codebook_weight))
-        if self.running_use_K is not None:
+        if self.running_use_K is not None and self.running_sum_KD is not None:
             self.running_use_K.masked_fill_(chosen_K, 1)
             self.running_sum_KD.copy_(torch.where(chosen_K[:, None], codes_KD, self.running_sum_KD))
 
