@@ -27,8 +27,8 @@ from qdformer.reporting.result import Result
 from qdformer.utils.constants import IGNORE_INDEX
 
 CLASS_THRESHOLD = 0.3
-"""Least probability, in some frame, of a predicted class that is listed below a clip."""
-_MAX_CLASSES = 4  # predicted classes listed below a clip
+"""A class is listed below a clip if its probability reaches this value in at least one frame."""
+_MAX_CLASSES = 4  # listed below a clip
 _CLEAN = "clean"
 _MAIN_METRICS = (
     "miou_dataset",
@@ -50,7 +50,7 @@ _FIGURE_TITLES = {
     "codebook": "Codebook entries by class",
     "tokens": "Audio tokens before and after decomposition",
 }
-_LEFT_OUT = ("pictures", "classes")  # the page has the clips themselves and the table of classes
+_LEFT_OUT = ("pictures", "classes")  # the page shows the clips and the table of classes instead
 _CONDITIONS = {
     "clean": "the clips' own sound",
     "shuffled": "control: the sound of another clip",
@@ -95,6 +95,7 @@ def make_page(result: Result, classes: Classes, about: About, sounds: Mapping[st
     shown = [name for name in result.figures if name not in _LEFT_OUT]
     return environment.get_template("page.html").render(
         style=STYLE,
+        class_threshold=CLASS_THRESHOLD,
         about=about,
         headline=_headline(result),
         condition_tables=_condition_tables(result),
@@ -119,13 +120,14 @@ def _headline(result: Result) -> list[dict[str, str]]:
 
 
 def _metrics(result: Result) -> list[str]:
-    """The metrics that at least one condition has, in the order of the clean condition."""
-    conditions = result.intervals.values()
-    return list(dict.fromkeys(key for intervals in conditions for key in intervals))
+    """The metrics that at least one condition has; those without an interval, such as `fpr`, come last."""
+    with_interval = [key for intervals in result.intervals.values() for key in intervals]
+    without = [key for metrics in result.metrics.values() for key in metrics if key in METRIC_TITLES]
+    return list(dict.fromkeys([*with_interval, *without]))
 
 
 def _condition_tables(result: Result) -> list[dict[str, Any]]:
-    """The scores, and in a table of its own what is predicted where nothing sounds; rows are conditions."""
+    """Two tables with one row per condition: the scores, and the predicted areas and false positives."""
     keys = _metrics(result)
     tables = []
     for title, chosen in (
@@ -236,7 +238,7 @@ def _first_sounding_frame(picture: Picture) -> int:
 
 
 def _cell(metric: Mapping[str, float | None]) -> dict[str, str]:
-    """Value and interval as text, each empty or a dash where it was not measured."""
+    """Value and interval as text; a dash for an undefined value, nothing for a missing interval."""
     if pandas.isna(metric["value"]):
         return {"value": "–", "interval": ""}
     interval = "" if pandas.isna(metric["low"]) else f"{_number(metric['low'])}–{_number(metric['high'])}"

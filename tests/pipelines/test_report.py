@@ -89,6 +89,8 @@ def test_the_page_shows_metrics_tables_settings_and_origin(page):
         "mIoU, unseen classes 0.219",
         "SNR \u22125 dB background noise mixed in 0.178 0.148–0.208",
         "Shuffled sound control: the sound of another clip 0.036",
+        "False-positive rate",  # of the negative condition alone, without an interval
+        "Silence control: no sound 0.250",
         "dog unseen 4 0.250 0.200 0.300",
         "cat seen 0 – – –",  # a class that never occurred
         "train.epochs 3 12",
@@ -97,7 +99,7 @@ def test_the_page_shows_metrics_tables_settings_and_origin(page):
         "make repro DATA=toy",
         "dog 0.50 0.63 0.77 0.90",
         "quiet",
-        "No class is predicted.",
+        "No class has a probability of at least 0.3.",
     ):
         assert shown in text, shown
     assert "sounding sources" not in text

@@ -34,7 +34,7 @@ def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
     codes, named = np.flatnonzero(code_counts_CK.any(axis=0)), np.flatnonzero(code_counts_CK.any(axis=1))
     if not len(named):
         with new_figure(4, 1) as figure:
-            figure.text(0.5, 0.5, "No token names a class.", ha="center", va="center")
+            figure.text(0.5, 0.5, "No query predicts a class.", ha="center", va="center")
         return figure
     shown = code_counts_CK[np.ix_(named, codes)]
     share = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)
@@ -45,7 +45,7 @@ def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
         image = heat_map(axes, share[:, order], codes[order].tolist(), [classes.names[index] for index in named])
         axes.tick_params(axis="x", labelsize=6)
         axes.set_xlabel("code")
-        axes.set_title(f"Codes by class: {len(codes)} of {code_counts_CK.shape[1]} codes name one")
+        axes.set_title(f"Codes by class: {len(codes)} of {code_counts_CK.shape[1]} codes represent a class")
         figure.colorbar(image, ax=axes, label="share of the class's tokens", pad=0.015)
     return figure
 
@@ -71,7 +71,11 @@ def token_map(clips: Sequence[ClipTokens], sounding: Mapping[str, Sequence[str]]
     tokens = np.concatenate([clip.tokens_ND for clip in clips])
     panels = {
         "Before decomposition: each clip's fused audio": (fused, class_of, mixed),
-        "After it: single-source tokens": (tokens, query_class.ravel(), np.repeat(mixed, query_class.shape[1])),
+        "After decomposition: single-source tokens": (
+            tokens,
+            query_class.ravel(),
+            np.repeat(mixed, query_class.shape[1]),
+        ),
     }
     with new_figure(9.6, 5.2) as figure:
         grid = figure.subplots(1, 2)

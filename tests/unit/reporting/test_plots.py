@@ -114,7 +114,7 @@ def test_confusion_matrix_shows_shares_of_the_truth():
 
 def test_codebook_use_without_a_class_says_so():
     (text,) = plots.codebook_use(np.zeros((3, 8), int), CLASSES).texts
-    assert text.get_text() == "No token names a class."
+    assert text.get_text() == "No query predicts a class."
 
 
 def test_codebook_use_puts_a_class_s_codes_together():
@@ -124,7 +124,7 @@ def test_codebook_use_puts_a_class_s_codes_together():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["6", "0", "2"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["class-2", "class-5"]
     assert axes.images[0].get_array().tolist() == [[0.9, 0, 0.1], [0, 0.75, 0.25]]
-    assert axes.get_title("left") == "Codes by class: 3 of 8 codes name one"
+    assert axes.get_title("left") == "Codes by class: 3 of 8 codes represent a class"
 
 
 def test_token_map_shows_clips_before_and_tokens_after():
