@@ -1,4 +1,4 @@
-"""What all sections of settings share: the base class, the error and the number types."""
+"""The base class of the sections of settings, their error, and number types."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Split = Literal["train", "val", "test"]
 
 
 class SettingsError(InputError):
-    """The settings are not usable; the message names every offending key and what was expected."""
+    """The settings are not valid; the message names every wrong key and what was expected."""
 
 
 class Section(BaseModel):
-    """A frozen group of settings that knows all its keys."""
+    """An immutable group of settings; unknown keys and values of other types are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

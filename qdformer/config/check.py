@@ -8,7 +8,7 @@ from qdformer.config.base import Section, Share
 
 
 class Check(Section):
-    """Stage `check`: what is wrong with the data set.
+    """Stage `check`: validation of the data set.
 
     A connected component of a class that covers less than the share `min_component_area` of its label map is reported.
     0.0003 is one pixel of a mask at stride 4 for a frame of 224 x 224 pixels. Errors of the kinds in `tolerate` become

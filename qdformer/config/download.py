@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 from qdformer.config.base import Count, Positive, Section
 
 PUBLISHED = ("s4", "ms3", "avss")
-"""The data sets that the user has and names; the others are composed."""
+"""Data sets that the user provides; the others are generated."""
 
 
 class Clips(Section):
-    """How many scenes to compose for each split (`toy` and `stamps`)."""
+    """Number of clips that are generated for each split (`toy` and `stamps`)."""
 
     train: Positive
     val: Positive
@@ -23,12 +23,13 @@ class Clips(Section):
 class Download(Section):
     """Stage `download`: the data set.
 
-    `toy` and `stamps` are composed from `seed`, in the layout of AVSBench-Semantic: clips of `frames` seconds at one
-    frame a second, `image_size` pixels square.
+    `toy` and `stamps` are generated from `seed` in the layout of AVSBench-Semantic: clips of `frames` seconds with one
+    frame per second of `image_size` x `image_size` pixels.
 
-    `s4`, `ms3` and `avss` are AVSBench as published, from `source`: folders, archives or URLs. `sha256` may hold the
-    digest of each source, in their order. Some videos have clips in several of the published splits; `youtube_disjoint`
-    leaves out what leaks that way (`qdformer.data.readers.avsbench.youtube_disjoint` has the rule).
+    `s4`, `ms3` and `avss` are the published AVSBench data sets, read from `source`: folders, archives or URLs. `sha256`
+    is empty or holds the digest of each source, in the same order. Some videos have clips in several of the published
+    splits; `youtube_disjoint` leaves out clips so that no video is in two splits (rule:
+    `qdformer.data.readers.avsbench.youtube_disjoint`).
     """
 
     dataset: Literal["toy", "stamps", "s4", "ms3", "avss"]

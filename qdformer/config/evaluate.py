@@ -1,4 +1,4 @@
-"""Section `evaluate`: conditions, controls and their scores."""
+"""Section `evaluate`: the conditions and controls under which a model is measured."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from qdformer.config.base import Count, Positive, Section, Split
 
 
 class Evaluate(Section):
-    """Stage `evaluate`: conditions and controls measured on `split` with one checkpoint.
+    """Stage `evaluate`: metrics of one checkpoint on `split`, in each condition of the stage mix and for each control.
 
-    Controls see the clips under another sound: `shuffled` gives each clip another's, whatever it is; the negatives
-    `silence`, `noise` (the noise of the stage mix alone) and `offscreen` (another clip's, with none of the classes
-    that sound in this one) nothing that is in the picture. `untrained` hears the clip's own sound, with the model as
-    it was before training. `pictures` clips are drawn and kept for the report.
+    Controls replace the sound of each clip, except for `untrained`. `shuffled`: the sound of another clip. `silence`,
+    `noise` (only the noise of the stage mix) and `offscreen` (the sound of another clip that shares no sounding class)
+    are negatives: no object in the frames sounds. `untrained`: the clip's own sound, with the model as it was before
+    training.
+
+    `bootstrap`: number of resamples for confidence intervals. `pictures`: number of clips drawn for the report.
     """
 
     split: Split

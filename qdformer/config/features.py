@@ -1,4 +1,4 @@
-"""Section `features`: the VGGish embeddings."""
+"""Section `features`: VGGish embeddings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qdformer.config.base import Section, Share
 class Features(Section):
     """Stage `features`: one VGGish embedding per video frame.
 
-    A clip with fewer patches than frames repeats its last patch (`repeat`, as AVSBench S4 does) or
-    is padded with zeros (`zero`, as AVSS does). As published, patch i begins at 0.96 i s and drifts
-    0.04 s a frame against the video; with `center` it is taken around the middle of frame i's second.
+    If a clip has fewer audio patches than frames, its last embedding is repeated (`repeat`, as in AVSBench S4) or zeros
+    are appended (`zero`, as in AVSS). As published, patch i starts at 0.96 i s, so that it drifts by 0.04 s per frame
+    against the video; with `center`, patch i is centered in the second of frame i.
 
-    `pca` is a path of the public `vggish_pca_params-970ea276.pth`, whose SHA-256 must begin with
-    `pca_sha256`; with it the embeddings are projected and quantised as AudioSet's were, which
-    audio-visual segmentation methods leave out. `bad_clips` is the share of clips whose sound may be
-    unusable before the stage fails; those clips are left out of training and evaluation.
+    `pca`: path of the public file `vggish_pca_params-970ea276.pth`, whose SHA-256 must begin with `pca_sha256`. With it
+    the embeddings are projected and quantized like AudioSet's; audio-visual segmentation methods do not do this.
+    `bad_clips`: the stage fails if the share of clips with unusable sound is larger. Such clips are left out of
+    training and evaluation.
     """
 
     short_clips: Literal["repeat", "zero"]

@@ -10,10 +10,10 @@ from qdformer.config.base import Count, Section, Split
 
 
 class Mix(Section):
-    """Stage `mix`: background noise under the clips, one condition per SNR.
+    """Stage `mix`: background noise is added to the clips; each condition has one signal-to-noise ratio (SNR).
 
-    `conditions` names each condition and its SNR in dB over the clip; null is no noise. Noise is
-    laid under the splits in `noisy_splits` only; the condition without noise covers all.
+    `conditions` maps the name of each condition to its SNR in dB over the clip, or null for no noise. Conditions with
+    noise have only the splits in `noisy_splits`; the condition without noise has all splits.
     """
 
     conditions: dict[Annotated[str, Field(pattern=r"^(clean|snr-?\d+)$")], float | None]

@@ -1,4 +1,4 @@
-"""Section `train.model`: the settings of each method, told apart by `name`."""
+"""Section `train.model`: the settings of each method, distinguished by `name`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class MethodSettings(Section):
                 "the absolute path of a file, or null"
             )
         if self.backbone_sha256 and self.backbone_weights in (None, "package"):
-            raise ValueError("backbone_sha256 is of the file that backbone_weights names; expected null without one")
+            raise ValueError(
+                "backbone_sha256 is the digest of the file in backbone_weights; expected null without a file"
+            )
         if self.frozen_stages > (stages := BACKBONE_STAGES[self.backbone]):
             raise ValueError(
                 f"frozen_stages ({self.frozen_stages}) must not be above {stages}, the stages of {self.backbone}"
@@ -105,8 +107,9 @@ class QDFormerSettings(MethodSettings):
 
 
 ModelSettings = QDFormerSettings
-"""Any method's settings. pydantic refuses a discriminated union of one class; with a second method this line becomes
-`ModelSettings = Annotated[QDFormerSettings | OtherSettings, Field(discriminator="name")]`.
+"""The settings of any method. pydantic refuses a discriminated union of one class; with a second method this becomes
+`ModelSettings = Annotated[QDFormerSettings | OtherSettings, Field(discriminator="name")]`. pydantic then inserts the
+name into the locations of errors (`train.model.qdformer.hidden_dim`), which `parse_settings` does not remove yet.
 """
 
 

@@ -1,4 +1,4 @@
-"""Section `noise`: the background noises."""
+"""Section `noise`: background noises."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from qdformer.config.base import Count, Positive, Section, Split
 
 
 class Noise(Section):
-    """Stage `noise`: the recordings that `mix` lays under the clips.
+    """Stage `noise`: the recordings that the stage `mix` adds to the clips.
 
-    `dataset` takes the data set's own sounds of the role noise. `audioset` takes segments of AudioSet: from the
-    official lists `segments`, those with one of `labels` (names or ids of `ontology`, the published ontology.json)
-    or what lies below it, and with no label that the data set's classes can sound as; `count` for each split,
-    drawn by `seed`, from the clips in `folder` and, where `fetch` allows it, from YouTube. A split that gets
-    fewer than `minimum` is an error. `none` takes none: no condition but the clean one is then possible.
+    `source`: `dataset` takes the sounds that the data set marks as noise, `audioset` segments of AudioSet, and `none`
+    no noises, so that only the condition `clean` is possible. The other keys are for `audioset`.
+
+    Candidates are the segments in the official lists `segments` that have one of `labels` or of its descendants in the
+    ontology, and no label that a class of the data set can have. Labels are names or ids in `ontology`, the published
+    ontology.json. For each split, `count` segments are drawn by `seed`; they are read from the clips in `folder` and,
+    if `fetch` is true, downloaded from YouTube. A split with fewer than `minimum` usable noises is an error.
     """
 
     source: Literal["dataset", "audioset", "none"]

@@ -2,7 +2,7 @@
 
 The values of a preset are layered, later layers over earlier ones: the default settings, the preset that it `extends`
 (with that one's overrides), the preset's own file, and the user's overrides of the preset. Which files these are is
-the caller's business (`PresetFiles`).
+up to the caller (`PresetFiles`).
 
 The rule of merging (`merge`) is the same for every layer:
 
@@ -10,8 +10,8 @@ The rule of merging (`merge`) is the same for every layer:
   changes `train` and keeps `val` and `test`. Optional sections are no exception.
 - Everything else is replaced as a whole: lists, and mappings with free keys (`mix.conditions`, `noise.count`,
   `sweep.rows`).
-- A section that exists in several kinds, told apart by the key `name` (`train.model`), is replaced as a whole by one
-  with another `name`.
+- A section that has several types, distinguished by the key `name` (`train.model`), is replaced as a whole if `name`
+  differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qdformer.config.settings import Settings, parse_settings, read_yaml
 
 EXTENDS = "extends"
 KIND = "name"
-"""The key that tells apart the kinds of a section."""
+"""The key that distinguishes the types of a section."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Section `pretrain`: the weights of VGGish."""
+"""Section `pretrain`: weights of VGGish."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from qdformer.config.base import Count, Positive, Rate, Section
 
 
 class Pretrain(Section):
-    """Stage `pretrain`: where VGGish's weights come from.
+    """Stage `pretrain`: the source of VGGish's weights.
 
-    `official` takes the public PyTorch port's file from `official_source` (a path or a URL), whose
-    SHA-256 must begin with `official_sha256`. `pretrained_here` trains the same network on the training
-    split of the sounds for `steps` steps of `batch_size` patches, to repeat the AudioSet scores and
-    the embedding of `teacher` (YAMNet), or from the class labels alone.
+    `official` takes the file of the public PyTorch port from `official_source` (a path or a URL), whose SHA-256 must
+    begin with `official_sha256`. `pretrained_here` trains the same network on the training split of the sounds for
+    `steps` steps of `batch_size` patches. With the `teacher` `yamnet` it learns YAMNet's AudioSet scores and embedding,
+    with `labels` only the class labels.
     """
 
     weights: Literal["official", "pretrained_here"]

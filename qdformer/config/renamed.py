@@ -1,4 +1,4 @@
-"""Settings keys that have been renamed: an old key is answered with its new name, and old checkpoints can be read."""
+"""Renamed settings keys, for error messages that name the new key and for reading old checkpoints."""
 
 from __future__ import annotations
 

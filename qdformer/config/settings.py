@@ -1,8 +1,8 @@
 """Typed settings: `params.yaml`, one section per pipeline stage.
 
-Everything that changes a result is here; where the work runs (workers, GPUs, addresses, the
-tracking store) is taken from the environment, so that moving to another machine makes nothing
-stale. An unknown key, a wrong type or a value out of range is one `SettingsError`.
+All values that change a result are settings. Where the work runs (workers, GPUs, addresses, the tracking store) is read
+from the environment, so that no result becomes stale on another machine. An unknown key, a wrong type or a value out of
+range raises a `SettingsError`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qdformer.config.train import Train
 
 
 class Settings(Section):
-    """All of `params.yaml`."""
+    """All sections of `params.yaml`."""
 
     download: Download
     check: Check
@@ -60,7 +60,7 @@ class Settings(Section):
 
 
 def parse_settings(values: Any, source: str = "settings") -> Settings:
-    """Validate a nested mapping; raise `SettingsError` naming each wrong key and the values it allows."""
+    """Validate nested mappings; raise a `SettingsError` that names each wrong key and what was expected."""
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -79,7 +79,7 @@ def parse_settings(values: Any, source: str = "settings") -> Settings:
 
 
 def _describe(location: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
-    """One line on one of pydantic's errors: the key, and what was expected."""
+    """One line for one of pydantic's errors: the key, and what was expected."""
     key, section = _dotted(location) or "settings", location[:-1]
     if kind == "extra_forbidden":
         if new := RENAMED.get(_dotted(section), {}).get(str(location[-1])):
@@ -99,7 +99,7 @@ def load_settings(path: str | Path = "params.yaml") -> Settings:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; raise `SettingsError` if it is missing, broken or holds something else."""
+    """Read the mapping in a YAML file; raise `SettingsError` if the file is missing, not valid or no mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Section `sweep`: the rows of the ablation."""
+"""Section `sweep`: the ablation study."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from qdformer.config.base import Positive, Section
 
 
 class Sweep(Section):
-    """`make sweep`: each row is the training settings with some of the model's switched.
+    """`make sweep`: trains and evaluates one model per row; a row sets switches of `train.model`.
 
-    `conditions`, of those of the stage mix and `clean` among them, are what every row is measured under.
+    Every row is trained for `epochs` and evaluated in `conditions`, which must be conditions of the stage mix and
+    include `clean`.
     """
 
     epochs: Positive

@@ -43,13 +43,17 @@ class AudioTokens:
         """
 
     def update(self, uids: Sequence[str], output: QDFormerOutput, valid_BT: torch.Tensor) -> None:
-        """Add a batch and the model's output for it. Does nothing for a model without decomposition."""
-        if output.tokens_BND is None or output.fused_BTD is None:
+        """Add a batch and the model's output for it.
+
+        Does nothing for QDFormer without decomposition, nor for the output of another method, which has no tokens.
+        """
+        fused, tokens = getattr(output, "fused_BTD", None), getattr(output, "tokens_BND", None)
+        if fused is None or tokens is None:
             return
         probs_BTN, class_BTN = output.class_logits_BTNC.softmax(-1)[..., :-1].max(-1)
         predicted_BTN = (probs_BTN > CLASS_THRESHOLD) & valid_BT[..., None].to(probs_BTN.device)
         query_class_BTN = torch.where(predicted_BTN, class_BTN + 1, 0).cpu().numpy()
-        fused_BTD, tokens_BND = output.fused_BTD.float().cpu().numpy(), output.tokens_BND.float().cpu().numpy()
+        fused_BTD, tokens_BND = fused.float().cpu().numpy(), tokens.float().cpu().numpy()
         valid = valid_BT.cpu().numpy()
         for index, uid in enumerate(uids[: self.limit - len(self.clips)]):
             query_class_N = np.array([_most_frequent(query_class_T) for query_class_T in query_class_BTN[index].T])

@@ -1,6 +1,6 @@
-"""Backbones: four feature maps of each frame, from weights pretrained on ImageNet.
+"""Backbones: feature maps of each frame at strides 4, 8, 16 and 32.
 
-Shapes: F frames, H W pixels; maps at strides 4, 8, 16 and 32 are rounded up for sizes that do not divide.
+Shapes: F frames, H W pixels; the size of a map is rounded up if the stride does not divide the size of the frame.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["Backbone", "BackboneError", "build_backbone"]
 
 
 def build_backbone(settings: MethodSettings) -> Backbone:
-    """The backbone that the settings name, with the weights they name (none: drawn at random).
+    """The backbone of the settings, with their pretrained weights or, without any, random ones.
 
-    Of pretrained weights, the stem and the first `frozen_stages` stages are not trained. Raises `BackboneError` if the
-    weights cannot be had, or are not this backbone's.
+    With pretrained weights, the stem and the first `frozen_stages` stages are frozen. Raises `BackboneError` if the
+    weights are not available or do not fit the backbone.
     """
     weights: Weights | None = None
     if settings.backbone_weights is not None:
@@ -32,7 +32,7 @@ def build_backbone(settings: MethodSettings) -> Backbone:
 
         backbone: Backbone = EfficientNetLite0(weights)
     else:
-        from qdformer.models.backbones import from_transformers  # takes seconds to import
+        from qdformer.models.backbones import from_transformers  # imports transformers, which takes seconds
 
         backbone = from_transformers.build(settings.backbone, weights)
     if weights is not None and settings.frozen_stages:

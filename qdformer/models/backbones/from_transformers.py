@@ -1,6 +1,6 @@
-"""ResNet-50, Swin-T and PVT-v2, from transformers. Importing this module imports transformers.
+"""ResNet-50, Swin-T and PVT-v2 from transformers. Importing this module imports transformers.
 
-The networks are transformers' own; what differs is that nothing is computed which no map needs.
+The layers are transformers' own. Only what the feature maps need is computed.
 
 Shapes: F frames, H W pixels, S tokens of a map in row order, C channels.
 """
@@ -35,7 +35,7 @@ Network = TypeVar("Network", bound=PreTrainedModel)
 STRIDES = (4, 8, 16, 32)
 STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's colours; pixels in 0..1."""
+"""Statistics of ImageNet's color channels, for pixel values 0..1."""
 
 TORCHVISION_TO_TRANSFORMERS = (
     (r"^conv1\.", "embedder.embedder.convolution."),
@@ -46,13 +46,13 @@ TORCHVISION_TO_TRANSFORMERS = (
     (r"\.bn(\d)\.", lambda found: f".layer.{int(found[1]) - 1}.normalization."),
     (r"^layer(\d)\.", lambda found: f"encoder.stages.{int(found[1]) - 1}.layers."),
 )
-"""How torchvision (and timm) name a ResNet's tensors, and transformers."""
+"""Patterns in the tensor names of torchvision's (and timm's) ResNet, and the names in transformers."""
 UNUSED_PREFIXES = ("classifier.", "fc.", "layernorm.")
-"""Tensors of a published file that no map needs."""
+"""Prefixes of tensors in published files that the feature maps do not need."""
 
 
 def build(name: str, weights: Weights | None = None) -> Backbone:
-    """The backbone of that name, with these weights or random ones; raises `BackboneError` if they do not fit."""
+    """The backbone `name` with these weights or random ones; raises `BackboneError` if the weights do not fit."""
     return _BUILDERS[name](weights)
 
 
@@ -71,28 +71,29 @@ class _TransformersBackbone(Backbone):
         self.register_buffer("shift_311", shift_3[:, None, None], persistent=False)
 
     def normalize(self, images_F3HW: torch.Tensor) -> torch.Tensor:
-        """Pixels in 0..255 -> what the network was pretrained on, channels-last."""
+        """Pixel values 0..255 -> values normalized as in pretraining, channels-last."""
         images_F3HW = images_F3HW.contiguous(memory_format=torch.channels_last).float()
         return torch.addcmul(self.shift_311, images_F3HW, self.scale_311)
 
 
 class ResNet50(_TransformersBackbone):
-    """ResNet-50 (He et al., 2016), the stride in a block's 3x3 convolution, as published by all three.
+    """ResNet-50 (He et al., 2016), with a block's stride in its 3x3 convolution, as in transformers, torchvision and
+    timm.
 
-    Batch normalisation is folded into the convolutions: as in all work after DETR its statistics stay as pretrained.
+    Batch normalization is folded into the convolutions: as in DETR, its statistics stay as pretrained.
     """
 
     def __init__(self, network: ResNetBackbone) -> None:
         super().__init__(network.channels)
-        network.eval()  # as torch's folding wants it
+        network.eval()  # `fuse_conv_bn_eval` requires evaluation mode
         for module in network.modules():
             convolution, norm = getattr(module, "convolution", None), getattr(module, "normalization", None)
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 module.convolution = fuse_conv_bn_eval(convolution, norm)
                 module.normalization = nn.Identity()
             elif isinstance(module, nn.ReLU):
-                module.inplace = True  # no convolution needs its own output to go backward
-        network.requires_grad_(True)  # the new biases too
+                module.inplace = True  # the backward pass of a convolution does not need its output
+        network.requires_grad_(True)  # including the new biases
         self.stem = network.embedder
         self.stages = network.encoder.stages
 
@@ -105,8 +106,10 @@ class ResNet50(_TransformersBackbone):
 
 
 class SwinTiny(_TransformersBackbone):
-    """Swin-T (Liu et al., 2021), windows of 7; each map is normalized by a LayerNorm of its own, which is not
-    pretrained. In training, stochastic depth drops up to a tenth of the blocks, as in pretraining.
+    """Swin-T (Liu et al., 2021) with windows of 7 x 7.
+
+    Each map has its own layer normalization, which is not pretrained. In training mode, stochastic depth drops each
+    residual branch with a probability that grows to 0.1 in the last block, as in pretraining.
     """
 
     def __init__(self, network: SwinBackbone) -> None:
@@ -129,15 +132,15 @@ class SwinTiny(_TransformersBackbone):
 
 
 class PVTv2(_TransformersBackbone):
-    """Pyramid Vision Transformer v2 (Wang et al., 2022), b2 and b5. Images must be 29 pixels wide and high or more."""
+    """Pyramid Vision Transformer v2 (Wang et al., 2022), b2 and b5. Images must have at least 29 pixels per side."""
 
     def __init__(self, network: PvtV2Backbone) -> None:
         super().__init__(network.channels)
-        self.stem = nn.Identity()  # each stage begins with its own
+        self.stem = nn.Identity()  # each stage has its own patch embedding
         self.stages = network.encoder.layers
 
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
-        if min(images_F3HW.shape[-2:]) < 29:  # eight cells at stride 4, which its attention reduces to one
+        if min(images_F3HW.shape[-2:]) < 29:  # less than 8 cells at stride 4, which the attention reduces by 8
             raise ValueError(f"images have shape {list(images_F3HW.shape)}; PVT-v2 needs 29 pixels a side")
         x = self.normalize(images_F3HW)
         maps = {}
@@ -152,8 +155,8 @@ def _resnet50(weights: Weights | None) -> ResNet50:
         weights = Weights(weights.path, {_from_torchvision(key): x for key, x in weights.tensors.items()})
     network = _network(ResNetBackbone, ResNetConfig, weights)
     if weights is None:
-        # Residual blocks begin as identities (Goyal et al., 2017): nothing here measures the scale of maps, and without
-        # that they would grow from block to block.
+        # Residual blocks start as identities (Goyal et al., 2017): without batch normalization, the scale of the maps
+        # would otherwise grow from block to block.
         stage: Any  # transformers' ResNetStage
         for stage in network.encoder.stages:
             for block in stage.layers:
@@ -206,7 +209,7 @@ def _network(
         if not key.startswith("hidden_states_norms.") and not key.endswith("num_batches_tracked"):
             raise weights.mismatch(key, expected[key].shape, None)
     for key in sorted(loaded["unexpected_keys"]):
-        if not key.startswith(UNUSED_PREFIXES):  # a deeper network of the same kind: its other tensors fit
+        if not key.startswith(UNUSED_PREFIXES):  # such as the tensors of a deeper network
             raise BackboneError(f"{weights.path}: key {key} is of another network; no {kind.__name__} here has it")
     return network
 
@@ -219,7 +222,7 @@ def _from_torchvision(key: str) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' report on what it loaded: its faults are raised here, and the rest is as it should be."""
+    """Hide transformers' report on the loaded tensors; `_network` raises an error for those that do not fit."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

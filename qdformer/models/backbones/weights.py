@@ -1,4 +1,4 @@
-"""Pretrained weights of a backbone: where they are, read without running any code in them, and checked."""
+"""Pretrained weights of a backbone: found, checked, and read without running code from the file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
 PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""What the weights are called in a model's folder, on the hub and on disk; the first that is there is taken."""
+"""Names of the weights file in a model's folder, on the hub and on disk; the first that exists is used."""
 
 
 class BackboneError(InputError):
-    """Pretrained weights cannot be had, or are not the backbone's; the message names the file, key and shapes."""
+    """Pretrained weights are not available or do not fit; the message names the file, key and shapes."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a file, by the names that they have there."""
+    """The tensors of a file by name."""
 
     path: Path
     tensors: dict[str, torch.Tensor]
@@ -49,16 +49,16 @@ def read_weights(source: str, sha256: str | None = None) -> Weights:
 
     Args:
         source: `package`; the absolute path of a file, or of a folder that holds one of `FILES`; or the id of a model
-            on the Hugging Face hub, which is fetched into that hub's own cache once.
+            on the Hugging Face hub, which is downloaded once into the hub's cache.
         sha256: hex digest that the file must have, or its first digits.
 
     Returns:
-        The tensors of a safetensors file or of a PyTorch state dict, be it nested under `state_dict` or `model`, and
-        its names with or without the prefix `module.`.
+        The tensors of a safetensors file or of a PyTorch state dict. The state dict may be nested under `state_dict` or
+        `model`; the prefix `module.` is removed from names.
 
     Raises:
-        BackboneError: the file is missing, cannot be fetched, has another digest, or holds something else. A pickle
-            that would run code is refused without running it.
+        BackboneError: the file is missing, cannot be downloaded, has another digest or holds no tensors. A pickle that
+            would run code is refused without running it.
     """
     if source == "package":
         path, sha256 = _in_package(), PACKAGE_SHA256
@@ -76,7 +76,7 @@ def read_weights(source: str, sha256: str | None = None) -> Weights:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader has many kinds of its own
+    except Exception as error:  # the readers raise many kinds of errors
         reason = str(error).strip().partition("\n")[0]
         raise BackboneError(
             f"{path}: not weights that can be read without running code in them; expected safetensors or a PyTorch "
@@ -117,7 +117,7 @@ def _on_hub(repository: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    for name in FILES:  # first what is here: a run neither needs the network twice nor gets other weights midway
+    for name in FILES:  # cached files come first, so that weights do not change between runs
         if isinstance(cached := try_to_load_from_cache(repository, name), str):
             return Path(cached)
     reason = f"it holds neither {' nor '.join(FILES)}"
@@ -126,7 +126,7 @@ def _on_hub(repository: str) -> Path:
             return Path(hf_hub_download(repository, name))
         except RemoteEntryNotFoundError:
             continue
-        except Exception as error:  # of the hub, of its HTTP client, of the system
+        except Exception as error:  # from the hub, its HTTP client or the system
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             break
     raise BackboneError(

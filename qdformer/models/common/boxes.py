@@ -1,4 +1,4 @@
-"""Boxes as (center x, center y, width, height), shares of the frame."""
+"""Boxes as (center x, center y, width, height), relative to the frame."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 def masks_to_boxes(masks_HW: torch.Tensor) -> torch.Tensor:
     """Tight boxes [..., 4] around the true pixels of masks [..., H, W]; zeros for empty masks."""
     sides = []
-    for axis in (-2, -1):  # columns hit, then rows hit
+    for axis in (-2, -1):  # columns, then rows
         hit = masks_HW.any(axis)
         size = hit.shape[-1]
         first = hit.float().argmax(-1)
@@ -20,7 +20,7 @@ def masks_to_boxes(masks_HW: torch.Tensor) -> torch.Tensor:
 
 
 def generalized_iou(a_4: torch.Tensor, b_4: torch.Tensor) -> torch.Tensor:
-    """GIoU, -1..1, of boxes [..., 4] that broadcast together (Rezatofighi et al., 2019)."""
+    """Generalized IoU, -1..1, of boxes [..., 4] that broadcast together (Rezatofighi et al., 2019)."""
     a_low, a_high = a_4[..., :2] - a_4[..., 2:] / 2, a_4[..., :2] + a_4[..., 2:] / 2
     b_low, b_high = b_4[..., :2] - b_4[..., 2:] / 2, b_4[..., :2] + b_4[..., 2:] / 2
     shared = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)

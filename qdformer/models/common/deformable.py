@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Zhu et al., 2021, Deformable DETR): each token attends to a few points per level.
 
 Shapes: F frames, S tokens of a frame (all levels, fine to coarse), R the same with a border of one cell around each
-level, D width, H heads, E = D / H, L levels, K points, X = L * K.
+level, D hidden dimension, H heads, E = D / H, L levels, K points, X = L * K.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class SamplingGrid:
 class DeformableAttention(nn.Module):
     """Residual deformable self-attention followed by layer normalization.
 
-    What a head finds is a weighted sum of cells, four for each point. So it is computed as such, by `embedding_bag`:
-    on a CPU several times faster than to sample maps with `grid_sample`.
+    The output of a head is a weighted sum of cells, four for each sampling point. It is computed by `embedding_bag`,
+    which on a CPU is several times faster than `grid_sample`.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, levels: int) -> None:
@@ -94,9 +94,9 @@ class DeformableAttention(nn.Module):
     def sample(
         self, value_FSD: torch.Tensor, offsets_2FSHX: torch.Tensor, weights_FSHX: torch.Tensor, grid: SamplingGrid
     ) -> torch.Tensor:
-        """Weighted bilinear samples [F, S, D] at `offsets_2FSHX` (x and y, in cells) from each token's own place.
+        """Weighted bilinear samples [F, S, D] at `offsets_2FSHX` (x and y, in cells) from each token's position.
 
-        Outside its level a map is zero: a border of one cell makes that hold without masks.
+        Values outside of a level are zero, by a border of one cell around each level.
         """
         bordered_FRD = torch.cat(
             [
@@ -109,8 +109,8 @@ class DeformableAttention(nn.Module):
         )
         F, R, _ = bordered_FRD.shape
         H = self.num_heads
-        x_FSHX, x0_FSHX = _inside(offsets_2FSHX[0] + grid.x_SX[:, None], grid.width_X)
-        y_FSHX, y0_FSHX = _inside(offsets_2FSHX[1] + grid.y_SX[:, None], grid.height_X)
+        x_FSHX, x0_FSHX = _clamp(offsets_2FSHX[0] + grid.x_SX[:, None], grid.width_X)
+        y_FSHX, y0_FSHX = _clamp(offsets_2FSHX[1] + grid.y_SX[:, None], grid.height_X)
         right_FSHX, low_FSHX = x_FSHX - x0_FSHX, y_FSHX - y0_FSHX
         below_FSHX = weights_FSHX * low_FSHX
         above_FSHX = weights_FSHX - below_FSHX
@@ -133,17 +133,17 @@ class DeformableAttention(nn.Module):
         return found.view(F, -1, value_FSD.shape[-1])
 
 
-def _inside(place: torch.Tensor, size_X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places moved onto the border where they lie beyond it, and the last cell at or before each of them."""
-    place = place.clamp(min=-1).minimum(size_X.to(place.dtype))
-    return place, place.detach().floor().minimum(size_X - 1.0)
+def _clamp(position: torch.Tensor, size_X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions clamped to the border, and the index of the last cell at or before each of them."""
+    position = position.clamp(min=-1).minimum(size_X.to(position.dtype))
+    return position, position.detach().floor().minimum(size_X - 1.0)
 
 
 class _WeightedSum(torch.autograd.Function):
-    """Sums of `values` [V, E], chosen by `entries` [G, X] and weighted by `shares` [G, X]: [G, E].
+    """Sums [G, E] of the rows `entries` [G, X] of `values` [V, E], with the weights `shares` [G, X].
 
-    The gradient to the values is a weighted sum too, of the sums' gradients, which torch's own does not make use of:
-    computed as such it takes a third of the time.
+    The gradient of the values is a weighted sum of the sums' gradients. Computed by `embedding_bag`, it takes a third
+    of the time of torch's own backward pass.
     """
 
     @staticmethod

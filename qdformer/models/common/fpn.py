@@ -1,6 +1,6 @@
-"""Mask features at stride 4, from the encoded tokens of stride 8 and the backbone's finest map.
+"""Mask features at stride 4, from the encoded map at stride 8 and the backbone's map at stride 4.
 
-Shapes: F frames, D width, M mask channels, H W the map at stride 4.
+Shapes: F frames, D hidden dimension, M mask channels, H W size of the map at stride 4.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ MASK_STRIDE = 4
 
 
 class MaskFeatures(nn.Module):
-    """The last step of a feature pyramid (Lin et al., 2017): the encoded map of stride 8, enlarged, is added to the
-    backbone's map of stride 4 and smoothed by a 3x3 convolution; there, where it costs the most, with a quarter of the
-    width.
+    """The last step of a feature pyramid (Lin et al., 2017): the encoded map of stride 8 is upsampled, added to the
+    backbone's map of stride 4 and smoothed by a 3x3 convolution. To save computation, the maps at stride 4 have
+    `hidden_dim` / 4 channels.
     """
 
     def __init__(self, finest_channels: int, hidden_dim: int, mask_dim: int) -> None:

@@ -1,6 +1,6 @@
-"""Pixel encoder: one pyramid of visual tokens per frame, related to each other across places and scales.
+"""Pixel encoder: encodes the visual tokens of each frame over positions and scales.
 
-Shapes: F frames, S tokens of a frame (its maps one after the other, fine to coarse, each in row order), D width.
+Shapes: F frames, S tokens of a frame (all maps, fine to coarse, each in row order), D hidden dimension.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Sizes = list[tuple[int, int]]
 class PixelEncoder(nn.Module):
     """Backbone maps -> visual tokens F_v (`project`) -> encoded tokens (`forward`).
 
-    `deformable` is the paper's transformer encoder, read as Deformable DETR's (Zhu et al., 2021), whose layers relate
-    the tokens of strides 8, 16, 32 and 64.
+    `deformable` is Deformable DETR's encoder (Zhu et al., 2021) over the tokens of strides 8, 16, 32 and 64. The paper
+    names a transformer encoder without details.
 
-    `light` relates those of stride 32 by plain self-attention, and hands what they know down to strides 16 and 8 by a
-    top-down pathway (Lin et al., 2017): the coarser map, enlarged, is added to the finer and smoothed by a 3x3
-    convolution. It needs a small part of the other's arithmetic.
+    `light` applies self-attention to the tokens of stride 32 only. A top-down pathway (Lin et al., 2017) then upsamples
+    each coarser map, adds it to the next finer one and smooths the sum by a 3x3 convolution, down to stride 8. It needs
+    far fewer operations than `deformable`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PixelEncoder(nn.Module):
             if stride in maps:
                 level_FSD = self.projections[str(stride)](flatten_map(maps[stride]))
                 sizes.append(_map_size(maps[stride]))
-            else:  # coarser than the backbone's last map, from which it is made
+            else:  # coarser than the backbone's last map; computed from that map
                 beyond = self.beyond(maps[32])
                 level_FSD = flatten_map(beyond)
                 sizes.append(_map_size(beyond))
@@ -71,7 +71,7 @@ class PixelEncoder(nn.Module):
         return torch.cat(levels, dim=1), sizes
 
     def position_encoding(self, sizes: Sizes) -> torch.Tensor:
-        """Position and level code [S, D] of every token."""
+        """Position encoding plus level embedding [S, D] of every token."""
         dims = self.level_LD.shape[1]
         return torch.cat(
             [
@@ -96,13 +96,13 @@ class PixelEncoder(nn.Module):
         return torch.cat([flatten_map(level) for level in reversed(encoded)], dim=1)
 
     def token_slice(self, sizes: Sizes, stride: int) -> slice:
-        """Where the tokens of the map at `stride` lie among a frame's."""
+        """The slice of a frame's tokens that belongs to the map at `stride`."""
         counts = [height * width for height, width in sizes]
         level = self.strides.index(stride)
         return slice(sum(counts[:level]), sum(counts[: level + 1]))
 
     def memory_slice(self, sizes: Sizes) -> slice:
-        """The tokens that the mask decoder looks at: of `light` those of strides 16 and 32, a quarter of all."""
+        """The tokens that the mask decoder attends to: all, or with `light` those of strides 16 and 32 (a quarter)."""
         return slice(0 if self.smooth is None else sizes[0][0] * sizes[0][1], None)
 
 

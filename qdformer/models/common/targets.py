@@ -1,7 +1,7 @@
-"""Targets from label maps: one per clip and class that sounds in it.
+"""Training targets from label maps: one target per clip and class that sounds in it.
 
 Shapes: B clips, T frames, H W pixels of the labels, P pixels at the masks' stride, G targets of a clip (padded to
-the most that a clip of the batch has).
+the largest number in the batch).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from qdformer.utils.errors import InputError
 
 @dataclass
 class Targets:
-    """What the clips of a batch should be answered with."""
+    """The targets of the clips of a batch, padded to the same number per clip."""
 
     classes_BG: torch.Tensor
     """Class index 0..C-1 of each target (label minus 1); 0 for padding."""
     is_real_BG: torch.Tensor
     """False for padding."""
     masks_BGTP: torch.Tensor
-    """Share of each mask pixel that the object covers, 0 in frames where it does not sound."""
+    """Share of each mask pixel that the object covers; 0 in frames where it does not sound."""
     weights_BTP: torch.Tensor
-    """Share of each mask pixel that is judged: 0 in frames without ground truth."""
+    """Share of each mask pixel that has a label; 0 in frames without ground truth."""
     present_BGT: torch.Tensor
-    """Whether the target sounds, and is seen, in a frame with ground truth."""
+    """Whether the target sounds and is visible, in a frame with ground truth."""
     boxes_BGT4: torch.Tensor
-    """Boxes where present."""
+    """Box of the target in each frame; zeros where the target is not present."""
     labeled_BT: torch.Tensor
     """Whether the frame has ground truth."""
 
@@ -40,7 +40,7 @@ class Targets:
 def build_targets(labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_classes: int) -> Targets:
     """Targets at the masks' stride; raises `InputError` for a class id that the model does not have.
 
-    Objects of one class make one target, as the labels do not tell them apart.
+    All objects of one class form one target, because the labels do not distinguish them.
     """
     judged_BTHW = (labels_BTHW != IGNORE_INDEX) & labeled_BT[..., None, None]
     labels_BTHW = labels_BTHW.where(judged_BTHW, 0)
@@ -72,7 +72,7 @@ def build_targets(labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_class
 
 
 def _shrink(masks_HW: torch.Tensor) -> torch.Tensor:
-    """Masks [..., H, W] -> [..., P], each pixel the mean of its block of `MASK_STRIDE` squared."""
+    """Masks [..., H, W] -> [..., P]: the mean of each block of `MASK_STRIDE` x `MASK_STRIDE` pixels."""
     stride = MASK_STRIDE
     *rest, H, W = masks_HW.shape
     if not all(rest):

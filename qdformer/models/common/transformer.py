@@ -1,6 +1,7 @@
 """Transformer layers and position encodings.
 
-Shapes: B batch entries, Q queries, M memory tokens, S tokens of a map, D width. Layers are post-norm, as DETR's.
+Shapes: B batch entries, Q queries, M memory tokens, S tokens of a map, D hidden dimension.
+As in DETR, layers are post-norm.
 """
 
 from __future__ import annotations
@@ -111,14 +112,14 @@ class MLP(nn.Sequential):
 
 
 def sine_position_encoding(positions_S: torch.Tensor, dims: int) -> torch.Tensor:
-    """Sine and cosine code [S, dims] of numbers about 0..1 (Vaswani et al., 2017, on DETR's scale of 2 pi)."""
+    """Sine and cosine encoding [S, dims] of positions in 0..1 (Vaswani et al., 2017), scaled by 2 pi as in DETR."""
     frequencies = 10000 ** (-torch.arange(0, dims, 2, device=positions_S.device) / dims)
     angles = 2 * math.pi * positions_S[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
 def map_position_encoding(height: int, width: int, dims: int, device: torch.device) -> torch.Tensor:
-    """Position code [height * width, dims] of a map's cells, half of it for y and half for x, in row order."""
+    """Position encoding [height * width, dims] of a map's cells in row order: half of it for y, half for x."""
     y = sine_position_encoding((torch.arange(height, device=device) + 0.5) / height, dims // 2)
     x = sine_position_encoding((torch.arange(width, device=device) + 0.5) / width, dims // 2)
     return torch.cat(
@@ -127,7 +128,7 @@ def map_position_encoding(height: int, width: int, dims: int, device: torch.devi
 
 
 def flatten_map(map_FDHW: torch.Tensor) -> torch.Tensor:
-    """A map as tokens [F, H * W, D]; without a copy where the map is channels-last."""
+    """A map as tokens [F, H * W, D]; a channels-last map is not copied."""
     return map_FDHW.permute(0, 2, 3, 1).flatten(1, 2)
 
 

@@ -1,4 +1,9 @@
-"""The training objective, Eq. 8: L = lambda_quant L_quant + L_segm, with L_quant of Eq. 9 and L_segm of Eq. 10.
+"""The training objective, Eq. 8: L = lambda_quant L_quant + L_segm.
+
+Eq. 9: L_quant = sum_i { ||VQ(g_i) - sg[g_i]||^2 + lambda_com ||sg[VQ(g_i)] - g_i||^2
+                         + lambda_com sum_t ||sg[VQ(l_i,t)] - l_i,t||^2 }.
+Eq. 10: L_match = lambda_box L_box + lambda_cls L_cls + lambda_mask L_mask; L_segm is L_match of the best assignment.
+L_box is L1 and GIoU, L_cls the focal loss, L_mask Dice and BCE.
 
 Shapes: L decoder layers, B clips, T frames, N queries, G targets of a clip (padded), C object classes, P mask pixels,
 J matched pairs of a query and a target, over all layers and clips.
@@ -25,12 +30,14 @@ FOCAL_GAMMA = 2.0
 
 
 class Criterion(nn.Module):
-    """Matches queries to (clip, class) targets over the whole clip, then scores class, box and mask (Eq. 10).
+    """Matches queries to targets over the whole clip and computes the losses of class, box and mask.
 
-    One query follows one class through the clip. In the seconds in which that class is not both seen and heard, the
-    query should say "no object" and draw nothing; so it does in all seconds if it has no target. The focal loss of
-    the class counts queries without a target with weight `no_object`. BCE and Dice are taken over the clip's judged
-    pixels; the box losses over the frames where the target is. Every decoder layer is matched and scored for itself.
+    A target is one class in one clip. In frames where the class is not both visible and sounding, the matched query
+    must predict "no object" and an empty mask; queries without a target must predict "no object" in all frames. Their
+    focal loss has the weight `no_object`. BCE and Dice are computed over the labeled pixels of the clip, and the box
+    losses over the frames in which the target is present. Each decoder layer is matched separately.
+
+    The terms of Eq. 9 are means over tokens and dimensions instead of sums.
     """
 
     def __init__(self, settings: Loss, num_classes: int) -> None:
@@ -47,8 +54,8 @@ class Criterion(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """The weighted losses by name, and their sum as `total`.
 
-        `cls`, `l1`, `giou`, `mask` and `dice` are the last decoder layer's; `auxiliary` is all of the earlier layers'.
-        Labels are class ids 0..C or 255 (not judged); raises `InputError` for others.
+        `cls`, `l1`, `giou`, `mask` and `dice` are the losses of the last decoder layer, `auxiliary` is the sum of the
+        losses of the earlier layers. Labels are class ids 0..C or 255 (ignored); raises `InputError` for others.
         """
         layers = [*output.auxiliary, output] if self.settings.auxiliary else [output]
         with torch.autocast(labels_BTHW.device.type, enabled=False):
@@ -122,7 +129,7 @@ class Criterion(nn.Module):
         masks_LBNTP: torch.Tensor,
         targets: Targets,
     ) -> torch.Tensor:
-        """Cost [L, B, N, G] of giving query n target g: the losses' terms with the losses' weights (Eq. 8)."""
+        """Cost [L, B, N, G] of matching query n with target g (Eq. 10), with the weights of the losses."""
         settings = self.settings
         present_BGT = targets.present_BGT.float()
         frames_BG = present_BGT.sum(-1).clamp(min=1)
@@ -139,7 +146,7 @@ class Criterion(nn.Module):
         logits, weights_BX = masks_LBNTP.flatten(-2), targets.weights_BTP.flatten(1)
         masks_BXG = (targets.masks_BGTP.flatten(2) * weights_BX[:, None]).transpose(1, 2)
         judged_B11 = weights_BX.sum(-1)[:, None, None]
-        # BCE(x, m) = softplus(x) - x m; the first term is the same for all targets of a clip, but not for all queries.
+        # BCE(x, m) = softplus(x) - x m. The first term depends on the query but not on the target.
         softplus_LBN1 = (functional.softplus(logits) * weights_BX[:, None]).sum(-1, keepdim=True)
         bce_LBNG = (softplus_LBN1 - logits @ masks_BXG) / judged_B11.clamp(min=1)
         soft = logits.sigmoid() * weights_BX[:, None]
@@ -150,7 +157,7 @@ class Criterion(nn.Module):
     def _class_loss(
         self, class_logits_LBTNC: torch.Tensor, matched_LBN: torch.Tensor, targets: Targets
     ) -> torch.Tensor:
-        """Softmax focal loss [L] over the queries of all frames with ground truth, a weighted mean."""
+        """Softmax focal loss [L]: the weighted mean over the queries of all frames with ground truth."""
         has_target_LBN = matched_LBN >= 0
         clips_B1 = torch.arange(len(targets.labeled_BT), device=matched_LBN.device)[:, None]
         if targets.classes_BG.shape[1]:

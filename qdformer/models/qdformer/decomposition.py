@@ -1,6 +1,6 @@
 """Semantic decomposition of audio features into N tokens, Eq. 4 (clip) and Eq. 6 (frame).
 
-Shapes: B clips, or frames, N prototypes, M audio tokens of the memory, D width.
+Shapes: B clips, or frames, N prototypes, M audio tokens of the memory, D hidden dimension.
 """
 
 from __future__ import annotations

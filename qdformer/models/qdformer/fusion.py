@@ -1,6 +1,6 @@
 """Audio-visual fusion, Eq. 3: F'_a = LN(FFN(h_a) + h_a), h_a = LN(MCA(F_a, F_v) + F_a).
 
-Shapes: B clips, T frames, S visual tokens of a frame, A audio features (VGGish: 128), D width.
+Shapes: B clips, T frames, S visual tokens of a frame, A audio features (VGGish: 128), D hidden dimension.
 """
 
 from __future__ import annotations

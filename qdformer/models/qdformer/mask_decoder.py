@@ -1,7 +1,7 @@
 """Semantic-guided mask decoder, Eq. 7: M_i,t = f_t^out * theta_i,t, with class and box of each query.
 
-Shapes: F frames, N queries, R decoder layers (or 1), S visual tokens, P pixels and H W size of the mask, D width,
-C object classes, M mask channels.
+Shapes: F frames, N queries, R decoder layers (or 1), S visual tokens, P pixels and H W size of the mask,
+D hidden dimension, C object classes, M mask channels.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ MASK_PRIOR = 0.1
 
 @dataclass
 class MaskDecoderOutput:
-    """Predictions of the queries after each of R decoder layers."""
+    """Predictions of the queries after each of the R decoder layers."""
 
     class_logits_RFNC: torch.Tensor
-    """C + 1 wide, "no object" last."""
+    """C + 1 logits, the last for "no object"."""
     boxes_RFN4: torch.Tensor
-    """Center x, y, width, height as shares of the frame."""
+    """Center x, center y, width and height, relative to the frame."""
     mask_logits_RFNHW: torch.Tensor
 
 
 class MaskDecoder(nn.Module):
-    """Queries attend to each other and to the encoded frame; an MLP of two layers (the paper's phi_segm) turns each
-    into the filter that draws its mask on the mask features.
+    """Queries attend to each other and to the encoded frame. An MLP of two layers (phi_segm in the paper) computes from
+    each query the dynamic filter theta_i,t, which is applied to the mask features.
 
-    `linear` filters are one 1x1 convolution; `condinst` (Tian et al., 2020) are three with 8 channels between, on the
-    mask features and the coordinates relative to the center of the query's own box.
+    With `linear`, a filter is one 1x1 convolution. With `condinst` (Tian et al., 2020) it is three 1x1 convolutions
+    with 8 hidden channels, applied to the mask features and the coordinates relative to the center of the query's box.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class MaskDecoder(nn.Module):
         mask_features_FMHW: torch.Tensor,
         all_layers: bool,
     ) -> MaskDecoderOutput:
-        """`all_layers` asks for the heads after each decoder layer, not the last alone.
+        """Predictions after the last decoder layer, or with `all_layers` after each.
 
-        What a query seeks is in its token alone. With a learned position of its own, as DETR's queries have, it would
-        need no token to differ from the others, and the tokens of a clip become one.
+        Queries have no learned position embeddings, unlike DETR's. With them, queries differ even if the tokens do not,
+        and the tokens of a clip become nearly identical.
         """
         outputs = []
         for layer in self.layers:
@@ -110,8 +110,8 @@ class MaskDecoder(nn.Module):
             x_FMP = torch.cat([x_FMP, _grid(height, width, x_FMP).expand(F, -1, -1)], dim=1)
             (weight, bias), *rest = layers
             # Coordinates relative to the center: moving the origin only changes the first layer's bias.
-            centre_FQ2 = boxes_RFN4[..., :2].transpose(0, 1).flatten(1, 2).to(weight.dtype)
-            bias = bias - (weight[..., -2:] @ centre_FQ2[..., None]).squeeze(-1)
+            center_FQ2 = boxes_RFN4[..., :2].transpose(0, 1).flatten(1, 2).to(weight.dtype)
+            bias = bias - (weight[..., -2:] @ center_FQ2[..., None]).squeeze(-1)
             x = (weight.flatten(1, 2) @ x_FMP).unflatten(1, bias.shape[1:]) + bias[..., None]
             for weight, bias in rest:
                 x = weight @ x.relu() + bias[..., None]
@@ -130,7 +130,7 @@ class MaskDecoder(nn.Module):
 
 
 def _grid(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
-    """x and y [2, P] of each pixel's center as shares of the frame."""
+    """x and y [2, P] of each pixel's center, relative to the frame."""
     y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
     x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)]).flatten(1)

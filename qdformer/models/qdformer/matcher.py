@@ -11,11 +11,11 @@ from scipy.optimize import linear_sum_assignment
 
 
 def match(cost_ENG: torch.Tensor, targets_E: list[int]) -> torch.Tensor:
-    """The cheapest one-to-one assignment for each problem, whose first `targets_E[e]` targets are real.
+    """The one-to-one assignment with the lowest cost for each problem, of which the first `targets_E[e]` targets are
+    real.
 
-    -> for each query the index of its target, -1 for none: [E, N] int64 on the CPU. With fewer queries than targets
-    some targets stay without a query. All costs are moved to the CPU at once. Raises `FloatingPointError` for a cost
-    that is not finite.
+    -> index of the target of each query, -1 for none: [E, N] int64 on the CPU. If there are fewer queries than targets,
+    some targets have no query. Raises `FloatingPointError` for costs that are not finite.
     """
     costs = cost_ENG.detach().float().cpu().numpy()
     if not np.isfinite(costs).all():

@@ -1,7 +1,7 @@
 """QDFormer (Li et al., CVPR 2024): segmentation of sounding objects by quantization-based semantic decomposition.
 
 Shapes: B clips, T frames (one per second), N tokens or queries, S visual tokens of a frame, A audio features (128),
-D width, C object classes, H W pixels (mask logits: a quarter, rounded up), F = B * T frames of all clips.
+D hidden dimension, C object classes, H W pixels (mask logits: a quarter, rounded up), F = B * T frames of all clips.
 """
 
 from __future__ import annotations

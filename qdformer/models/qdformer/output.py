@@ -1,6 +1,6 @@
 """QDFormer's output.
 
-Shapes: B clips, T frames, N queries, C object classes, D width, H W mask pixels.
+Shapes: B clips, T frames, N queries, C object classes, D hidden dimension, H W mask pixels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""Vector quantization with one shared codebook, Eq. 2, and its losses, Eq. 9.
+"""Vector quantization with one shared codebook, and its losses (Eq. 9, see `criterion`).
 
-Shapes: K codes, D width, `...` any leading dimensions (tokens of clips or of frames).
+Eq. 2: PQ(x) = VQ(x_1) (+) .. (+) VQ(x_N), where VQ(x_i) = argmin over the codes e^k of ||x_i - e^k||_p, and (+) denotes
+channel-wise concatenation. Here p = 2.
+
+Shapes: K codes, D hidden dimension, `...` any leading dimensions (tokens of clips or of frames).
 """
 
 from __future__ import annotations
@@ -39,19 +42,18 @@ class QuantizerStats:
 
 
 class Quantizer(nn.Module):
-    """Replaces a token by the nearest of K codes (of equally near ones, the first), Eq. 2.
+    """Replaces each token by the nearest of K codes, the first if several are equally near.
 
-    The paper's Eq. 2 reads as one code per sub-space, its Eq. 4 as N full-width tokens; here each of the N tokens is
-    a sub-space of full width, and all share one codebook. The gradient passes straight through (van den Oord et
-    al., 2017).
+    The components x_i of Eq. 2 are the N tokens g_i of Eq. 4, each with all D dimensions; they share one codebook. The
+    gradient is passed straight through (van den Oord et al., 2017).
 
-    The codes are moved by the codebook loss alone, or, with `ema`, which the paper does not have, each to a running
-    mean of its tokens (the same authors' appendix). A code that no token used for
-    `reset_dead_after` updates is set to a random token (as in Jukebox, Dhariwal et al., 2020); 0 turns this off.
+    The codebook loss alone updates the codes. With `ema`, which the paper does not have, each code is instead an
+    exponential moving average of its tokens (van den Oord et al., 2017, appendix). A code that was not used for
+    `reset_dead_after` updates is set to a random token (as in Jukebox, Dhariwal et al., 2020); 0 means never.
 
-    Like the tokens, which leave a decoder layer-normalized, `normalized` codes all have mean 0 and variance 1: a code
-    that several different tokens pull at would shrink towards their mean, and a short code is near to everything.
-    Left free from random values, the codebook of the full model fell to one code within a hundred steps.
+    With `normalized`, codes are layer-normalized, like the tokens that a decoder returns. Otherwise a code of several
+    different tokens shrinks toward their mean, and a code with a small norm is near to all tokens: without
+    normalization, the full model used only one code after a hundred steps from random initialization.
 
     With `delayed`, tokens pass unquantized until `start_quantizing`, which initializes the codes by k-means over recent
     tokens (as SoundStream does, Zeghidour et al., 2021): random codes are far from all tokens and slow down the
@@ -83,7 +85,7 @@ class Quantizer(nn.Module):
 
     @property
     def codebook_KD(self) -> torch.Tensor:
-        """The codes."""
+        """The codes, after normalization."""
         return (
             functional.layer_norm(self.codebook_weight, self.codebook_weight.shape[-1:])
             if self.normalized
@@ -97,24 +99,23 @@ class Quantizer(nn.Module):
         # In half precision, close codes would have equal distances.
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             codebook_KD, values = self.codebook_KD, tokens.float()
-            # |z - e|^2 without |z|^2, which is the same for every code.
+            # |z - e|^2 without |z|^2, which is the same for all codes.
             codes = (codebook_KD.square().sum(-1) - 2 * values @ codebook_KD.T).argmin(-1)
             step = (codebook_KD[codes] - values).to(tokens.dtype)
         return tokens + step * self.started, codes
 
     def codebook_loss(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Pulls the codes [...] of `tokens` [..., D] towards them; no gradient to the tokens.
+        """||VQ(g) - sg[g]||^2 for `tokens` [..., D] and their codes [...], a mean; has a gradient to the codes only.
 
-        A running mean needs no pull: with `ema` a constant.
+        With `ema` it has no gradient.
         """
         return functional.mse_loss(self.codebook_KD[codes], tokens.detach().float())
 
     def commitment_loss(
         self, tokens: torch.Tensor, codes: torch.Tensor, counted: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Pulls `tokens` [..., D] towards their codes [...]; no gradient to the codebook. Nothing before the start.
-
-        A mean over the tokens, or over those that are `counted` [...].
+        """||sg[VQ(g)] - g||^2 for `tokens` [..., D] and their codes [...], a mean over the tokens that are `counted`
+        [...] (default: all); has a gradient to the tokens only. 0 before quantization starts.
         """
         counted = torch.ones_like(codes) if counted is None else counted
         distances = (tokens.float() - self.codebook_KD.detach()[codes]).square().mean(-1)
@@ -179,7 +180,7 @@ class Quantizer(nn.Module):
             self.running_sum_KD.copy_(torch.where(chosen_K[:, None], codes_KD, self.running_sum_KD))
 
     def count_codes(self, codes: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
-        """How often each code occurs among `codes` of any shape, or among those that are `counted`: [K]."""
+        """Number of occurrences [K] of each code in `codes` of any shape; only where `counted`, if given."""
         counted = torch.ones_like(codes) if counted is None else counted
         none_K = self.codebook_weight.new_zeros(len(self.codebook_weight), requires_grad=False)
         return none_K.index_add(0, codes.flatten(), counted.flatten().to(none_K.dtype))

@@ -1,6 +1,6 @@
 """Audio-visual semantic recombination (AVSR), Eq. 5: F'_v = BN(phi(w_1 F_v (+) .. (+) w_N F_v) + F_v).
 
-Shapes: B clips, N tokens, S visual tokens (of all frames), D width.
+Shapes: B clips, N tokens, S visual tokens (of all frames), D hidden dimension.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_audioset_s_settings_are_valid(values):
         (
             "train.model.backbone_sha256",
             "0" * 64,
-            r"train\.model: backbone_sha256 is of the file that",
+            r"train\.model: backbone_sha256 is the digest of the file in",
         ),
         ("train.model.backbone_sha256", "123", r"train\.model\.backbone_sha256: .*not '123'"),
         ("train.model.num_heads", 7, r"train\.model: hidden_dim \(\d+\) must be a multiple of num_heads \(7\)"),
