@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qdformer.evaluation.result import Evaluation
     from qdformer.evaluation.tokens import AudioTokens
 
+_Content = TypeVar("_Content")
 REMEDY = "`make repro` writes it"
 
 
@@ -150,36 +151,35 @@ def _scores_by_snr(summaries: Mapping[str, Mapping[str, float | None]]) -> Itera
             yield {"snr": int(name.removeprefix("snr")), **summary}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(path: Path, read: Callable[[Path], _Content], format_name: str) -> _Content:
+    """What `read` returns for the file; raises `ReportError` if the file is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read(path)
     except FileNotFoundError:
         raise ReportError(f"{path}: missing; {REMEDY}") from None
-    except ValueError as error:
-        raise ReportError(f"{path}: not valid JSON ({error}); {REMEDY}") from None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ReportError(f"{path}: not a valid {format_name} file ({error}); {REMEDY}") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return _read(path, lambda path: json.loads(path.read_text(encoding="utf-8")), "JSON")
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pandas.DataFrame:
-    try:
-        table = pandas.read_csv(path)
-    except FileNotFoundError:
-        raise ReportError(f"{path}: missing; {REMEDY}") from None
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path}: not a readable table ({error}); {REMEDY}") from None
+    table = _read(path, pandas.read_csv, "CSV")
     if missing := [name for name in columns if name not in table.columns]:
         raise ReportError(f"{path}: no column {', '.join(missing)}; {REMEDY}")
     return table
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
 def _pictures(path: Path) -> list[Picture]:
+    arrays = _read(path, _arrays, "NPZ")
     dimensions = {"images": 4, "truth": 3, "prediction": 3, "class_probs": 2}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except FileNotFoundError:
-        raise ReportError(f"{path}: missing; {REMEDY}") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ReportError(f"{path}: not readable ({error}); {REMEDY}") from None
     pictures = []
     for uid in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
         if missing := [name for name in dimensions if f"{uid}/{name}" not in arrays]:

@@ -166,10 +166,10 @@ def test_broken_files_are_named(tmp_path):
     with pytest.raises(ReportError, match=r"pictures\.npz: one/truth has the shape \(2, 32, 32\); expected 3 dim"):
         read_result(reports)
     (reports / "pictures.npz").write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(ReportError, match=r"pictures\.npz: not readable"):
+    with pytest.raises(ReportError, match=r"pictures\.npz: not a valid NPZ file"):
         read_result(reports)
     (reports / "intervals.json").write_text("{")
-    with pytest.raises(ReportError, match=r"intervals\.json: not valid JSON"):
+    with pytest.raises(ReportError, match=r"intervals\.json: not a valid JSON file"):
         read_result(reports)
 
 
