@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qdformer.audio.features.store import ShortClips
     from qdformer.config.train import Resize
     from qdformer.data.manifest import Classes
-    from qdformer.models import QDFormer
+    from qdformer.models import Method
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Predictor:
     """
 
     def __init__(
-        self, model: QDFormer, classes: Classes, embedder: Embedder, image_size: int = 160, resize: Resize = "longest"
+        self, model: Method, classes: Classes, embedder: Embedder, image_size: int = 160, resize: Resize = "longest"
     ) -> None:
-        if model.settings.separate:
+        if getattr(model.settings, "separate", False):
             raise ValueError("the model takes separated sounds (train.model.separate); expected one without separation")
         self.model, self.classes, self.embedder = model, classes, embedder
         self.image_size: int = image_size
