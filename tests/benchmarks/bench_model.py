@@ -1,8 +1,8 @@
-"""QDFormer on ResNet-50 beside its backbone alone: one clip of 5 frames at 224 x 224, inference and a training step.
+"""Time and memory of QDFormer compared with its ResNet-50 backbone alone: one clip of 5 frames at 224 x 224 pixels.
 
-`paper` is the preset avss, `light` the preset avss-light; weights are drawn at random, which changes no time.
-The backbone alone is transformers' own ResNet-50, in evaluation. Every time is the median of rounds in which all take
-turns; a model's peak memory is that of a process of its own.
+`paper` is the preset avss, `light` the preset avss-light, both with random weights. The backbone alone is transformers'
+ResNet-50 in evaluation mode. Times are medians over rounds; in each round all models are measured in turn. Peak memory
+is measured in a separate process per model.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def run() -> None:
         table.add_row(f"{what}, backbone", f"{times['backbone']:.2f}")
         for name in models:
             ratio = times[name] / times["backbone"]
-            # What the model's operations take at the backbone's rate; a step's are three times those of inference.
+            # Time relative to the number of operations; a training step has three times the operations of inference.
             own = ratio / (operations[name] / operations["backbone"])
             table.add_row(
                 f"{what}, {name}", f"{times[name]:.2f}", *_judged(ratio, GOALS[name][what]), *_judged(own, OWN_GOAL)
@@ -89,7 +89,7 @@ def build(name: str) -> QDFormer:
 
 
 def plain_backbone() -> nn.Module:
-    """transformers' ResNet-50 with the four maps, and the better of its memory layouts."""
+    """transformers' ResNet-50 with four feature maps, in the faster memory layout."""
     from transformers import ResNetBackbone, ResNetConfig
 
     stages = ["stage1", "stage2", "stage3", "stage4"]
@@ -97,7 +97,7 @@ def plain_backbone() -> nn.Module:
 
 
 class Inference:
-    """A forward pass over one clip; of a QDFormer with all that `predict` does."""
+    """A forward pass for one clip; for QDFormer, the whole of `predict`."""
 
     def __init__(self, model: nn.Module, frames: int = FRAMES) -> None:
         self.model = model
@@ -113,7 +113,7 @@ class Inference:
 
 
 class BackboneStep:
-    """Forward and backward through the backbone alone, batch normalisation as in evaluation."""
+    """Forward and backward pass of the backbone alone, with batch normalization in evaluation mode."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.images = model, clip(FRAMES)[0]
@@ -125,7 +125,7 @@ class BackboneStep:
 
 
 class TrainingStep:
-    """Forward, loss, backward, clipping and optimiser; remembers the loss's own time, forward and backward."""
+    """Forward pass, loss, backward pass, gradient clipping and optimizer; records the time share of the loss."""
 
     def __init__(self, model: QDFormer) -> None:
         recipe = preset_settings("avss").train
@@ -133,7 +133,7 @@ class TrainingStep:
         self.criterion = Criterion(recipe.loss, CLASSES)
         groups = model.parameter_groups(recipe.learning_rate, recipe.backbone_lr_mult, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
-        self.images, self.audio, self.labels, self.everywhere = clip(FRAMES)
+        self.images, self.audio, self.labels, self.every_frame = clip(FRAMES)
         self.shares: list[float] = []
 
     @property
@@ -145,24 +145,24 @@ class TrainingStep:
         started = time.perf_counter()
         output = self.model(self.images, self.audio)
         forward = time.perf_counter()
-        answers = [
+        predictions = [
             getattr(layer, name)
             for layer in (output, *output.auxiliary)
             for name in ("class_logits_BTNC", "boxes_BTN4", "mask_logits_BTNHW")
         ]
-        total = self.criterion(output, self.labels, self.everywhere, self.everywhere)["total"]
-        torch.autograd.grad(total, answers, retain_graph=True)
+        total = self.criterion(output, self.labels, self.every_frame, self.every_frame)["total"]
+        torch.autograd.grad(total, predictions, retain_graph=True)
         loss = time.perf_counter()
         total.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # The loss's backward pass was run once more than a step does; the step's time is without the extra.
+        # The backward pass of the loss runs twice, once of them only for this measurement.
         self.shares.append((loss - forward) / (time.perf_counter() - started))
 
 
 def clip(frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images, audio, labels of three classes, and where frames are valid and labeled."""
+    """Images, audio, labels of three classes, and a mask that marks every frame as valid and labeled."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1, frames, 3, SIZE, SIZE), generator=generator).to(torch.uint8)
     labels = torch.zeros(1, frames, SIZE, SIZE, dtype=torch.int64)
@@ -175,7 +175,7 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 
 def in_turns(tasks: dict[str, Callable[[], None]], rounds: int, title: str) -> dict[str, float]:
-    """Median seconds of each task; the first round warms up."""
+    """Median seconds of each task; the first round is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in tqdm(range(rounds + 1), desc=title, leave=False):
         for name, task in tasks.items():
@@ -187,7 +187,7 @@ def in_turns(tasks: dict[str, Callable[[], None]], rounds: int, title: str) -> d
 
 
 def floating_point_operations(model: nn.Module) -> int:
-    """Of one clip's forward pass."""
+    """Number of operations of the forward pass for one clip."""
     counter = FlopCounterMode(display=False)
     model.eval()
     with counter:
@@ -200,14 +200,16 @@ def floating_point_operations(model: nn.Module) -> int:
 
 @functools.cache
 def peak_memory(name: str) -> float:
-    """Gigabytes that a process needs at most for training steps of the model, torch and all."""
-    found = subprocess.run([sys.executable, __file__, name], check=True, capture_output=True, text=True, cwd=Path.cwd())
-    return float(found.stdout.split()[-1])
+    """Peak memory in gigabytes of a whole process that runs training steps of the model."""
+    process = subprocess.run(
+        [sys.executable, __file__, name], check=True, capture_output=True, text=True, cwd=Path.cwd()
+    )
+    return float(process.stdout.split()[-1])
 
 
 def _judged(value: float, goal: float, form: str = "{:.2f}") -> tuple[str, str]:
-    colour = "green" if value <= goal else "red"
-    return f"[{colour}]{form.format(value)}[/]", f"≤ {goal}"
+    color = "green" if value <= goal else "red"
+    return f"[{color}]{form.format(value)}[/]", f"≤ {goal}"
 
 
 if __name__ == "__main__":
@@ -215,6 +217,6 @@ if __name__ == "__main__":
     step = TrainingStep(build(sys.argv[1]))
     for _ in range(3):
         step()
-    # Not getrusage: what it tells begins with the parent's.
+    # `getrusage` is not used because its peak includes the parent process.
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(int(line.split()[1]) / 1024**2)

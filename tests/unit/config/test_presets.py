@@ -1,4 +1,4 @@
-"""The one rule by which the layers of a preset are merged."""
+"""Merging of the layers of a preset."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_lists_and_free_mappings_are_replaced_as_a_whole(values):
     assert merged["sweep"]["rows"] == {"one": {"quantize": False}}
 
 
-def test_null_takes_the_place_of_an_optional_section_and_a_section_that_of_null(values):
+def test_null_replaces_an_optional_section_and_a_section_replaces_null(values):
     without = merge(values, {"download": {"clips": None}})
     assert without["download"]["clips"] is None
     clips = {"train": 1, "val": 1, "test": 1}
     assert merge(without, {"download": {"clips": clips}})["download"]["clips"] == clips
 
 
-def test_a_section_of_another_kind_replaces_the_whole_section():
+def test_a_section_of_another_type_replaces_the_whole_section():
     base = {"model": FIRST, "extra": None}
     assert merge(base, {"model": {"size": 5}}, Trained)["model"] == FIRST | {"size": 5}
     assert merge(base, {"model": {"name": "first", "size": 5}}, Trained)["model"] == FIRST | {"size": 5}
@@ -92,6 +92,6 @@ def test_layers_are_read_from_the_given_files_alone(values, tmp_path):
     files = PresetFiles(tmp_path, paths["params"], presets, {"base": paths["mine"]})
     with pytest.raises(
         SettingsError, match=r"params.yaml with base.yaml with mine.yaml with child.yaml: download.clips.train: "
-    ) as told:
+    ) as caught:
         preset_values("child", files)
-    assert "val" not in str(told.value)
+    assert "val" not in str(caught.value)

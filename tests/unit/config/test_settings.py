@@ -1,4 +1,4 @@
-"""Settings: every wrong value is one clear error that names the key."""
+"""Settings: every wrong value raises one error that names its key."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_wrong_value_names_its_key(values, key, value, message):
 PUBLISHED = {"dataset": "s4", "source": ["a.zip", "b.zip"]}
 
 
-def test_a_published_set_needs_none_of_a_composed_one_s_settings(values):
+def test_a_published_data_set_needs_no_settings_of_generated_ones(values):
     values["train"]["task"] = "avs"
     assert parse_settings(values | {"download": PUBLISHED}).download.split == "published"
     with pytest.raises(SettingsError, match=r"download: sha256 has 1 digests; expected 2, as source"):
@@ -142,7 +142,7 @@ def test_a_published_set_needs_none_of_a_composed_one_s_settings(values):
         parse_settings(values | {"download": PUBLISHED})
 
 
-def test_what_sounds_off_screen_must_be_named(values):
+def test_the_control_offscreen_needs_named_classes(values):
     values["train"]["task"] = "avs"
     ms3 = {"download": {"dataset": "ms3", "source": ["ms3.zip"]}}
     with pytest.raises(SettingsError, match=r"ms3 names no sources; evaluate\.controls cannot hold offscreen"):
@@ -157,7 +157,7 @@ def test_a_missing_key_is_named(values):
         parse_settings(values)
 
 
-def test_all_problems_are_told_at_once(values):
+def test_all_problems_are_reported_at_once(values):
     broken = copy.deepcopy(values)
     broken["train"]["epochs"], broken["mix"]["seed"] = -1, -1
     with pytest.raises(SettingsError, match=r"(?s)mix\.seed.*train\.epochs"):
@@ -178,8 +178,8 @@ def test_settings_cannot_be_changed():
 
 
 @pytest.mark.parametrize("section", RENAMED)
-def test_every_old_key_is_answered_with_its_new_name(values, section):
-    """Also in place of the new key, whose lack is then not reported."""
+def test_the_error_for_an_old_key_has_its_new_name(values, section):
+    """The missing new key is then not reported as well."""
     for old, new in RENAMED[section].items():
         changed = copy.deepcopy(values)
         place = changed

@@ -12,7 +12,7 @@ from tests.helpers.model import CLASSES, LOSS, SMALL, make_clips, settings
 FRAMES = torch.ones(2, 2, dtype=torch.bool)
 
 
-def test_the_settings_of_every_method_are_told_apart_by_its_name():
+def test_the_settings_of_every_method_are_distinguished_by_its_name():
     options = getattr(ModelSettings, "__args__", (ModelSettings,))
     names = {option.model_fields["name"].annotation.__args__[0] for option in options}
     assert names == set(METHODS)

@@ -1,4 +1,4 @@
-"""The model summary: every parameter and operation is some part's, and only one's."""
+"""The model summary: every parameter and operation is counted in exactly one part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.model import make_model
 
 
 class Small(nn.Module):
-    """Two parts: one attends, the other's layer is called past its `forward`; and a product of its own."""
+    """Two child modules and a matrix product of its own; the `forward` of the second child is never called."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The loop and its checkpoints, without Ray."""
+"""The training loop and its checkpoints, without Ray."""
 
 from __future__ import annotations
 

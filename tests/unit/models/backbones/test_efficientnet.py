@@ -1,4 +1,4 @@
-"""The backbones against the published models, and the files of their weights."""
+"""EfficientNet-Lite0 compared with the published model, and reading of weights files."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_an_altered_package_is_refused(monkeypatch):
 
 
 def lite_file(folder: Path, **changes: torch.Tensor | None) -> str:
-    """The package's tensors, some replaced or (None) left out."""
+    """A file of the package's tensors, some of them replaced or, if None, left out."""
     tensors = weights.read_weights("package").tensors
     tensors = {key: changes.get(key, x) for key, x in tensors.items()}
     save_file({key: x.contiguous() for key, x in tensors.items() if x is not None}, folder / "model.safetensors")
     return str(folder / "model.safetensors")
 
 
-def test_a_file_or_its_folder_serves_in_place_of_the_package(tmp_path):
+def test_a_file_or_its_folder_can_replace_the_package(tmp_path):
     expected = build_backbone(LITE).state_dict()
     path = lite_file(tmp_path)
     digest = file_sha256(path)
@@ -94,7 +94,7 @@ def test_a_wrong_tensor_names_its_key_both_shapes_and_the_file(tmp_path, value, 
         build_backbone(LITE.model_copy(update={"backbone_weights": path}))
 
 
-def test_state_dicts_are_found_where_training_scripts_put_them(tmp_path):
+def test_nested_state_dicts_are_found(tmp_path):
     tensor = torch.arange(3.0)
     for name, content in {
         "plain.pth": {"a": tensor},
@@ -106,7 +106,7 @@ def test_state_dicts_are_found_where_training_scripts_put_them(tmp_path):
 
 
 class Code:
-    """What a pickle can do when it is read."""
+    """An object whose pickle runs code when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -115,7 +115,7 @@ class Code:
         return (Path.touch, (self.path,))
 
 
-def test_what_is_not_weights_is_named_and_never_run(tmp_path):
+def test_files_without_weights_are_named_and_never_run(tmp_path):
     (tmp_path / "text.pth").write_text("not weights")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
     torch.save({"w": Code(tmp_path / "ran")}, tmp_path / "code.pth")
@@ -136,7 +136,7 @@ def test_what_is_not_weights_is_named_and_never_run(tmp_path):
         weights.read_weights(str(tmp_path / "empty"))
 
 
-def test_a_hub_id_is_fetched_once_and_the_lack_of_a_network_says_what_to_do(tmp_path, monkeypatch):
+def test_a_hub_id_is_downloaded_once_and_a_missing_network_gives_a_hint(tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -153,7 +153,7 @@ def test_a_hub_id_is_fetched_once_and_the_lack_of_a_network_says_what_to_do(tmp_
     ):
         weights.read_weights("owner/name")
 
-    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123"  # as the hub's client keeps what it fetched
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123"  # layout of the hub client's cache
     snapshot.mkdir(parents=True)
     torch.save({"a": torch.ones(2)}, snapshot / "pytorch_model.bin")
     refs = tmp_path / "models--owner--name" / "refs"
@@ -162,7 +162,7 @@ def test_a_hub_id_is_fetched_once_and_the_lack_of_a_network_says_what_to_do(tmp_
     assert torch.equal(weights.read_weights("owner/name").tensors["a"], torch.ones(2))
 
 
-def test_the_hub_s_other_file_is_taken_where_the_first_is_not(tmp_path, monkeypatch):
+def test_the_second_file_name_is_used_if_the_first_does_not_exist(tmp_path, monkeypatch):
     import httpx2
     import huggingface_hub
     from huggingface_hub import constants
@@ -187,7 +187,7 @@ def test_the_hub_s_other_file_is_taken_where_the_first_is_not(tmp_path, monkeypa
         weights.read_weights("owner/name")
 
 
-def test_a_checkpoint_does_not_need_the_file_that_its_training_began_with(tmp_path):
+def test_a_checkpoint_does_not_need_the_pretrained_weights(tmp_path):
     from qdformer.data.manifest import Classes
     from qdformer.models import QDFormer
     from qdformer.training.checkpoint import save_model

@@ -1,4 +1,4 @@
-"""ResNet-50, Swin-T and PVT-v2 against transformers' own, with weights drawn at random."""
+"""ResNet-50, Swin-T and PVT-v2 compared with transformers' backbones, with random weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qdformer.config.settings import load_settings
 from qdformer.models.backbones import BackboneError, build_backbone
 from tests.helpers import PROJECT
 
-pytestmark = pytest.mark.slow  # transformers alone takes seconds to import
+pytestmark = pytest.mark.slow  # importing transformers takes seconds
 
 MODEL = load_settings(PROJECT / "params.yaml").train.model
 NAMES = ("resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5")
-BEFORE = {  # what transformers called Swin's tensors when the published files were written
+BEFORE = {  # names of Swin's tensors in published files, from an earlier version of transformers
     "attention.q_proj": "attention.self.query",
     "attention.k_proj": "attention.self.key",
     "attention.v_proj": "attention.self.value",
@@ -36,7 +36,7 @@ def settings(name: str, path: object = None, **changes: object) -> QDFormerSetti
 
 
 def classifier(name: str) -> nn.Module:
-    """The published network for images of ImageNet, no tensor of it trivial."""
+    """The published ImageNet classifier, with random values in all tensors."""
     import transformers
 
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def classifier(name: str) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """(network, its file) by name, each made once."""
+    """A function that returns a network and its file by name; each is created once."""
     made = {}
 
     def of(name: str) -> tuple[nn.Module, Path]:
@@ -85,7 +85,7 @@ def published(tmp_path_factory):
 
 
 def torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """transformers' names of a ResNet's tensors as torchvision has them."""
+    """The tensors of a ResNet, renamed from transformers' names to torchvision's."""
     renamed = {}
     for key, value in state.items():
         key = key.removeprefix("resnet.").replace("embedder.embedder.convolution", "conv1")
@@ -98,7 +98,7 @@ def torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def reference_maps(name: str, path: Path, images: torch.Tensor) -> list[torch.Tensor]:
-    """What transformers' own backbone, with its own loading, says of images normalized by ImageNet's statistics."""
+    """Feature maps of transformers' backbone, loaded by transformers, for images normalized as for ImageNet."""
     import transformers
 
     kind = {"resnet50": "ResNet", "swin_tiny": "Swin"}.get(name, "PvtV2")
@@ -132,7 +132,7 @@ def test_maps_equal_transformers(published, name, size):
 def test_every_parameter_learns_and_half_precision_agrees(name):
     torch.manual_seed(0)
     backbone = build_backbone(settings(name)).eval()
-    for module in backbone.modules():  # a fresh ResNet's blocks begin as identities
+    for module in backbone.modules():  # residual blocks with random weights start as identities
         if isinstance(module, nn.Conv2d) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.01)
     images = torch.randint(0, 256, (2, 3, 64, 64)).to(torch.uint8)
@@ -156,7 +156,7 @@ def test_frozen_stages_are_the_first_and_only_of_pretrained_weights(published, n
     assert all(p.requires_grad for p in build_backbone(settings(name, frozen_stages=1)).parameters())
 
 
-def test_torchvision_s_names_serve_too(published, tmp_path):
+def test_torchvision_s_names_are_accepted(published, tmp_path):
     network, path = published("resnet50")
     named = torchvision_names(network.state_dict())
     assert {"conv1.weight", "layer1.0.downsample.1.running_var", "layer4.2.bn3.bias", "fc.weight"} <= set(named)
@@ -169,7 +169,7 @@ def test_torchvision_s_names_serve_too(published, tmp_path):
 @pytest.mark.parametrize(
     ("name", "prefix"), [("resnet50", "resnet."), ("swin_tiny", "swin."), ("pvt_v2_b2", "pvt_v2.")]
 )
-def test_a_file_of_the_network_alone_serves_too(published, tmp_path, name, prefix):
+def test_a_file_without_the_classifier_is_accepted(published, tmp_path, name, prefix):
     path = published(name)[1]
     save_file({k.removeprefix(prefix): x for k, x in load_file(path).items()}, tmp_path / "model.safetensors")
     expected = build_backbone(settings(name, path)).state_dict()
@@ -192,7 +192,7 @@ def test_a_wrong_tensor_names_its_key_both_shapes_and_the_file(published, tmp_pa
 
 
 def test_a_deeper_network_s_file_is_refused(published, tmp_path):
-    """All that the shallower one needs is in it, of the same shapes."""
+    """It contains all tensors of the shallower network in the same shapes."""
     network = published("resnet50")[0]
     block = network.resnet.encoder.stages[2].layers[5].state_dict()
     deeper = {f"resnet.encoder.stages.2.layers.6.{key}": x.clone() for key, x in block.items()}

@@ -1,4 +1,4 @@
-"""Targets, boxes and the losses on answers made by hand."""
+"""Targets, boxes, and the losses of hand-made predictions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scene() -> torch.Tensor:
 
 
 def perfect(labels: torch.Tensor, queries: int = 3, sure: float = 30.0) -> QDFormerOutput:
-    """The answer that earns no loss: query 1 follows class 2, query 0 class 4, the others say nothing."""
+    """Predictions with zero loss: query 1 predicts class 2, query 0 class 4, the others "no object"."""
     B, T = labels.shape[:2]
     H, W = labels.shape[2] // 4, labels.shape[3] // 4
     classes = torch.full((B, T, queries, CLASSES + 1), -sure)
@@ -45,8 +45,8 @@ def perfect(labels: torch.Tensor, queries: int = 3, sure: float = 30.0) -> QDFor
 
 def score(output: QDFormerOutput, labels: torch.Tensor, labeled: torch.Tensor | None = None, **changes):
     criterion = Criterion(LOSS.model_copy(update=changes), CLASSES)
-    everywhere = yes(*labels.shape[:2])
-    return criterion(output, labels, everywhere, everywhere if labeled is None else labeled)
+    every_frame = yes(*labels.shape[:2])
+    return criterion(output, labels, every_frame, every_frame if labeled is None else labeled)
 
 
 def test_targets_of_a_scene():
@@ -65,7 +65,7 @@ def test_masks_at_odd_sizes_are_shares_of_their_blocks():
     assert targets.masks_BGTP.flatten().tolist() == [0.5, 0.5, 0, 0]
 
 
-def test_pixels_not_labeled_are_not_judged():
+def test_pixels_without_label_are_ignored():
     labels = scene()
     labels[0, 0, :4] = IGNORE_INDEX
     targets = build_targets(labels, torch.tensor([[True, False]]), CLASSES)
@@ -81,23 +81,23 @@ def test_unknown_class_ids_are_named():
         build_targets(labels, yes(), CLASSES)
 
 
-def test_generalised_iou():
+def test_generalized_iou():
     a = torch.tensor([0.25, 0.25, 0.5, 0.5])
     assert float(generalized_iou(a, a)) == pytest.approx(1, abs=1e-5)
     assert float(generalized_iou(a, a + torch.tensor([0.5, 0.5, 0, 0]))) == pytest.approx(-0.5, abs=1e-5)
     assert float(generalized_iou(a, torch.tensor([0.5, 0.25, 0.5, 0.5]))) == pytest.approx(1 / 3, abs=1e-5)
 
 
-def test_a_perfect_answer_costs_nothing():
+def test_perfect_predictions_have_no_loss():
     losses = score(perfect(scene()), scene())
     assert set(losses) == {"cls", "l1", "giou", "mask", "dice", "total"}
     assert all(float(value.detach()) == pytest.approx(0, abs=2e-2) for value in losses.values())
 
 
-def test_each_part_of_a_wrong_answer_has_its_loss():
+def test_each_wrong_prediction_has_its_loss():
     best = {name: float(value.detach()) for name, value in score(perfect(scene()), scene()).items()}
     for name, spoil in {
-        "cls": lambda o: o.class_logits_BTNC[0, 0, 0, 3].fill_(60),  # class 4 already in its silent second
+        "cls": lambda o: o.class_logits_BTNC[0, 0, 0, 3].fill_(60),  # class 4 in the frame in which it is silent
         "mask": lambda o: o.mask_logits_BTNHW[0, 0, 0].fill_(2),
         "l1": lambda o: o.boxes_BTN4[0, 0, 1].fill_(0.4),
     }.items():
@@ -128,14 +128,14 @@ def test_frames_without_ground_truth_do_not_count():
     torch.testing.assert_close(score(output, scene(), labeled)["total"], first)
 
 
-def test_clips_without_objects_teach_silence_only():
+def test_clips_without_objects_have_only_the_class_loss():
     output = perfect(scene(), sure=1.0)
     losses = score(output, torch.zeros_like(scene()))
     losses["total"].backward()
     assert torch.isfinite(losses["total"]) and float(losses["cls"].detach()) > 0
     assert float(losses["mask"].detach()) == float(losses["giou"].detach()) == 0
     assert output.class_logits_BTNC.grad.any()
-    assert output.mask_logits_BTNHW.grad is not None  # a distributed step waits for every gradient
+    assert output.mask_logits_BTNHW.grad is not None  # distributed training needs a gradient of every parameter
 
 
 def test_no_labeled_frame_at_all_is_finite():
@@ -162,7 +162,7 @@ def test_every_decoder_layer_is_scored():
     assert "auxiliary" not in score(output, scene(), auxiliary=False)
 
 
-def test_quantization_enters_with_its_weights():
+def test_quantization_losses_are_weighted():
     images, audio, labels = make_clips()
     output = make_model()(images, audio)
     losses = score(output, labels)

@@ -1,4 +1,4 @@
-"""Hungarian matching against brute force."""
+"""Hungarian matching compared with brute force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole model: shapes, rows of Table 2, where gradients go, and what must not change an answer."""
+"""The whole model: shapes, rows of Table 2, gradients, and what must not influence predictions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.helpers.model import CLASSES, LOSS, READINGS, ROWS, SMALL, make_clips
 
 
 def losses_of(model, images, audio, labels):
-    everywhere = torch.ones(images.shape[:2], dtype=torch.bool)
-    return Criterion(LOSS, CLASSES)(model(images, audio), labels, everywhere, everywhere)
+    every_frame = torch.ones(images.shape[:2], dtype=torch.bool)
+    return Criterion(LOSS, CLASSES)(model(images, audio), labels, every_frame, every_frame)
 
 
 @pytest.mark.parametrize("changes", [*ROWS.values(), *READINGS.values()], ids=[*ROWS, *READINGS])
-def test_every_row_and_reading_answers_and_every_parameter_learns(changes):
+def test_every_variant_predicts_and_every_parameter_has_a_gradient(changes):
     model = make_model(**changes)
     images, audio, labels = make_clips(frames=3, height=75, width=90)
     output = model(images, audio)
@@ -31,7 +31,7 @@ def test_every_row_and_reading_answers_and_every_parameter_learns(changes):
     assert not idle
 
 
-def test_separated_sounds_each_make_a_query():
+def test_each_separated_signal_makes_a_query():
     model = make_model(**ROWS["baseline"], separate=True)
     images, audio, labels = make_clips()
     sounds = audio[:, :, None] * torch.rand(SMALL.num_prototypes, 1)
@@ -81,7 +81,7 @@ def test_padding_frames_change_nothing():
         torch.testing.assert_close(padded.quantization.commitment_loss, plain.quantization.commitment_loss)
 
 
-def test_clips_do_not_see_each_other():
+def test_clips_are_independent():
     model = make_model().eval()
     images, audio, _ = make_clips(clips=3)
     together = model(images, audio)
@@ -97,7 +97,7 @@ def test_evaluation_is_deterministic():
     assert torch.equal(first.foreground_BTHW, second.foreground_BTHW)
 
 
-def test_the_prediction_is_what_it_says():
+def test_the_prediction_follows_its_definition():
     model = make_model().eval()
     images, audio, _ = make_clips(height=40, width=64)
     with torch.no_grad():
@@ -129,8 +129,8 @@ def test_bfloat16_autocast_trains(encoder):
     images, audio, labels = make_clips()
     with torch.autocast("cpu", torch.bfloat16):
         output = model(images, audio)
-    everywhere = torch.ones(2, 2, dtype=torch.bool)
-    total = Criterion(LOSS, CLASSES)(output, labels, everywhere, everywhere)["total"]
+    every_frame = torch.ones(2, 2, dtype=torch.bool)
+    total = Criterion(LOSS, CLASSES)(output, labels, every_frame, every_frame)["total"]
     total.backward()
     exact = losses_of(model, images, audio, labels)["total"]
     assert float(total.detach()) == pytest.approx(float(exact.detach()), rel=0.05)

@@ -1,4 +1,4 @@
-"""Gradients against finite differences, whole clips against parts of them, and the model as one graph."""
+"""Gradients compared with finite differences, the order of targets, and export as one graph."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_gradient_of_deformable_sampling():
     def sample(value, offsets, weights):
         return attention.sample(value, offsets, weights, grid)
 
-    # Away from the cells' centres, where a bilinear sample has a kink.
+    # Not at the centers of cells, where bilinear interpolation is not differentiable.
     offsets = (torch.randint(-2, 2, (2, 1, S, num_heads, X)) + 0.25 - grid.x_SX.frac()[:, None]).double()
     offsets = (offsets + 0.05 * torch.rand_like(offsets)).requires_grad_()
     assert gradcheck(sample, (numbers(1, S, 4), offsets, numbers(1, S, num_heads, X)))
@@ -58,7 +58,7 @@ def test_gradient_of_dynamic_masks(mask_head):
     assert gradcheck(predict_masks, (numbers(1, 1, 2, size), numbers(1, 2, 2, 3)))
 
 
-def test_gradient_of_generalised_iou():
+def test_gradient_of_generalized_iou():
     found, wanted = 0.3 + 0.4 * torch.rand(2, 4, 4, dtype=torch.float64)
     assert gradcheck(lambda boxes: generalized_iou(boxes, wanted), (found.requires_grad_(),))
 
@@ -69,10 +69,10 @@ def output_of(classes, boxes, masks) -> QDFormerOutput:
 
 def test_gradient_of_the_whole_loss():
     _, _, labels = make_clips(height=16, width=16)
-    everywhere = torch.ones(2, 2, dtype=torch.bool)
+    every_frame = torch.ones(2, 2, dtype=torch.bool)
 
     def total(classes, boxes, masks):
-        return Criterion(LOSS, CLASSES)(output_of(classes, boxes, masks), labels, everywhere, everywhere)["total"]
+        return Criterion(LOSS, CLASSES)(output_of(classes, boxes, masks), labels, every_frame, every_frame)["total"]
 
     assert gradcheck(total, (numbers(2, 2, 3, CLASSES + 1), numbers(2, 2, 3, 4), numbers(2, 2, 3, 4, 4)))
 
@@ -80,9 +80,9 @@ def test_gradient_of_the_whole_loss():
 def test_the_order_of_the_targets_does_not_matter(monkeypatch):
     labels = torch.randint(0, CLASSES + 1, (2, 2, 16, 16))
     output = output_of(numbers(2, 2, 5, CLASSES + 1), numbers(2, 2, 5, 4), numbers(2, 2, 5, 4, 4))
-    everywhere = torch.ones(2, 2, dtype=torch.bool)
+    every_frame = torch.ones(2, 2, dtype=torch.bool)
     loss = Criterion(LOSS, CLASSES)
-    plain = loss(output, labels, everywhere, everywhere)
+    plain = loss(output, labels, every_frame, every_frame)
     build_targets = criterion.build_targets
 
     def reversed_targets(*arguments):
@@ -93,12 +93,12 @@ def test_the_order_of_the_targets_does_not_matter(monkeypatch):
         return targets
 
     monkeypatch.setattr(criterion, "build_targets", reversed_targets)
-    for name, value in loss(output, labels, everywhere, everywhere).items():
+    for name, value in loss(output, labels, every_frame, every_frame).items():
         torch.testing.assert_close(value, plain[name], msg=name)
 
 
 class Inference(nn.Module):
-    """What a deployed model answers, as tensors."""
+    """Inference with tensors as outputs."""
 
     def __init__(self, **changes: object) -> None:
         super().__init__()

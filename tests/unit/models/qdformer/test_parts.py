@@ -1,4 +1,4 @@
-"""Recombination, dynamic masks and position codes against the plain way of computing them."""
+"""Recombination, dynamic masks, position encodings and attention compared with reference implementations."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_tokens_and_maps_are_inverse():
     assert torch.equal(unflatten_map(flatten_map(x), (3, 5)), x)
 
 
-def test_position_codes_differ_everywhere():
+def test_position_encodings_are_all_different():
     code = map_position_encoding(4, 6, 32, torch.device("cpu"))
     assert code.shape == (24, 32)
     assert torch.pdist(code).min() > 0.1
@@ -108,8 +108,8 @@ def test_deformable_attention_equals_transformers():
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(std=0.3)
-        attention.sampling_offsets.bias.mul_(10)  # some points fall outside their maps
-        # Theirs are (head, level, point, x or y), ours (x or y, head, level, point).
+        attention.sampling_offsets.bias.mul_(10)  # some points are outside of the maps
+        # The order in transformers is (head, level, point, x or y), here it is (x or y, head, level, point).
         offsets = attention.sampling_offsets
         ours.attention.offsets.weight.copy_(offsets.weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
         ours.attention.offsets.bias.copy_(offsets.bias.unflatten(0, (-1, 2)).T.flatten())
@@ -127,14 +127,14 @@ def test_deformable_attention_equals_transformers():
 
     S = sum(height * width for height, width in sizes)
     x, position = torch.randn(2, S, hidden_dim, requires_grad=True), torch.randn(S, hidden_dim)
-    centres = [
+    centers = [
         torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1) for h, w in sizes
     ]
     expected = theirs(
         x,
         attention_mask=None,
         spatial_position_embeddings=position,
-        reference_points=torch.cat(centres)[:, None].expand(-1, len(sizes), -1).expand(2, -1, -1, -1),
+        reference_points=torch.cat(centers)[:, None].expand(-1, len(sizes), -1).expand(2, -1, -1, -1),
         spatial_shapes=torch.tensor(sizes),
         spatial_shapes_list=sizes,
     )
@@ -151,7 +151,7 @@ def test_deformable_attention_equals_transformers():
         torch.testing.assert_close(mine, other, atol=2e-3, rtol=1e-3)
 
 
-def test_the_first_offsets_point_outwards():
+def test_initial_offsets_point_outward():
     num_heads, levels = 4, 2
     offsets = DeformableAttention(16, num_heads, levels).offsets.bias.detach().view(2, num_heads, levels, NUM_POINTS)
     expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])

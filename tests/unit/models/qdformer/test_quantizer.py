@@ -1,4 +1,4 @@
-"""Vector quantization: nearest code, straight-through gradient, and who moves the codebook."""
+"""Vector quantization: nearest code, straight-through gradient, and updates of the codebook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def quantizer() -> Quantizer:
     return Quantizer(codebook_size=7, hidden_dim=16)
 
 
-def test_takes_the_nearest_code(quantizer):
+def test_the_nearest_code_is_used(quantizer):
     tokens = torch.randn(3, 5, 16)
     quantized, codes = quantizer(tokens)
     distances = (tokens[..., None, :] - quantizer.codebook_KD).norm(dim=-1)
@@ -24,7 +24,7 @@ def test_takes_the_nearest_code(quantizer):
     torch.testing.assert_close(quantized, quantizer.codebook_KD[codes])
 
 
-def test_of_equal_codes_the_first(quantizer):
+def test_the_first_of_equally_near_codes_is_used(quantizer):
     with torch.no_grad():
         quantizer.codebook_weight[5] = quantizer.codebook_weight[2]
     assert quantizer(quantizer.codebook_KD[5])[1] == 2
@@ -38,7 +38,7 @@ def test_gradient_passes_straight_through_and_leaves_the_codebook_alone(quantize
     assert quantizer.codebook_weight.grad is None
 
 
-def test_each_loss_moves_its_own_side(quantizer):
+def test_each_loss_has_a_gradient_to_one_side(quantizer):
     tokens = torch.randn(4, 16, requires_grad=True)
     codes = quantizer(tokens)[1]
     expected = (tokens - quantizer.codebook_KD[codes]).square().mean()
@@ -66,7 +66,7 @@ def test_equals_the_loss_updated_quantizer_of_vector_quantize_pytorch(seed):
     assert torch.equal(codes, expected_codes)
     torch.testing.assert_close(quantized, expected)
 
-    # Their one loss pulls both sides, as the sum of ours.
+    # Their loss is the sum of the codebook loss and the commitment loss.
     factor = torch.randn_like(quantized)
     ((quantized * factor).sum() + ours.commitment_loss(tokens, codes) + ours.codebook_loss(tokens, codes)).backward()
     ((expected * factor).sum() + loss.sum()).backward()
@@ -91,11 +91,11 @@ def test_running_means_equal_those_of_vector_quantize_pytorch():
     assert not ours.codebook_weight.requires_grad
 
 
-def test_idle_codes_come_back_onto_tokens():
+def test_dead_codes_are_set_to_tokens():
     torch.manual_seed(0)
     quantizer = Quantizer(codebook_size=4, hidden_dim=16, normalized=False, reset_dead_after=2)
     with torch.no_grad():
-        quantizer.codebook_weight[1:] += 100  # too far for any token
+        quantizer.codebook_weight[1:] += 100  # too far from all tokens to be used
     tokens = torch.randn(6, 16)
     for idle in (1, 0):
         _, codes = quantizer(tokens)
@@ -107,7 +107,7 @@ def test_idle_codes_come_back_onto_tokens():
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": True}, {"reset_dead_after": 1}])
-def test_nothing_but_the_gradient_moves_the_codes_unless_asked(options):
+def test_by_default_only_the_gradient_changes_the_codes(options):
     torch.manual_seed(0)
     quantizer = Quantizer(codebook_size=4, hidden_dim=16, **options)
     before, tokens = quantizer.codebook_weight.detach().clone(), torch.randn(3, 16)
@@ -119,7 +119,7 @@ def test_nothing_but_the_gradient_moves_the_codes_unless_asked(options):
     assert torch.equal(waiting.codebook_weight, before)
 
 
-def test_use_and_its_perplexity():
+def test_code_counts_and_their_perplexity():
     quantizer = Quantizer(codebook_size=8, hidden_dim=4)
     use_K = quantizer.count_codes(torch.tensor([[0, 1], [2, 3]]))
     assert use_K.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
@@ -128,7 +128,7 @@ def test_use_and_its_perplexity():
     assert perplexity(quantizer.count_codes(torch.tensor([5, 5]), torch.tensor([False, False]))) == 0.0
 
 
-def test_half_precision_picks_the_same_codes(quantizer):
+def test_half_precision_gives_the_same_codes(quantizer):
     tokens = torch.randn(50, 16).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         half, codes = quantizer(tokens)
@@ -136,7 +136,7 @@ def test_half_precision_picks_the_same_codes(quantizer):
     assert torch.equal(codes, quantizer(tokens.float())[1])
 
 
-def test_a_delayed_start_puts_the_codes_among_the_tokens():
+def test_a_delayed_start_initializes_the_codes_from_tokens():
     torch.manual_seed(0)
     quantizer = Quantizer(codebook_size=4, hidden_dim=16, delayed=True)
     places = functional.layer_norm(torch.randn(4, 16), (16,))
@@ -154,7 +154,7 @@ def test_a_delayed_start_puts_the_codes_among_the_tokens():
     assert torch.equal(restored(tokens)[0], values)
 
 
-def test_a_start_waits_for_enough_tokens_since_it_last_forgot():
+def test_a_start_needs_enough_tokens_since_the_buffer_was_cleared():
     quantizer = Quantizer(codebook_size=4, hidden_dim=16, delayed=True)
     before = quantizer.codebook_weight.clone()
     quantizer(torch.randn(15, 16))
