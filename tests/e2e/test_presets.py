@@ -65,15 +65,15 @@ def test_a_preset_and_its_twin_with_swin_reach_a_metric(checkout, resnet50, tmp_
     small = {**SMALL, "train": {**SMALL["train"], "model": {**MODEL, **resnet50}}}
     (workspace / "overrides.yaml").write_text(yaml.safe_dump({"pretrain": official, **small}))
 
-    told = python("-m", "pipelines.flows", "data", "--data", kind, "--source", str(archive))
-    assert f"make repro DATA={kind}" in told
+    output = python("-m", "pipelines.flows", "data", "--data", kind, "--source", str(archive))
+    assert f"make repro DATA={kind}" in output
     about = json.loads((workspace / "data" / "dataset" / "dataset.json").read_text())
     assert about["kind"] == kind and about["clips"] == dict.fromkeys(("train", "val", "test"), CLIPS[kind])
     assert about["sources"] == [{"name": archive.name, "sha256": file_sha256(archive)}]
 
-    told = python("-m", "pipelines.flows", "reproduce", "--data", kind)
-    assert "Running stage 'download'" not in told and "Running stage 'train'" in told
-    assert f"test split, published; {'avss' if kind == 'avss' else 'avs'}; longest" in told
+    output = python("-m", "pipelines.flows", "reproduce", "--data", kind)
+    assert "Running stage 'download'" not in output and "Running stage 'train'" in output
+    assert f"published; test split; {'avss' if kind == 'avss' else 'avs'}; longest" in output
     for condition in ("clean", "shuffled", "silence", "untrained"):
         figures = json.loads((workspace / "reports" / "metrics" / f"{condition}.json").read_text())
         assert figures["clips"] == CLIPS[kind] and all(0 <= figures[name] <= 1 for name in SCORES)
@@ -83,8 +83,8 @@ def test_a_preset_and_its_twin_with_swin_reach_a_metric(checkout, resnet50, tmp_
     twin = workspace.with_name(f"{kind}-swin")
     twin.mkdir()
     (twin / "overrides.yaml").write_text(yaml.safe_dump({"train": {"model": {"backbone_weights": None}}}))
-    told = python("-m", "pipelines.flows", "reproduce", "--data", twin.name)
-    assert re.findall("Running stage '(.+)'", told) == ["train", "evaluate"]  # all before came from the cache
+    output = python("-m", "pipelines.flows", "reproduce", "--data", twin.name)
+    assert re.findall("Running stage '(.+)'", output) == ["train", "evaluate"]  # all before came from the cache
     figures = json.loads((twin / "reports" / "metrics" / "clean.json").read_text())
     assert figures["clips"] == CLIPS[kind] and all(0 <= figures[name] <= 1 for name in SCORES)
     assert backbone(twin) == ("swin_tiny", None)

@@ -85,8 +85,8 @@ def test_a_preset_finds_in_the_cache_what_the_one_it_extends_has_made(project):
     (project.root / "pipelines/presets/more.yaml").write_text("extends: toy\ntrain: {epochs: 3}\n")
     toy, more = open_workspace("toy", project.root), open_workspace("more", project.root)
     assert "Running stage 'download'" in repro(toy)
-    told = repro(more)
-    assert "Running stage 'download'" not in told and "Running stage 'train'" in told
+    output = repro(more)
+    assert "Running stage 'download'" not in output and "Running stage 'train'" in output
     assert locked_outs(more)["data/dataset"] == locked_outs(toy)["data/dataset"]
 
 

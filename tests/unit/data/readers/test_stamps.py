@@ -375,8 +375,8 @@ def test_a_sound_event_plays_only_in_its_seconds(seconds: float) -> None:
 # ---------------------------------------------------------------- scenes
 
 
-def square(colour: tuple[int, int, int], side: int = 40) -> Image.Image:
-    return Image.new("RGBA", (side, side), (*colour, 255))
+def square(color: tuple[int, int, int], side: int = 40) -> Image.Image:
+    return Image.new("RGBA", (side, side), (*color, 255))
 
 
 @pytest.fixture(scope="module")
@@ -411,10 +411,10 @@ def test_scenes_follow_the_rules(assets: Assets) -> None:
     scenes = plans(assets)
     for scene in scenes:
         visible = [actor.label for actor in scene.actors if actor.label]
-        heard = [voice.label for voice in scene.sound_events]
+        sounding = [voice.label for voice in scene.sound_events]
         assert 1 <= len(visible) <= 3 and len(scene.actors) <= plan.MAX_ACTORS
-        assert heard[0] in visible and len(set(heard)) == len(heard)
-        assert scene.subset == ("v1s" if len(heard) == 1 else "v1m")
+        assert sounding[0] in visible and len(set(sounding)) == len(sounding)
+        assert scene.subset == ("v1s" if len(sounding) == 1 else "v1m")
         on_VT = np.stack([voice.on_T for voice in scene.sound_events])
         assert on_VT.any(1).all() and on_VT.sum(0).max() <= plan.MAX_SIMULTANEOUS_SOUNDS
         for actor in scene.actors:
@@ -434,12 +434,12 @@ def test_scenes_contain_every_difficulty(assets: Assets) -> None:
     def labels(scene: Scene) -> list[int]:
         return [actor.label for actor in scene.actors if actor.label]
 
-    def heard(scene: Scene) -> set[int]:
+    def sounding(scene: Scene) -> set[int]:
         return {voice.label for voice in scene.sound_events}
 
     assert share(lambda scene: 0 in [actor.label for actor in scene.actors]) > 0.2  # clutter
-    assert share(lambda scene: set(labels(scene)) - heard(scene)) > 0.1  # objects that never sound
-    assert share(lambda scene: heard(scene) - set(labels(scene))) > 0.03  # off-screen sounds
+    assert share(lambda scene: set(labels(scene)) - sounding(scene)) > 0.1  # objects that never sound
+    assert share(lambda scene: sounding(scene) - set(labels(scene))) > 0.03  # off-screen sounds
     assert share(lambda scene: len(set(labels(scene))) < len(labels(scene))) > 0.03  # two objects of a class
     assert share(lambda scene: not np.any([voice.on_T for voice in scene.sound_events], axis=0).all()) > 0.2  # silence
     assert (
@@ -453,20 +453,20 @@ def test_leading_classes_take_turns(assets: Assets) -> None:
         assert sorted(leading) == [1, 2, 3, 4]
 
 
-def still_actor(assets: Assets, name: str, label: int, centre: float, side: float) -> Actor:
+def still_actor(assets: Assets, name: str, label: int, center: float, side: float) -> Actor:
     item = next(item for item in assets.items if item.role == "picture" and item.name == name)
-    place = np.full((3, 2), centre)
+    place = np.full((3, 2), center)
     return Actor(item, label, place, np.full(3, side), np.zeros(3), flip=False)
 
 
 def still_scene(assets: Assets, actors: list[Actor], sound_events: list[tuple[int, list[int]]]) -> Scene:
     sounds = {item.name: item for item in assets.items if item.role == "sound"}
     names = [info.name for info in assets.classes]
-    heard = [
+    sounding = [
         SoundEvent(label, sounds[names[label - 1]], np.array(on, dtype=bool), 0.0, 1.0) for label, on in sound_events
     ]
     background = next(item for item in assets.items if item.role == "background")
-    return Scene("still", "train", "v1m", actors, heard, background)
+    return Scene("still", "train", "v1m", actors, sounding, background)
 
 
 def test_labels_follow_sound_and_occlusion(assets: Assets) -> None:
@@ -484,7 +484,7 @@ def test_labels_follow_sound_and_occlusion(assets: Assets) -> None:
 
 
 def test_two_of_one_class_are_both_labeled(assets: Assets) -> None:
-    pair = [still_actor(assets, "beta", 2, centre, 0.25) for centre in (0.25, 0.75)]
+    pair = [still_actor(assets, "beta", 2, center, 0.25) for center in (0.25, 0.75)]
     _, labels, _ = render_scene(still_scene(assets, pair, [(2, [1, 0, 0])]), assets, DOWNLOAD, np.random.default_rng(0))
     assert (labels[0] == 2).sum() == pytest.approx(2 * 16 * 16, rel=0.1)
     assert not labels[1:].any()
