@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -22,15 +23,20 @@ LIBRARY = modules("qdformer")
 MODULES = LIBRARY | modules("pipelines")
 
 
-def imports(path: Path, typing: bool = True) -> Iterator[str]:
+@functools.cache
+def imports(path: Path, typing: bool = True) -> frozenset[str]:
     """The modules and names that a file imports, also inside functions.
 
     Without `typing`, imports under `if TYPE_CHECKING:` are left out: they have no effect at run time.
     """
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    return frozenset(_imported_names(path, typing))
+
+
+def _imported_names(path: Path, typing: bool) -> Iterator[str]:
+    waiting: list[ast.AST] = [_parse(path)]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing:
+        if isinstance(node, ast.If) and not typing and ast.unparse(node.test) == "TYPE_CHECKING":
             waiting += node.orelse
             continue
         if isinstance(node, ast.Import):
@@ -40,7 +46,7 @@ def imports(path: Path, typing: bool = True) -> Iterator[str]:
             for alias in node.names:
                 submodule = f"{node.module}.{alias.name}"
                 yield submodule if submodule in MODULES else node.module
-        waiting += ast.iter_child_nodes(node)
+        waiting += (child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler))
 
 
 def run_time_modules(module: str, left_out: Collection[str] = ()) -> set[str]:
@@ -63,6 +69,11 @@ def run_time_modules(module: str, left_out: Collection[str] = ()) -> set[str]:
     return {name for name in found if _does_something(MODULES[name])}
 
 
+@functools.cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _does_something(path: Path) -> bool:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
+    body = _parse(path).body
     return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
