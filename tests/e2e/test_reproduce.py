@@ -50,10 +50,10 @@ def test_reproduce_makes_all_then_nothing(checkout):
         assert all(0 <= figures[name] <= 1 for name in (*SCORES, *robust))
         assert condition in first
         scores[condition] = figures
-    for control in ("shuffled", "silence", "untrained"):
+    # Shuffled sound may be of the right class by chance: the measured ratio is 1.6 to 2.4, by the kind of machine.
+    for control, ratio in {"shuffled": 1.25, "silence": 2.0, "untrained": 2.0}.items():
         for score in ("miou_dataset", "davis_jf"):
-            assert scores["clean"][score] > scores[control][score], (control, score)
-        assert scores["clean"]["miou_dataset"] > 1.5 * scores[control]["miou_dataset"], control
+            assert scores["clean"][score] > ratio * scores[control][score], (control, score)
     for picture in ("pictures", "robustness", "classes", "confusion", "tokens", "codebook", "training"):
         assert (reports / "figures" / f"{picture}.png").stat().st_size > 10_000
     tables = {name: pandas.read_csv(reports / f"{name}.csv") for name in ("clips", "sources", "negatives", "confusion")}

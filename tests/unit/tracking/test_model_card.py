@@ -18,7 +18,7 @@ def test_card_has_data_recipe_scores_and_limits():
     card = model_card(settings, TAGS, {"clean": METRICS, "shuffled": {}}, "dvc://abc.dir/model.safetensors")
     for expected in (
         "# QDFormer on toy",
-        "16 train, 4 val, 8 test clips",
+        "64 train, 4 val, 16 test clips",
         "VGGish, pretrained on this data set's own sounds",
         "efficientnet_lite0 from ImageNet weights",
         "| clean | 0.357 (0.321 to 0.390) | – |",

@@ -123,7 +123,7 @@ def test_run_records_provenance_machine_and_protocols(client, settings, dataset,
     assert int(tags["machine.cores"]) >= 1 and tags["machine.cpu"] and tags["machine.gpu"]
     assert tags["evaluation.machine.cpu"] == tags["machine.cpu"]
     assert tags["evaluation.code_digest"] == "c1" and tags["code_digest"] == "0.4"  # trained by other code
-    assert "background among them" in tags["protocol.miou_dataset"]
+    assert "classes with background" in tags["protocol.miou_dataset"]
     assert (tags["protocol.split"], tags["protocol.task"]) == ("test, composed", "avss")
     for seed in ("download.seed", "train.seed", "evaluate.seed"):
         assert run.data.params[seed] == "0"
