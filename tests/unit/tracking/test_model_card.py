@@ -23,7 +23,7 @@ def test_card_has_data_recipe_scores_and_limits():
         "efficientnet_lite0 from ImageNet weights",
         "| clean | 0.357 (0.321 to 0.390) | – |",
         "| shuffled | – | – |",
-        "`miou_dataset`: mean IoU over classes, background among them",
+        "`miou_dataset`: mean IoU over classes with background",
         "do not compare them with AVSBench's",
         "Git commit: `0123abc`, with local changes",
         "dvc://abc.dir/model.safetensors",
