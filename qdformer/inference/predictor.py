@@ -91,7 +91,7 @@ class Predictor:
             sample_rate: rate of `waveform` in Hz.
 
         Raises:
-            ValueError: `frames` or `waveform` has another shape or type.
+            ValueError: an argument has another shape or type, or samples that are not finite.
         """
         batch = self.make_batch(frames, waveform, sample_rate)
         device = next(self.model.parameters()).device
@@ -109,13 +109,19 @@ class Predictor:
             raise ValueError(
                 f"frames are {frames.dtype} {list(frames.shape)}; expected uint8 [frames, height, width, 3]"
             )
-        if waveform.ndim not in (1, 2):
-            raise ValueError(f"waveform is {list(waveform.shape)}; expected [samples] or [samples, channels]")
+        if waveform.ndim not in (1, 2) or not np.issubdtype(waveform.dtype, np.floating) or not waveform.size:
+            raise ValueError(
+                f"waveform is {waveform.dtype} {list(waveform.shape)}; expected float [samples] or [samples, channels]"
+            )
+        if not np.isfinite(waveform).all():
+            raise ValueError("waveform has samples that are NaN or infinite; expected finite samples in -1..1")
+        if sample_rate != int(sample_rate) or sample_rate < 1:
+            raise ValueError(f"sample_rate is {sample_rate}; expected a positive integer, in Hz")
         samples = waveform.astype(np.float32)
         if samples.ndim == 2:
             samples = samples.mean(axis=1)
         if sample_rate != SAMPLE_RATE:
-            samples = resample(samples, sample_rate, SAMPLE_RATE)
+            samples = resample(samples, int(sample_rate), SAMPLE_RATE)
         (features_TA,) = self.embedder.embed_waveforms([samples], [len(frames)])
         images = np.stack([resize_image(Image.fromarray(frame), self.image_size, self.resize) for frame in frames])
         sample = Sample(

@@ -77,8 +77,16 @@ def test_predictor_from_files(predictor, vggish, tmp_path):
 def test_unusable_input_is_an_error(predictor):
     with pytest.raises(ValueError, match=r"expected uint8 \[frames, height, width, 3\]"):
         predictor.predict(FRAMES.astype(np.float32), WAVEFORM, 16000)
-    with pytest.raises(ValueError, match=r"expected \[samples\] or \[samples, channels\]"):
+    with pytest.raises(ValueError, match=r"expected float \[samples\] or \[samples, channels\]"):
         predictor.predict(FRAMES, WAVEFORM[None, None], 16000)
+    for waveform in (np.zeros(0, np.float32), np.zeros(16000, np.int16)):
+        with pytest.raises(ValueError, match="expected float"):
+            predictor.predict(FRAMES, waveform, 16000)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        predictor.predict(FRAMES, np.full(16000, np.nan, np.float32), 16000)
+    for sample_rate in (0, 44100.5):
+        with pytest.raises(ValueError, match="positive integer"):
+            predictor.predict(FRAMES, WAVEFORM, sample_rate)
     with pytest.raises(ValueError, match="separate"):
         Predictor(make_model(separate=True, **dict.fromkeys(PARTS, False)), NAMES, predictor.embedder)
 
