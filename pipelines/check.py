@@ -69,6 +69,8 @@ def main() -> None:
     parser.add_argument("--metadata", help="a published list of clips (AVSBench's S4, MS3, AVSS) to check alone")
     parser.add_argument("--out", type=Path, help="with --metadata: the folder for check.json and check.html")
     arguments = parser.parse_args()
+    if arguments.out and not arguments.metadata:
+        parser.error("--out needs --metadata")
     if arguments.metadata:
         check_list(Path(arguments.metadata), arguments.out)
     else:
