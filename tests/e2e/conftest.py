@@ -13,7 +13,7 @@ from tests.helpers import PROJECT
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """The project's files as they are, without what it has computed, under Git as a clone is."""
+    """A Git repository with the project's files as they are, without computed ones."""
     copy = tmp_path_factory.mktemp("checkout") / "project"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

@@ -1,4 +1,4 @@
-"""The presets of the published sets, from archives of small fake ones to their metrics, as a user runs them."""
+"""The presets of the published data sets, run as a user does on archives of small imitations, up to the metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qdformer.utils.digests import file_sha256
 
 MODEL = {"hidden_dim": 32, "num_heads": 4, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "codebook_size": 16}
 SMALL = {"train": {"epochs": 1, "image_size": 64, "model": MODEL}, "evaluate": {"bootstrap": 50, "pictures": 2}}
-CLIPS = {"s4": 3, "ms3": 3, "avss": 9}  # of a split: three for each subset
+CLIPS = {"s4": 3, "ms3": 3, "avss": 9}  # clips of a split: three of each subset
 SCORES = ("miou_dataset", "avsbench_j", "davis_jf")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def resnet50(tmp_path_factory) -> dict[str, str]:
-    """A file of ResNet-50's weights, drawn at random, as the settings name one."""
+    """Settings that name a file of random ResNet-50 weights."""
     from transformers import ResNetForImageClassification
 
     folder = tmp_path_factory.mktemp("resnet-50")
@@ -84,14 +84,14 @@ def test_a_preset_and_its_twin_with_swin_reach_a_metric(checkout, resnet50, tmp_
     twin.mkdir()
     (twin / "overrides.yaml").write_text(yaml.safe_dump({"train": {"model": {"backbone_weights": None}}}))
     output = python("-m", "pipelines.flows", "reproduce", "--data", twin.name)
-    assert re.findall("Running stage '(.+)'", output) == ["train", "evaluate"]  # all before came from the cache
+    assert re.findall("Running stage '(.+)'", output) == ["train", "evaluate"]  # the rest came from the cache
     figures = json.loads((twin / "reports" / "metrics" / "clean.json").read_text())
     assert figures["clips"] == CLIPS[kind] and all(0 <= figures[name] <= 1 for name in SCORES)
     assert backbone(twin) == ("swin_tiny", None)
 
 
 def backbone(workspace: Path) -> tuple[str, str | None]:
-    """What the workspace's checkpoint was trained with."""
+    """Backbone and weights of the workspace's checkpoint."""
     with safetensors.safe_open(workspace / "models" / "qdformer" / "model.safetensors", "pt") as file:
         model = json.loads(file.metadata()["qdformer"])["model"]
     return model["backbone"], model["backbone_weights"]

@@ -1,4 +1,4 @@
-"""The README's main command on `toy`, in a copy of the checkout: the first run makes all, the second nothing."""
+"""The README's main command on `toy` in a copy of the checkout: the first run computes all, the second nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def git_status(checkout: Path) -> str:
     return subprocess.run(["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True).stdout
 
 
-def test_reproduce_makes_all_then_nothing(checkout):
+def test_reproduce_computes_all_then_nothing(checkout):
     first = reproduce(checkout)
     assert "Running stage 'train'" in first
     reports = checkout / "workspaces" / "toy" / "reports"
@@ -81,7 +81,7 @@ def test_reproduce_makes_all_then_nothing(checkout):
 
 
 def test_a_remote_saves_a_fresh_clone_all_computing(checkout, tmp_path):
-    """Depends on the run above. The metrics are Git's, everything else comes from the remote."""
+    """Depends on the run above. Metrics are in Git; all other outs come from the remote."""
     reproduce(checkout)
     workspace = checkout / "workspaces" / "toy"
 

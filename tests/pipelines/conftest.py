@@ -1,4 +1,4 @@
-"""A project like this one whose stages take no time: same flows, same settings, a pipeline of shell-sized steps."""
+"""A copy of the project with the same flows and settings, and stages that only write small files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.environment import dvc_command
 from tests.helpers import PROJECT
 
 STEPS = """
@@ -118,13 +119,13 @@ stages:
 
 
 class Project:
-    """The small project, and a way to run its commands."""
+    """The small project, with helpers to run its commands."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run `python arguments...` in the project to its end."""
+        """Run `python arguments...` in the project and wait for it."""
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.root,
@@ -135,7 +136,7 @@ class Project:
         )
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start `python arguments...` in a process group of its own, as a terminal does."""
+        """Start `python arguments...` in its own process group, as a terminal does."""
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=self.root,
@@ -144,24 +145,31 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            # tests run in a shell's background inherit that Ctrl-C is ignored; no user's command does
+            # a test in the background of a shell inherits an ignored SIGINT; a user's command does not
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def environment(self, **extra: str) -> dict[str, str]:
-        """The test's environment without anything that would point at another store or server."""
+        """The environment of the test without the variables of Prefect and MLflow."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
         return {**kept, "PYTHONPATH": str(self.root), **extra}
 
+    def dvc_repro(self, folder: Path) -> str:
+        """Run `dvc repro` in a workspace and return its output; it must succeed."""
+        environment = self.environment(PATH=f"{sys.prefix}/bin:/usr/bin:/bin")
+        done = subprocess.run([dvc_command(), "repro"], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def edit(self, name: str, old: str, new: str) -> None:
-        """Replace a text that a file holds once."""
+        """Replace a text that occurs once in a file."""
         path = self.root / name
         text = path.read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{old!r} in {name}"
         path.write_text(text.replace(old, new), encoding="utf-8")
 
     def set_score(self, score: float) -> None:
-        """Choose what the next training will reach; `train` and all after it become stale."""
+        """Set the score of the next training; `train` and the stages after it become stale."""
         path = self.root / "params.yaml"
         text = path.read_text(encoding="utf-8")
         path.write_text(
@@ -184,7 +192,7 @@ def project(tmp_path: Path) -> Project:
     (root / "pipelines" / "steps.py").write_text(STEPS, encoding="utf-8")
     (root / ".dvc").mkdir()
     (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
-    # the seams of the sweep: its rows are trained and evaluated by the stages' own functions
+    # the sweep calls these functions to train and evaluate its rows
     (root / "pipelines" / "stages" / "train.py").write_text(TRAIN, encoding="utf-8")
     (root / "pipelines" / "stages" / "evaluate.py").write_text(EVALUATE, encoding="utf-8")
     (root / "qdformer" / "utils" / "ray_session.py").write_text(SESSION, encoding="utf-8")
@@ -195,7 +203,7 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory) -> Iterator[str]:
-    """The address of one Prefect API for all tests, for each start takes seconds."""
+    """The URL of a Prefect API that all tests share, because each start takes seconds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The stage check, its command line, and what they leave."""
+"""The stage `check`, the command `make check`, and their files."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def run_check(settings=CHECK):
     stage.check(settings, Path("data"), Path("reports"))
 
 
-def test_what_passes_gets_its_digest(place, capsys):
+def test_a_valid_data_set_gets_its_digest(place, capsys):
     run_check()
     for name in ("dataset", "sounds"):
         assert (place / "data" / f"{name}.sha256").read_text().strip() == tree_sha256(place / "data" / name)
@@ -45,7 +45,7 @@ def test_what_passes_gets_its_digest(place, capsys):
     assert reports == {path.name: path.read_bytes() for path in (place / "reports").iterdir()}
 
 
-def test_an_error_stops_before_anything_can_be_computed(place, capsys):
+def test_an_error_prevents_the_digests(place, capsys):
     (place / "data" / "dataset" / "v1m" / "val-0000" / "audio.wav").write_bytes(b"")
     with pytest.raises(DataError, match="clip val-0000: v1m/val-0000/audio.wav: the file is empty"):
         run_check()
@@ -54,7 +54,7 @@ def test_an_error_stops_before_anything_can_be_computed(place, capsys):
     assert "val-0000" in (place / "reports" / "check.html").read_text()
 
 
-def test_a_bad_sound_stops_too(place):
+def test_an_unreadable_sound_prevents_the_digests(place):
     sound = next((place / "data" / "sounds").rglob("*.flac"))
     sound.write_bytes(b"")
     with pytest.raises(DataError, match=f"data/sounds: .*{sound.name}: the file is empty"):
@@ -72,7 +72,7 @@ def test_a_set_without_single_sounds(place):
 LIST = "vid,uid,s_min,s_sec,a_obj,split,label\n"
 
 
-def test_a_changed_set_is_judged_as_it_lies(place, monkeypatch, capsys):
+def test_a_modified_data_set_is_checked_as_it_is(place, monkeypatch, capsys):
     monkeypatch.setattr(command, "open_workspace", lambda name: place)
     monkeypatch.setattr(command, "preset_settings", lambda name: load_settings(PROJECT / "params.yaml"))
     assert not command.modified_folders(place / "data")
@@ -84,7 +84,7 @@ def test_a_changed_set_is_judged_as_it_lies(place, monkeypatch, capsys):
     assert len(broken.read_bytes()) == 30
 
 
-def test_a_list_alone(tmp_path, capsys):
+def test_a_list_of_clips_is_checked_without_media(tmp_path, capsys):
     path = tmp_path / "metadata.csv"
     path.write_text(LIST + "AAAAAAAAAA0_1,a,0,0,horse,train,v2\nAAAAAAAAAA0_2,b,0,0,h orse,test,v2\n")
     command.check_list(path, tmp_path / "out")
@@ -94,7 +94,7 @@ def test_a_list_alone(tmp_path, capsys):
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["check.html", "check.json"]
 
 
-def test_the_command_ends_with_what_it_found(tmp_path):
+def test_the_exit_code_tells_whether_there_are_errors(tmp_path):
     path = tmp_path / "metadata.csv"
     call = [sys.executable, "-m", "pipelines.check", "--metadata", str(path)]
     for rows, code, said in [
@@ -107,7 +107,7 @@ def test_the_command_ends_with_what_it_found(tmp_path):
         assert bool(said) == bool(done.stderr)
 
 
-def test_paths_are_told_from_where_the_user_stands(place, monkeypatch, capsys):
+def test_paths_are_relative_to_the_user_s_directory(place, monkeypatch, capsys):
     monkeypatch.setenv("QDFORMER_USER_DIRECTORY", str(place.parent))
     run_check()
     reports = f"{place.name}/reports"

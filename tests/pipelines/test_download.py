@@ -20,7 +20,7 @@ SETTINGS = Download(dataset="toy", seed=0, clips=Clips(train=1, val=1, test=1), 
 OUTS = ["dataset", "digests.json", "sounds"]
 
 
-def test_both_outs_are_whole_and_nothing_else_is_left(tmp_path):
+def test_both_outs_are_complete_and_nothing_else_is_left(tmp_path):
     data = tmp_path / "data"
     (data / "dataset").mkdir(parents=True)
     (data / "dataset" / "old").touch()
@@ -60,7 +60,7 @@ def test_a_clip_listed_twice_passes_the_download_and_fails_the_check_with_all_fa
         read_manifest(data / "dataset")
 
 
-def test_sources_are_divided_as_in_a_shell(tmp_path, monkeypatch):
+def test_sources_are_split_as_in_a_shell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expected = [str(tmp_path / "a.zip"), "https://x.test/b.zip?k=1", str(tmp_path / "my data"), "/c"]
     assert parse_source("a.zip https://x.test/b.zip?k=1 'my data' /c") == expected
@@ -68,7 +68,7 @@ def test_sources_are_divided_as_in_a_shell(tmp_path, monkeypatch):
         parse_source("'a")
 
 
-def test_a_download_that_breaks_off_never_becomes_an_out(tmp_path, monkeypatch):
+def test_an_interrupted_download_writes_no_out(tmp_path, monkeypatch):
     def break_off(dataset, *arguments):
         compose(dataset, *arguments)
         raise KeyboardInterrupt
@@ -80,5 +80,5 @@ def test_a_download_that_breaks_off_never_becomes_an_out(tmp_path, monkeypatch):
         stage.download(SETTINGS, data, tmp_path / "cache")
     assert not (data / "dataset").exists() and not (data / "sounds").exists()
     monkeypatch.undo()
-    stage.download(SETTINGS, data, tmp_path / "cache")  # what it left is no hindrance
+    stage.download(SETTINGS, data, tmp_path / "cache")  # leftovers of the interrupted run do not matter
     assert sorted(path.name for path in data.iterdir()) == OUTS

@@ -1,4 +1,4 @@
-"""The stage `features` as DVC runs it: here, over Ray, and where it cannot write."""
+"""The stage `features` as DVC runs it: in its process, on Ray, and on a full disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """Six clips, one of them no sound, and VGGish with random weights."""
+    """Six clips, one of them not an audio file, and VGGish with random weights."""
     root = tmp_path_factory.mktemp("workspace")
     shutil.copy(PROJECT / "params.yaml", root / "params.yaml")
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def workspace(tmp_path_factory) -> Path:
 
 
 def run(workspace: Path, limit: int | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the stage; with `limit` no file may grow beyond as many bytes."""
+    """Run the stage; `limit` is the largest size of a file in bytes."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
 
     def set_limit() -> None:
@@ -73,7 +73,7 @@ def test_a_bad_clip_fails_the_stage_unless_it_is_allowed(workspace):
     assert FeatureStore(workspace / "data" / "features" / "clean.h5").left_out == {"clip3"}
 
 
-def test_over_ray_the_bytes_are_the_same(workspace):
+def test_ray_writes_the_same_bytes(workspace):
     """Depends on the run above."""
     path = workspace / "data" / "features" / "clean.h5"
     before = path.read_bytes()
@@ -84,8 +84,8 @@ def test_over_ray_the_bytes_are_the_same(workspace):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("limit", [3000, 10_000])  # one is too little for the journal, the other for the HDF5 file
-def test_where_it_cannot_write_it_says_so_and_fails(workspace, limit):
+@pytest.mark.parametrize("limit", [3000, 10_000])  # too small for the journal, and for the HDF5 file
+def test_a_full_disk_is_an_error_and_keeps_the_old_file(workspace, limit):
     """Depends on the runs above."""
     path = workspace / "data" / "features" / "clean.h5"
     before = path.read_bytes()

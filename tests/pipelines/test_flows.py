@@ -1,4 +1,4 @@
-"""The flows on a pipeline that takes no time: what they run, show, record and leave behind."""
+"""The flows on a pipeline of trivial stages: what they run, print, record and leave behind."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def record(project) -> MlflowClient:
 
 
 def task_runs(api: str) -> list[tuple[str, str]]:
-    """Name and state of every task run that the API has."""
+    """Name and state of every task run in the API."""
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
         answer = client.request("POST", "/task_runs/filter", json={"limit": 200})
         return [(run["name"], run["state_name"]) for run in answer.json()]
 
 
 def left_behind(project) -> str:
-    """Processes that work in the project."""
+    """Processes whose working directory is in the project."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -44,7 +44,7 @@ def left_behind(project) -> str:
 
 
 @pytest.mark.parametrize("flow", ["reproduce", "sweep", "retrain", "schedule"])
-def test_unusable_settings_are_told_in_one_line_before_anything_starts(project, flow):
+def test_wrong_settings_are_one_line_before_anything_starts(project, flow):
     project.edit("params.yaml", "weight_decay:", "wait_decay:")
     done = project.python("-m", "pipelines.flows", flow)
     assert done.returncode == 2
@@ -54,7 +54,7 @@ def test_unusable_settings_are_told_in_one_line_before_anything_starts(project, 
     assert not (project.root / "workspaces").exists()
 
 
-def test_reproduce_runs_what_is_stale_and_shows_metrics_and_record(project, prefect_api):
+def test_reproduce_runs_stale_stages_and_shows_metrics_and_record(project, prefect_api):
     first = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
     assert first.returncode == 0, first.stderr
     assert re.search(r"clean +0\.300 +0\.150 +3", first.stdout)
@@ -73,7 +73,7 @@ def test_reproduce_runs_what_is_stale_and_shows_metrics_and_record(project, pref
     assert run.info.run_id in second.stdout
     assert run.data.metrics["clean/miou_dataset"] == pytest.approx(0.3)
 
-    (project.root / "mlflow.db").unlink()  # another store, as after `dvc pull`
+    (project.root / "mlflow.db").unlink()  # a new store, as after `dvc pull` on another machine
     third = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
     assert third.returncode == 0, third.stderr
     assert run.info.run_id not in third.stdout
@@ -84,7 +84,7 @@ def test_reproduce_runs_what_is_stale_and_shows_metrics_and_record(project, pref
 @pytest.mark.parametrize(
     ("stage", "code", "tries", "exits"), [("download", 1, 3, 1), ("download", 2, 1, 2), ("train", 1, 1, 1)]
 )
-def test_only_a_download_is_tried_again_and_a_failure_is_told(project, prefect_api, stage, code, tries, exits):
+def test_only_a_download_is_retried_and_a_failure_is_reported(project, prefect_api, stage, code, tries, exits):
     (project.root / f"fail-{stage}").write_text(str(code))
     done = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
     assert done.returncode == exits
@@ -100,16 +100,16 @@ def test_only_a_download_is_tried_again_and_a_failure_is_told(project, prefect_a
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "to_group", "code"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, -15)])
-def test_an_interrupted_run_leaves_no_process_and_is_gone_on_with(project, kind, to_group, code):
+def test_an_interrupted_run_leaves_no_process_and_can_be_continued(project, kind, to_group, code):
     (project.root / "slow-train").touch()
-    process = project.start(*REPRODUCE)  # with a server of its own, as on a user's machine
+    process = project.start(*REPRODUCE)  # with a temporary server, as on a user's machine
     deadline = time.monotonic() + 200
     while not (project.root / "slow-started").exists():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.1)
     if to_group:
-        os.killpg(process.pid, kind)  # Ctrl-C reaches everything in the terminal's group
+        os.killpg(process.pid, kind)  # Ctrl-C reaches all processes of the terminal's group
     else:
         process.send_signal(kind)
     output, _ = process.communicate(timeout=60)
@@ -145,7 +145,7 @@ def test_a_second_run_in_the_same_workspace_is_refused(project, prefect_api):
 
 
 @pytest.mark.slow
-def test_retrain_judges_each_checkpoint_once(project, prefect_api):
+def test_retrain_compares_each_checkpoint_once(project, prefect_api):
     def retrain(score: float) -> str:
         project.set_score(score)
         done = project.python(*RETRAIN, PREFECT_API_URL=prefect_api)
@@ -166,7 +166,7 @@ def test_retrain_judges_each_checkpoint_once(project, prefect_api):
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_it_stopped_and_compares_its_rows(project, prefect_api):
+def test_a_sweep_continues_where_it_stopped_and_compares_its_rows(project, prefect_api):
     def sweep():
         return project.python("-m", "pipelines.flows", "sweep", PREFECT_API_URL=prefect_api)
 
@@ -216,7 +216,7 @@ def test_a_busy_workspace_is_refused_before_anything_heavy_is_imported(project, 
     assert "pydantic" in imported and not imported & {"prefect", "mlflow", "ray", "torch", "pandas", "dvc"}
 
 
-def test_nothing_to_do_is_told_without_prefect_and_mlflow(project, prefect_api):
+def test_an_up_to_date_pipeline_needs_neither_prefect_nor_mlflow(project, prefect_api):
     first = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
     assert first.returncode == 0, first.stderr
     second = project.python("-X", "importtime", *REPRODUCE, PREFECT_API_URL="http://127.0.0.1:9/api")
@@ -229,7 +229,7 @@ def test_nothing_to_do_is_told_without_prefect_and_mlflow(project, prefect_api):
 
 
 @pytest.mark.slow
-def test_one_cause_is_told_once(project, prefect_api):
+def test_a_failed_stage_is_reported_without_dvc_s_own_message(project, prefect_api):
     (project.root / "fail-train").write_text("1")
     done = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
     assert done.stderr == "error: train was told to fail\nerror: stage train failed\n"

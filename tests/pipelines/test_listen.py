@@ -1,4 +1,4 @@
-"""`make listen`: the mix of the stage, to hear and to see."""
+"""`make listen`: the mix of the stage `mix`, as sound and as spectrograms."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_published_clip_with_its_sound_and_with_a_spectrogram_in_its_place(tmp
             listen(load_settings(), root, "test__-0000", 5.0)
 
 
-def test_the_picture_says_what_it_shows(workspace, monkeypatch):
+def test_the_spectrograms_are_those_of_the_mix(workspace, monkeypatch):
     shown = []
     draw = plots.spectrograms
     monkeypatch.setattr(plots, "spectrograms", lambda *arguments: shown.append(arguments) or draw(*arguments))
@@ -82,14 +82,14 @@ def test_the_picture_says_what_it_shows(workspace, monkeypatch):
     assert title.startswith("test-0002 · SNR 5.00 dB · noise noise-") and ".flac from " in title
 
 
-def test_an_unknown_clip_names_those_near_it(workspace):
+def test_an_unknown_clip_lists_similar_names(workspace):
     with pytest.raises(DataError, match=r"no clip 'test-001' in .*metadata.csv; similar names: .*test-0001"):
         listen(load_settings(), workspace, "test-001", 5.0)
     with pytest.raises(DataError, match=r"no clip 'x' .*; expected one of 14, such as train-0000"):
         listen(load_settings(), workspace, "x", 5.0)
 
 
-def test_what_counts_as_an_snr():
+def test_the_snr_is_a_number_of_decibels_or_clean():
     assert parse_snr("clean") is None
     assert (parse_snr("5"), parse_snr("-2.5")) == (5.0, -2.5)
     for text in ("", "loud", "nan", "inf", "400"):
@@ -110,7 +110,7 @@ def test_what_counts_as_an_snr():
         (["--clip=test-0000", "--snr=5", "--data=toy"], 1, "metadata.csv: missing"),
     ],
 )
-def test_bad_use_is_one_line(project, options, code, words):
+def test_wrong_options_are_one_line(project, options, code, words):
     done = project.python("-m", "pipelines.listen", *options)
     assert done.returncode == code and words in done.stderr and done.stderr.count("\n") == 1
 

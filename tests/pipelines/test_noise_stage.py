@@ -1,4 +1,4 @@
-"""The stage noise: whole or not at all, with a digest that says whether it changed."""
+"""The stage `noise`: its out is complete or absent, and has a digest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def test_the_noises_of_the_data_set_serve_the_mixing(data, tmp_path):
+def test_the_noises_of_the_data_set_are_mixed_with_clips(data, tmp_path):
     settings = load_settings()
     (data / "noise").mkdir()
     (data / "noise" / "old.flac").touch()
@@ -42,7 +42,7 @@ def test_the_noises_of_the_data_set_serve_the_mixing(data, tmp_path):
     assert set(manifest["noise"]) <= {path.name for path in (data / "noise" / "test").iterdir()}
 
 
-def test_no_noise_is_a_table_without_any(data, tmp_path):
+def test_without_noise_the_table_is_empty(data, tmp_path):
     values = load_settings().model_dump()
     values["noise"]["source"], values["mix"]["conditions"] = "none", {"clean": None}
     values["sweep"]["conditions"] = ["clean"]
@@ -77,7 +77,7 @@ def test_a_failure_leaves_the_outs_alone(data, tmp_path):
 
 
 @pytest.mark.parametrize(("stage", "out"), [(["noise"], "noise"), (["mix", "snr0"], "mixed/snr0")])
-def test_a_disk_that_takes_no_more_ends_the_stage_with_the_reason(data, tmp_path, stage, out):
+def test_a_full_disk_is_an_error_and_leaves_no_out(data, tmp_path, stage, out):
     if stage[0] == "mix":
         noise(load_settings().noise, data, tmp_path / "cache")
     shutil.copy(PROJECT / "params.yaml", tmp_path)

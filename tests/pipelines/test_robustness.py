@@ -1,4 +1,4 @@
-"""Several runs' robustness on one plot."""
+"""Robustness curves of several runs on one plot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schedule really fires, on a server that is really up, and both stop."""
+"""The schedule runs flows on a real server, and both stop together."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def wait_for(found, seconds: float, what: str):
         try:
             if result := found():
                 return result
-        except Exception:  # the server is not up yet
+        except Exception:  # the server has not started yet
             pass
         time.sleep(1)
     raise AssertionError(f"no {what} within {seconds:.0f} s")
 
 
 @pytest.mark.timeout(600)
-def test_a_schedule_of_seconds_fires_and_stops_with_its_server(project):
+def test_a_schedule_runs_flows_and_stops_with_its_server(project):
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     process = project.start("-m", "pipelines.flows", "schedule", "--every", "15", PREFECT_SERVER_API_PORT=str(port))
@@ -50,7 +50,7 @@ def test_a_schedule_of_seconds_fires_and_stops_with_its_server(project):
             return [run for run in runs if run["state_type"] == "COMPLETED" and run["auto_scheduled"]][1:]
 
         wait_for(completed, 400, "two scheduled runs of `retrain` completed")
-        # other commands of the project report to the same server while it is up
+        # other commands of the project report to the same server
         project.set_score(0.4)  # so that there is something to run
         while (by_hand := project.python("-m", "pipelines.flows", "reproduce")).returncode:
             assert "another run is at work" in by_hand.stderr
@@ -66,7 +66,7 @@ def test_a_schedule_of_seconds_fires_and_stops_with_its_server(project):
     assert not (project.root / ".prefect" / "schedule.url").exists()
 
 
-def test_a_taken_port_is_told(project):
+def test_a_taken_port_is_an_error(project):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

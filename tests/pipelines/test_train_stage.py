@@ -1,4 +1,4 @@
-"""Stage `train`: what it tells before it starts anything."""
+"""Stage `train`: errors before the training starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qdformer.models.backbones import BackboneError
 
 
 @pytest.mark.slow  # imports Ray and MLflow
-def test_weights_that_are_not_there_are_told_before_ray_starts(monkeypatch, tmp_path):
+def test_missing_weights_are_an_error_before_ray_starts(monkeypatch, tmp_path):
     from pipelines.stages import train as stage
 
     made = FeatureInfo("clean", "0" * 64, "repeat", False, "")

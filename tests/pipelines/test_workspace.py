@@ -1,4 +1,4 @@
-"""Presets and their workspaces: separate results, nothing tracked is touched, one run at a time."""
+"""Presets and their workspaces: separate results, tracked files stay as they are, one run at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from pipelines.environment import dvc_command, tracking_environment
+from pipelines.environment import tracking_environment
 from pipelines.settings import overrides_path, preset_settings, save_overrides
 from pipelines.workspace import BusyError, locked_outs, open_workspace, provenance, workspace_lock
 from qdformer.config.base import SettingsError
@@ -46,7 +46,7 @@ def test_the_presets_of_the_published_sets_follow_the_paper():
         assert swin == settings.model_copy(update={"train": train.model_copy(update={"model": model})})
 
 
-def test_a_preset_takes_what_the_user_gave_the_one_it_extends(project):
+def test_overrides_apply_to_the_presets_that_extend_a_preset(project):
     save_overrides("s4", {"download": {"source": ["/data/s4.zip"]}, "train": {"epochs": 2}}, project.root)
     save_overrides(
         "s4", {"train": {"model": {"backbone_weights": "/w/r50.pth", "backbone_sha256": "0" * 8}}}, project.root
@@ -67,7 +67,7 @@ def test_a_preset_takes_what_the_user_gave_the_one_it_extends(project):
         ({"a": "[s4]"}, r"no preset \"\['s4'\]\""),
     ],
 )
-def test_a_preset_that_extends_nothing_or_itself_is_named(project, presets, message):
+def test_a_wrong_extends_is_an_error_that_names_the_chain(project, presets, message):
     for name, base in presets.items():
         (project.root / f"pipelines/presets/{name}.yaml").write_text(f"extends: {base}\n")
     with pytest.raises(SettingsError, match=message):
@@ -75,22 +75,16 @@ def test_a_preset_that_extends_nothing_or_itself_is_named(project, presets, mess
     assert not (project.root / "workspaces").exists()
 
 
-def test_a_preset_finds_in_the_cache_what_the_one_it_extends_has_made(project):
-    def repro(folder):
-        environment = project.environment(PATH=f"{sys.prefix}/bin:/usr/bin:/bin")
-        done = subprocess.run([dvc_command(), "repro"], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+def test_presets_share_the_cache(project):
     (project.root / "pipelines/presets/more.yaml").write_text("extends: toy\ntrain: {epochs: 3}\n")
     toy, more = open_workspace("toy", project.root), open_workspace("more", project.root)
-    assert "Running stage 'download'" in repro(toy)
-    output = repro(more)
+    assert "Running stage 'download'" in project.dvc_repro(toy)
+    output = project.dvc_repro(more)
     assert "Running stage 'download'" not in output and "Running stage 'train'" in output
     assert locked_outs(more)["data/dataset"] == locked_outs(toy)["data/dataset"]
 
 
-def test_what_a_user_gives_is_laid_over_the_preset_and_remembered(project):
+def test_overrides_are_saved_and_merged_over_the_preset(project):
     save_overrides("s4", {"download": {"source": ["/data/s4.zip"]}}, project.root)
     save_overrides("s4", {"train": {"epochs": 2}}, project.root)
     settings = preset_settings("s4", project.root)
@@ -109,7 +103,7 @@ def test_what_a_user_gives_is_laid_over_the_preset_and_remembered(project):
 
 
 @pytest.mark.parametrize("name", ["nope", "../toy", "."])
-def test_an_unknown_preset_names_those_there_are_and_writes_nothing(project, name):
+def test_an_unknown_preset_lists_the_known_ones_and_writes_nothing(project, name):
     with pytest.raises(
         SettingsError,
         match=r"no preset .*; there are: avss, avss-light, avss-swin, .*, toy",
@@ -125,7 +119,7 @@ def test_a_wrong_value_in_a_preset_names_key_and_file_and_writes_nothing(project
     assert not (project.root / "workspaces").exists()
 
 
-def test_opening_again_rewrites_nothing_and_a_changed_setting_is_followed(project):
+def test_opening_again_writes_only_changed_settings(project):
     workspace = open_workspace("toy", project.root)
     before = {path.name: path.lstat().st_mtime_ns for path in workspace.iterdir()}
     assert open_workspace("toy", project.root) == workspace
@@ -139,31 +133,25 @@ def test_opening_again_rewrites_nothing_and_a_changed_setting_is_followed(projec
 
 
 def test_a_preset_leaves_the_default_results_alone(project):
-    def repro(folder):
-        environment = project.environment(PATH=f"{sys.prefix}/bin:/usr/bin:/bin")
-        done = subprocess.run([dvc_command(), "repro"], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    repro(project.root)
+    project.dvc_repro(project.root)
     kept = {name: (project.root / name).read_bytes() for name in ("dvc.lock", "params.yaml", "dvc.yaml", ".dvcignore")}
     workspace = open_workspace("toy", project.root)
-    assert "Running stage 'train'" in repro(workspace)
-    assert "Running stage" not in repro(workspace)
+    assert "Running stage 'train'" in project.dvc_repro(workspace)
+    assert "Running stage" not in project.dvc_repro(workspace)
     assert {name: (project.root / name).read_bytes() for name in kept} == kept
-    assert "Running stage" not in repro(project.root)
+    assert "Running stage" not in project.dvc_repro(project.root)
     assert locked_outs(workspace)["models/qdformer"] != locked_outs(project.root)["models/qdformer"]
-    assert not (workspace / ".dvc" / "cache").exists()  # one cache for all
+    assert not (workspace / ".dvc" / "cache").exists()  # all workspaces share one cache
     assert provenance(workspace)["preset"] == "toy"
     assert len(provenance(workspace)["data_digest"]) == 16
 
 
-def test_one_run_at_a_time_and_the_lock_goes_with_its_holders(project):
+def test_the_lock_allows_one_run_and_lasts_until_its_holders_end(project):
     with workspace_lock(project.root) as lock:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
         with pytest.raises(BusyError, match="another run is at work"), workspace_lock(project.root):
             pass
-    with pytest.raises(BusyError), workspace_lock(project.root):  # the child still holds it
+    with pytest.raises(BusyError), workspace_lock(project.root):  # the child process still holds the lock
         pass
     child.kill()
     child.wait()
@@ -171,7 +159,7 @@ def test_one_run_at_a_time_and_the_lock_goes_with_its_holders(project):
         pass
 
 
-def test_all_presets_keep_one_record_unless_the_environment_names_another(project, monkeypatch):
+def test_all_presets_share_one_record_unless_the_environment_names_another(project, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_environment(project.root) == {"MLFLOW_TRACKING_URI": f"sqlite:///{project.root}/mlflow.db"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
