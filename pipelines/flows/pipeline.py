@@ -133,9 +133,14 @@ class _Repro:
 
     def _echo_errors(self) -> None:
         with contextlib.suppress(OSError):  # a terminal that was closed reads as an error
+            line_cut = False
             while chunk := os.read(self._errors, 4096):
                 self.tail = (self.tail + chunk)[-4096:]
-                sys.stderr.buffer.write(STAGE_FAILED.sub(b"", chunk))
+                shown, found = STAGE_FAILED.subn(b"", chunk)
+                if line_cut:  # DVC writes the end of its line apart
+                    shown = shown.lstrip(b"\r\n")
+                line_cut = found > 0 and not chunk.endswith(b"\n")
+                sys.stderr.buffer.write(shown)
                 sys.stderr.buffer.flush()
         os.close(self._errors)
 
