@@ -71,19 +71,19 @@ def test_a_training_step_takes_more_memory_than_a_forward_pass():
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qdformer.models", *arguments]
+    command = [sys.executable, "-m", "pipelines.cost", *arguments]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
 def test_the_command_prints_a_line_for_each_part():
-    done = command("--preset", "toy")
+    done = command("--data", "toy")
     assert done.returncode == 0, done.stderr
-    assert "QDFormer of preset toy" in done.stdout and "Weights are drawn at random" in done.stdout
+    assert "QDFormer with the settings of preset toy" in done.stdout and "The weights are random" in done.stdout
     for part in ("backbone", "pixel_encoder", "fusion", "mask_decoder", REST, "all"):
         assert f"│ {part}" in done.stdout
     assert "5 frames of 64 x 64 pixels" in done.stdout and "GB in a training step" in done.stdout
-    done = command("--preset", "nope")
+    done = command("--data", "nope")
     assert done.returncode == 2 and done.stderr.startswith(
         "error: no preset 'nope'; there are: avss, avss-light, avss-swin"
     )
