@@ -126,7 +126,11 @@ class QDFormer(Method):
         global_BND = None
         if self.global_decoder is not None:
             global_BND = self.global_decoder(self.prototypes_ND, fused_BTD, ~valid_BT)  # Eq. 4
-        tokens_BND, queries_BTND, quantization = self._queries(fused_BTD, global_BND, valid_BT)
+        local_BTND = None
+        if self.local_decoder is not None:
+            local_BTND = self.local_decoder(self._local_prototypes(), fused_BTD.flatten(0, 1)[:, None])  # Eq. 6
+            local_BTND = local_BTND.unflatten(0, (B, T))
+        tokens_BND, queries_BTND, quantization = self._queries(fused_BTD, global_BND, local_BTND, valid_BT)
         if self.recombination is not None:
             clip_BSD = visual_FSD.unflatten(0, (B, T)).flatten(1, 2)
             filter_source_BND = tokens_BND if self.settings.filters_from == "quantized" else global_BND
@@ -154,6 +158,7 @@ class QDFormer(Method):
             quantization,
             fused_BTD,
             global_BND,
+            local_BTND,
         )
 
     def build_criterion(self, loss: Loss) -> Criterion:
@@ -194,21 +199,21 @@ class QDFormer(Method):
         waiting = self.quantizer is not None and not self.quantizer.started
         return waiting and step >= self.settings.quantize_after * total_steps
 
+    def _local_prototypes(self) -> torch.Tensor:
+        return self.prototypes_ND if self.local_prototypes_ND is None else self.local_prototypes_ND
+
     def _queries(
-        self, fused_BTD: torch.Tensor, global_BND: torch.Tensor | None, valid_BT: torch.Tensor
+        self,
+        fused_BTD: torch.Tensor,
+        global_BND: torch.Tensor | None,
+        local_BTND: torch.Tensor | None,
+        valid_BT: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, QuantizerStats | None]:
         """The clip's tokens after quantization [B, N, D], the queries of its frames [B, T, N, D], and VQ's results."""
         prototypes_ND, quantizer = self.prototypes_ND, self.quantizer
         if self.settings.separate:
             return prototypes_ND, prototypes_ND + fused_BTD, None
         tokens_BND = prototypes_ND.expand(len(fused_BTD), -1, -1) if global_BND is None else global_BND
-        local_BTND = None
-        if self.local_decoder is not None:
-            frames_F1D = fused_BTD.flatten(0, 1)[:, None]
-            if self.local_prototypes_ND is not None:
-                prototypes_ND = self.local_prototypes_ND
-            local_BTND = self.local_decoder(prototypes_ND, frames_F1D).unflatten(0, valid_BT.shape)  # Eq. 6
-
         quantization = None
         if quantizer is not None:
             quantized_BND, codes_BN = quantizer(tokens_BND)  # Eq. 2

@@ -37,3 +37,5 @@ class QDFormerOutput(LayerOutput):
     """The audio features after fusion (F'_a, Eq. 3), before decomposition."""
     tokens_BND: torch.Tensor | None = None
     """The clip's semantic tokens g_i (Eq. 4) before quantization; None without decomposition."""
+    local_tokens_BTND: torch.Tensor | None = None
+    """The frames' semantic tokens l_i,t (Eq. 6) before quantization; None without local calibration."""

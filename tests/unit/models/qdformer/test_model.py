@@ -26,6 +26,9 @@ def test_every_variant_predicts_and_every_parameter_has_a_gradient(changes):
     assert output.mask_logits_BTNHW.shape == (2, 3, N, 19, 23)
     assert len(output.auxiliary) == SMALL.decoder_layers - 1
     assert (output.quantization is not None) == model.settings.quantize
+    assert (output.local_tokens_BTND is not None) == model.settings.calibrate
+    if output.local_tokens_BTND is not None:
+        assert output.local_tokens_BTND.shape == (2, 3, N, SMALL.hidden_dim)
     losses_of(model, images, audio, labels)["total"].backward()
     idle = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not idle
