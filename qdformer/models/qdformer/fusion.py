@@ -8,20 +8,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qdformer.models.common.transformer import Attention, sine_position_encoding
+from qdformer.models.common.transformer import Attention, FeedForward, sine_position_encoding
 
 
 class Fusion(nn.Module):
-    """The audio feature of each frame attends to visual tokens of all frames: h_a = LN(MCA(F_a, F_v) + F_a).
+    """The audio feature of each frame attends to visual tokens of all frames; a feed-forward network follows.
 
-    The feed-forward network of Eq. 3 is left out. The paper does not specify the visual tokens; those of one map
-    (at `fusion_stride`) of every frame are used. An encoding of the frame's time is added to queries and keys.
+    The paper does not specify the visual tokens; those of one map (at `fusion_stride`) of every frame are used. An
+    encoding of the frame's time is added to queries and keys.
     """
 
-    def __init__(self, audio_size: int, hidden_dim: int, num_heads: int) -> None:
+    def __init__(self, audio_size: int, hidden_dim: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
         self.project = nn.Linear(audio_size, hidden_dim)
         self.attention = Attention(hidden_dim, num_heads)
+        self.feed_forward = FeedForward(hidden_dim, ffn_dim)
 
     def forward(
         self, audio_BTA: torch.Tensor, visual_BTSD: torch.Tensor, position_SD: torch.Tensor, valid_BT: torch.Tensor
@@ -36,10 +37,11 @@ class Fusion(nn.Module):
         padding_BM = ~valid_BT.repeat_interleave(S, dim=1)
         audio = self.project(audio_BTA)
         sounds = audio.flatten(1, -2)
-        return self.attention(
+        attended = self.attention(
             sounds,
             visual_BTSD.flatten(1, 2),
             second_TD.repeat_interleave(sounds.shape[1] // T, dim=0),
             memory_position,
             padding_BM,
-        ).view_as(audio)
+        )
+        return self.feed_forward(attended).view_as(audio)

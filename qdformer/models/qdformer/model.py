@@ -80,7 +80,7 @@ class QDFormer(Method):
             settings.encoder, self.backbone.channels, hidden_dim, num_heads, ffn_dim, settings.encoder_layers
         )
         self.mask_features = MaskFeatures(self.backbone.channels[MASK_STRIDE], hidden_dim, settings.mask_dim)
-        self.fusion = Fusion(EMBEDDING_SIZE, hidden_dim, num_heads)
+        self.fusion = Fusion(EMBEDDING_SIZE, hidden_dim, num_heads, ffn_dim)
         self.prototypes_ND = nn.Parameter(torch.randn(settings.num_prototypes, hidden_dim))
         self.global_decoder = SemanticDecoder(hidden_dim, num_heads, ffn_dim, layers) if settings.decompose else None
         self.local_prototypes_ND = None

@@ -1,4 +1,4 @@
-"""Recombination, dynamic masks, position encodings and attention compared with reference implementations."""
+"""Fusion, recombination, dynamic masks, position encodings and attention compared with reference implementations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from torch.nn import functional
 
 from qdformer.models.common.deformable import NUM_POINTS, DeformableAttention, DeformableLayer, SamplingGrid
 from qdformer.models.common.pixel_encoder import PixelEncoder
-from qdformer.models.common.transformer import flatten_map, map_position_encoding, unflatten_map
+from qdformer.models.common.transformer import (
+    flatten_map,
+    map_position_encoding,
+    sine_position_encoding,
+    unflatten_map,
+)
 from qdformer.models.qdformer.decomposition import mean_cosine_similarity
+from qdformer.models.qdformer.fusion import Fusion
 from qdformer.models.qdformer.mask_decoder import MaskDecoder
 from qdformer.models.qdformer.recombination import Recombination
 
@@ -157,3 +163,18 @@ def test_initial_offsets_point_outward():
     expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     for point in range(NUM_POINTS):
         torch.testing.assert_close(offsets[:, :, 1, point].T, expected * (point + 1), atol=1e-6, rtol=0)
+
+
+def test_fusion_is_equation_3():
+    torch.manual_seed(0)
+    B, T, S, D = 2, 3, 4, 16
+    part = Fusion(audio_size=8, hidden_dim=D, num_heads=2, ffn_dim=32)
+    audio, visual, position = torch.randn(B, T, 8), torch.randn(B, T, S, D), torch.randn(S, D)
+    F_a = part.project(audio)
+    second = sine_position_encoding(torch.arange(T) / 10, D)
+    memory, key_position = visual.flatten(1, 2), (second[:, None] + position).flatten(0, 1)
+    attended, _ = part.attention.attention(F_a + second, memory + key_position, memory)
+    h_a = part.attention.norm(attended + F_a)
+    ffn = part.feed_forward
+    expected = ffn.norm(ffn.narrow(ffn.wide(h_a).relu()) + h_a)
+    torch.testing.assert_close(part(audio, visual, position, torch.ones(B, T, dtype=torch.bool)), expected)
