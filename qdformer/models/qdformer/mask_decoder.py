@@ -1,4 +1,5 @@
-"""Semantic-guided mask decoder, Eq. 7: M_i,t = f_t^out * theta_i,t, with class and box of each query.
+"""Semantic-guided mask decoder, Eq. 7: M_i,t = f_t^out * theta_i,t, where * denotes the dynamic convolution and
+theta_i,t = phi_segm(TrD_segm(VQ(l_i,t) | f_v,t)).
 
 Shapes: F frames, N queries, R decoder layers (or 1), S visual tokens, P pixels and H W size of the mask,
 D hidden dimension, C object classes, M mask channels.
@@ -33,8 +34,9 @@ class MaskDecoderOutput:
 
 
 class MaskDecoder(nn.Module):
-    """Queries attend to each other and to the encoded frame. An MLP of two layers (phi_segm in the paper) computes from
-    each query the dynamic filter theta_i,t, which is applied to the mask features.
+    """Queries attend to each other and to the visual features of the frame (TrD_segm). phi_segm, an MLP of two layers,
+    computes from each query the dynamic filter theta_i,t, which is applied to the mask features f_t^out. Two more MLPs
+    of two layers predict the class probabilities P_i,t and the box B_i,t.
 
     With `linear`, a filter is one 1x1 convolution. With `condinst` (Tian et al., 2020) it is three 1x1 convolutions
     with 8 hidden channels, applied to the mask features and the coordinates relative to the center of the query's box.
@@ -52,8 +54,8 @@ class MaskDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(layers))
-        self.classify = nn.Linear(hidden_dim, num_classes + 1)
-        self.box = MLP(hidden_dim, hidden_dim, 4, layers=3)
+        self.classify = MLP(hidden_dim, hidden_dim, num_classes + 1, layers=2)
+        self.box = MLP(hidden_dim, hidden_dim, 4, layers=2)
         self.mask_head = mask_head
         m, h = mask_dim, CONDINST_CHANNELS
         self.filter_shapes = [(1, m)] if mask_head == "linear" else [(h, m + 2), (h, h), (1, h)]

@@ -101,10 +101,10 @@ def test_evaluation_is_deterministic():
 
 
 def test_the_prediction_follows_its_definition():
-    model = make_model().eval()
+    model = make_model(seed=1).eval()
     images, audio, _ = make_clips(height=40, width=64)
     with torch.no_grad():
-        model.mask_decoder.classify.bias[:-1] += 2
+        model.mask_decoder.classify.last.bias[:-1] += 2
         model.mask_decoder.filter[-1].bias[-1] -= 1
         model.mask_decoder.filter[-1].weight *= 20  # some pixels exceed `FOREGROUND_THRESHOLD`, some do not
     prediction = model.predict(images, audio)
@@ -162,8 +162,8 @@ def test_parameter_groups_hold_each_trained_parameter_once():
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert rate[id(model.backbone.stages[3][0].project.weight)] == 0.0005
-    assert decay[id(model.mask_decoder.classify.weight)] == 0.01
-    assert decay[id(model.mask_decoder.classify.bias)] == decay[id(model.quantizer.codebook_weight)] == 0
+    assert decay[id(model.mask_decoder.classify.last.weight)] == 0.01
+    assert decay[id(model.mask_decoder.classify.last.bias)] == decay[id(model.quantizer.codebook_weight)] == 0
 
 
 def test_a_few_steps_lower_the_loss():
