@@ -3,9 +3,9 @@
 The protocols differ most in how they score frames without a sounding object; each module documents its rule. The
 modules `avsbench`, `semantic` and `davis` hold the published functions on tensors or NumPy arrays.
 
-The accumulators (`AVSBenchScores`, `DavisScores`, `SemanticScores`, `PredictedArea`) take one clip at a time as NumPy
-arrays and keep a few kilobytes per clip, but no pixels. They merge over the processes of a distributed evaluation and
-compute the metrics of any resample of the clips; the full set is one such resample.
+The accumulators (`AVSBenchScores`, `DavisScores`, `SemanticScores`, `PredictedArea`, `SoundingScores`, `TokenScores`)
+take one clip at a time as NumPy arrays and keep a few kilobytes per clip, but no pixels. They merge over the processes
+of a distributed evaluation and compute the metrics of any resample of the clips; the full set is one such resample.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from qdformer.metrics.avsbench import AVSBenchScores
 from qdformer.metrics.bootstrap import bootstrap_indices, confidence_interval
 from qdformer.metrics.clips import MetricError
 from qdformer.metrics.davis import DavisScores
+from qdformer.metrics.decomposition import SoundingScores, TokenScores
 from qdformer.metrics.robustness import PredictedArea, g_miou
 from qdformer.metrics.semantic import SemanticScores
 
@@ -24,6 +25,8 @@ __all__ = [
     "MetricError",
     "PredictedArea",
     "SemanticScores",
+    "SoundingScores",
+    "TokenScores",
     "avsbench",
     "bootstrap_indices",
     "confidence_interval",
