@@ -1,4 +1,4 @@
-"""Pixel encoder: encodes the visual tokens of each frame over positions and scales.
+"""Pixel encoder: the transformer encoder on top of the backbone, which encodes the visual tokens of each frame.
 
 Shapes: F frames, S tokens of a frame (all maps, fine to coarse, each in row order), D hidden dimension.
 """
@@ -9,29 +9,29 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from qdformer.models.common.deformable import DeformableLayer, SamplingGrid
-from qdformer.models.common.transformer import EncoderLayer, flatten_map, map_position_encoding, unflatten_map, upsample
+from qdformer.models.common.transformer import EncoderLayer, flatten_map, map_position_encoding
 
+EncoderKind = Literal["light", "deformable"]
 Sizes = list[tuple[int, int]]
 """Height and width of each map of the pyramid, fine to coarse."""
 
 
 class PixelEncoder(nn.Module):
-    """Backbone maps -> visual tokens F_v (`project`) -> encoded tokens (`forward`).
+    """Backbone maps -> visual tokens F_v. The paper's visual encoder is "a backbone with a transformer encoder on top
+    of the backbone"; this is the transformer encoder.
 
     `deformable` is Deformable DETR's encoder (Zhu et al., 2021) over the tokens of strides 8, 16, 32 and 64. The paper
     names a transformer encoder without details.
 
-    `light` applies self-attention to the tokens of stride 32 only. A top-down pathway (Lin et al., 2017) then upsamples
-    each coarser map, adds it to the next finer one and smooths the sum by a 3x3 convolution, down to stride 8. It needs
-    far fewer operations than `deformable`.
+    `light` applies self-attention to the tokens of stride 32 only and leaves the exchange between the scales to the
+    feature pyramid. It needs far fewer operations than `deformable`.
     """
 
     def __init__(
         self,
-        kind: Literal["light", "deformable"],
+        kind: EncoderKind,
         channels: dict[int, int],
         hidden_dim: int,
         num_heads: int,
@@ -39,6 +39,7 @@ class PixelEncoder(nn.Module):
         layers: int,
     ) -> None:
         super().__init__()
+        self.kind = kind
         self.strides = [8, 16, 32, 64] if kind == "deformable" else [8, 16, 32]
         self.projections = nn.ModuleDict(
             {str(s): nn.Linear(channels[s], hidden_dim) for s in self.strides if s in channels}
@@ -47,17 +48,21 @@ class PixelEncoder(nn.Module):
         self.level_LD = nn.Parameter(torch.randn(len(self.strides), hidden_dim) * 0.02)
         if kind == "deformable":
             self.beyond = nn.Conv2d(channels[32], hidden_dim, 3, stride=2, padding=1)
-            self.smooth = None
             self.layers = nn.ModuleList(
                 DeformableLayer(hidden_dim, num_heads, ffn_dim, len(self.strides)) for _ in range(layers)
             )
         else:
-            self.smooth = nn.ModuleList(nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1) for _ in self.strides[1:])
             self.layers = nn.ModuleList(EncoderLayer(hidden_dim, num_heads, ffn_dim) for _ in range(layers))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
+    def forward(self, maps: dict[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, Sizes]:
+        """Backbone maps by stride -> visual tokens F_v [F, S, D], position encodings [S, D] and the maps' sizes."""
+        visual_FSD, sizes = self.project(maps)
+        position_SD = self.position_encoding(sizes)
+        return self.encode(visual_FSD, position_SD, sizes), position_SD, sizes
+
     def project(self, maps: dict[int, torch.Tensor]) -> tuple[torch.Tensor, Sizes]:
-        """Backbone maps by stride -> visual tokens F_v [F, S, D] and the maps' sizes."""
+        """Backbone maps by stride -> tokens before encoding [F, S, D] and the maps' sizes."""
         levels, sizes = [], []
         for stride, norm in zip(self.strides, self.norms, strict=True):
             if stride in maps:
@@ -80,20 +85,18 @@ class PixelEncoder(nn.Module):
             ]
         )
 
-    def forward(self, visual_FSD: torch.Tensor, position_SD: torch.Tensor, sizes: Sizes) -> torch.Tensor:
+    def encode(self, visual_FSD: torch.Tensor, position_SD: torch.Tensor, sizes: Sizes) -> torch.Tensor:
         """-> encoded tokens [F, S, D]."""
-        if self.smooth is None:
+        if self.kind == "deformable":
             grid = SamplingGrid.from_sizes(sizes, visual_FSD.device)
             for layer in self.layers:
                 visual_FSD = layer(visual_FSD, position_SD, grid)
             return visual_FSD
-        *finer, coarsest_FSD = visual_FSD.split([height * width for height, width in sizes], dim=1)
+        coarsest = self.token_slice(sizes, self.strides[-1])
+        coarsest_FSD = visual_FSD[:, coarsest]
         for layer in self.layers:
-            coarsest_FSD = layer(coarsest_FSD, position_SD[-coarsest_FSD.shape[1] :])
-        encoded = [unflatten_map(coarsest_FSD, sizes[-1])]
-        for level_FSD, size, smooth in zip(reversed(finer), reversed(sizes[:-1]), self.smooth, strict=True):
-            encoded.append(functional.relu(smooth(unflatten_map(level_FSD, size) + upsample(encoded[-1], size))))
-        return torch.cat([flatten_map(level) for level in reversed(encoded)], dim=1)
+            coarsest_FSD = layer(coarsest_FSD, position_SD[coarsest])
+        return torch.cat([visual_FSD[:, : coarsest.start], coarsest_FSD], dim=1)
 
     def token_slice(self, sizes: Sizes, stride: int) -> slice:
         """The slice of a frame's tokens that belongs to the map at `stride`."""
@@ -103,7 +106,7 @@ class PixelEncoder(nn.Module):
 
     def memory_slice(self, sizes: Sizes) -> slice:
         """The tokens that the mask decoder attends to: all, or with `light` those of strides 16 and 32 (a quarter)."""
-        return slice(0 if self.smooth is None else sizes[0][0] * sizes[0][1], None)
+        return slice(sizes[0][0] * sizes[0][1] if self.kind == "light" else 0, None)
 
 
 def _map_size(map_FDHW: torch.Tensor) -> tuple[int, int]:

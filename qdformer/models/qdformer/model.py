@@ -14,10 +14,9 @@ from torch import nn
 from torch.nn import functional
 
 from qdformer.models.backbones import build_backbone
-from qdformer.models.common.fpn import MASK_STRIDE, MaskFeatures
+from qdformer.models.common.fpn import MASK_STRIDE, FeaturePyramid
 from qdformer.models.common.method import Method, Prediction
 from qdformer.models.common.pixel_encoder import PixelEncoder
-from qdformer.models.common.transformer import unflatten_map
 from qdformer.models.qdformer.criterion import Criterion
 from qdformer.models.qdformer.decomposition import SemanticDecoder, mean_cosine_similarity
 from qdformer.models.qdformer.fusion import Fusion
@@ -79,7 +78,13 @@ class QDFormer(Method):
         self.pixel_encoder = PixelEncoder(
             settings.encoder, self.backbone.channels, hidden_dim, num_heads, ffn_dim, settings.encoder_layers
         )
-        self.mask_features = MaskFeatures(self.backbone.channels[MASK_STRIDE], hidden_dim, settings.mask_dim)
+        self.feature_pyramid = FeaturePyramid(
+            settings.encoder,
+            self.pixel_encoder.strides,
+            self.backbone.channels[MASK_STRIDE],
+            hidden_dim,
+            settings.mask_dim,
+        )
         self.fusion = Fusion(EMBEDDING_SIZE, hidden_dim, num_heads, ffn_dim)
         self.prototypes_ND = nn.Parameter(torch.randn(settings.num_prototypes, hidden_dim))
         self.global_decoder = SemanticDecoder(hidden_dim, num_heads, ffn_dim, layers) if settings.decompose else None
@@ -116,8 +121,7 @@ class QDFormer(Method):
         if valid_BT is None:
             valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
         maps = self.backbone(images_BTCHW.flatten(0, 1))
-        visual_FSD, sizes = self.pixel_encoder.project(maps)
-        position_SD = self.pixel_encoder.position_encoding(sizes)
+        visual_FSD, position_SD, sizes = self.pixel_encoder(maps)  # F_v
 
         fused_slice = self.pixel_encoder.token_slice(sizes, self.settings.fusion_stride)
         fused_BTD = self.fusion(
@@ -134,16 +138,15 @@ class QDFormer(Method):
         if self.recombination is not None:
             clip_BSD = visual_FSD.unflatten(0, (B, T)).flatten(1, 2)
             filter_source_BND = tokens_BND if self.settings.filters_from == "quantized" else global_BND
-            visual_FSD = self.recombination(clip_BSD, filter_source_BND).view_as(visual_FSD)  # Eq. 5
+            visual_FSD = self.recombination(clip_BSD, filter_source_BND).view_as(visual_FSD)  # Eq. 5: F'_v
 
-        encoded_FSD = self.pixel_encoder(visual_FSD, position_SD, sizes)
-        finest = self.pixel_encoder.token_slice(sizes, 8)
+        pyramid_FSD, mask_features_FMHW = self.feature_pyramid(visual_FSD, sizes, maps[MASK_STRIDE])
         memory = self.pixel_encoder.memory_slice(sizes)
         decoded = self.mask_decoder(
             queries_BTND.flatten(0, 1),
-            encoded_FSD[:, memory],
+            pyramid_FSD[:, memory],
             position_SD[memory],
-            self.mask_features(maps[MASK_STRIDE], unflatten_map(encoded_FSD[:, finest], sizes[0])),
+            mask_features_FMHW,
             all_layers=self.training,
         )  # Eq. 7
         *auxiliary, last = [

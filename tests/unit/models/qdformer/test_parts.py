@@ -7,12 +7,14 @@ import torch
 from torch.nn import functional
 
 from qdformer.models.common.deformable import NUM_POINTS, DeformableAttention, DeformableLayer, SamplingGrid
+from qdformer.models.common.fpn import FeaturePyramid
 from qdformer.models.common.pixel_encoder import PixelEncoder
 from qdformer.models.common.transformer import (
     flatten_map,
     map_position_encoding,
     sine_position_encoding,
     unflatten_map,
+    upsample,
 )
 from qdformer.models.qdformer.decomposition import mean_cosine_similarity
 from qdformer.models.qdformer.fusion import Fusion
@@ -85,13 +87,38 @@ def test_pixel_encoder_keeps_the_pyramid(kind, strides):
     channels = {4: 3, 8: 5, 16: 6, 32: 7}
     encoder = PixelEncoder(kind, channels, hidden_dim=16, num_heads=2, ffn_dim=32, layers=1)
     maps = {s: torch.randn(2, c, -(-75 // s), -(-100 // s)) for s, c in channels.items()}
+    pyramid = FeaturePyramid(kind, encoder.strides, channels[4], hidden_dim=16, mask_dim=4)
     visual, sizes = encoder.project(maps)
     assert encoder.strides == strides and sizes[:3] == [(10, 13), (5, 7), (3, 4)]
-    encoded = encoder(visual, encoder.position_encoding(sizes), sizes)
-    assert encoded.shape == visual.shape == (2, sum(h * w for h, w in sizes), 16)
-    assert (encoded != visual).any(-1).all()
-    encoded[:, encoder.token_slice(sizes, 8)].square().sum().backward()
+    encoded, position, same_sizes = encoder(maps)
+    assert same_sizes == sizes and torch.equal(position, encoder.position_encoding(sizes))
+    torch.testing.assert_close(encoded, encoder.encode(visual, position, sizes))
+    tokens, mask_features = pyramid(encoded, sizes, maps[4])
+    assert encoded.shape == tokens.shape == visual.shape == (2, sum(h * w for h, w in sizes), 16)
+    assert mask_features.shape == (2, 4, 19, 25)
+    assert (tokens != visual).any(-1).all()
+    assert torch.equal(tokens, encoded) == (kind == "deformable")
+    tokens[:, encoder.token_slice(sizes, 8)].square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in encoder.layers.parameters())
+
+
+def test_the_light_encoder_leaves_the_finer_maps_to_the_pyramid():
+    torch.manual_seed(0)
+    sizes, D = [(8, 6), (4, 3), (2, 2)], 16
+    encoder = PixelEncoder("light", {4: 3, 8: 5, 16: 6, 32: 7}, hidden_dim=D, num_heads=2, ffn_dim=32, layers=1)
+    pyramid = FeaturePyramid("light", encoder.strides, finest_channels=3, hidden_dim=D, mask_dim=4)
+    visual = torch.randn(2, 64, D)
+    encoded = encoder.encode(visual, encoder.position_encoding(sizes), sizes)
+    assert torch.equal(encoded[:, :60], visual[:, :60]) and (encoded[:, 60:] != visual[:, 60:]).any(-1).all()
+
+    tokens, _ = pyramid(encoded, sizes, torch.randn(2, 3, 16, 12))
+    maps = [
+        unflatten_map(encoded[:, encoder.token_slice(sizes, stride)], size)
+        for stride, size in zip(encoder.strides, sizes, strict=True)
+    ]
+    middle = pyramid.top_down[0](maps[1] + upsample(maps[2], sizes[1])).relu()
+    fine = pyramid.top_down[1](maps[0] + upsample(middle, sizes[0])).relu()
+    torch.testing.assert_close(tokens, torch.cat([flatten_map(x) for x in (fine, middle, maps[2])], dim=1))
 
 
 def test_deformable_attention_equals_transformers():
