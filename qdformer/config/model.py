@@ -63,8 +63,13 @@ class QDFormerSettings(MethodSettings):
 
     `encoder`: see `qdformer.models.common.pixel_encoder`. `fusion_stride`: stride of the feature map that the audio
     attends to in Eq. 3; the paper does not specify it. `share_prototypes`: Eq. 4 and Eq. 6 decode the same prototypes,
-    as the paper writes {p_i} in both. `filters_from`: the filters of Eq. 5 are made from the quantized tokens VQ(g) or
-    from the continuous tokens g; the paper's text has both.
+    as the paper writes {p_i} in both.
+
+    `filters_from`: the filters w_i of Eq. 5 are made from the quantized tokens VQ(g) or from the continuous tokens g.
+    The paper's text has both: "After obtaining quantized global semantic tokens {e_i}, [...] we aim to interact them
+    with visual features", and "A set of dynamic filters {w_i} are first learned from global semantic tokens {g_i}".
+    With `continuous`, audio that no quantizer has seen reaches the masks. `recombination_norm`: batch norm, as Eq. 5
+    has it, or layer norm, which does not depend on the batch.
 
     `quantize_after` is the share of the training steps during which tokens pass unquantized; the codebook is then
     initialized from the tokens. `codebook`, `normalize_codes` and `reset_dead_codes_after` (in steps; 0 means never):
@@ -87,6 +92,7 @@ class QDFormerSettings(MethodSettings):
     reset_dead_codes_after: Count
     quantize_after: Share
     filters_from: Literal["quantized", "continuous"]
+    recombination_norm: Literal["batch", "layer"]
     mask_dim: Positive
     mask_head: Literal["linear", "condinst"]
     separate: bool

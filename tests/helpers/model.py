@@ -42,6 +42,7 @@ READINGS = {
     "fused at stride 8": {"fusion_stride": 8},
     "prototypes of their own": {"share_prototypes": False},
     "filters from g": {"filters_from": "continuous"},
+    "batch norm": {"recombination_norm": "batch"},
     "running means": {"codebook": "ema"},
     "free codes": {"normalize_codes": False},
     "condinst": {"mask_head": "condinst"},

@@ -101,7 +101,9 @@ class QDFormer(Method):
                 ema=settings.codebook == "ema",
                 reset_dead_after=settings.reset_dead_codes_after,
             )
-        self.recombination = Recombination(hidden_dim, settings.num_prototypes) if settings.recombine else None
+        self.recombination = None
+        if settings.recombine:
+            self.recombination = Recombination(hidden_dim, settings.num_prototypes, settings.recombination_norm)
         self.local_decoder = SemanticDecoder(hidden_dim, num_heads, ffn_dim, layers) if settings.calibrate else None
         self.mask_decoder = MaskDecoder(
             hidden_dim, num_heads, ffn_dim, layers, num_classes, settings.mask_dim, settings.mask_head
@@ -136,9 +138,9 @@ class QDFormer(Method):
             local_BTND = local_BTND.unflatten(0, (B, T))
         tokens_BND, queries_BTND, quantization = self._queries(fused_BTD, global_BND, local_BTND, valid_BT)
         if self.recombination is not None:
-            clip_BSD = visual_FSD.unflatten(0, (B, T)).flatten(1, 2)
             filter_source_BND = tokens_BND if self.settings.filters_from == "quantized" else global_BND
-            visual_FSD = self.recombination(clip_BSD, filter_source_BND).view_as(visual_FSD)  # Eq. 5: F'_v
+            visual_BTSD = self.recombination(visual_FSD.unflatten(0, (B, T)), filter_source_BND, valid_BT)
+            visual_FSD = visual_BTSD.flatten(0, 1)  # Eq. 5: F'_v
 
         pyramid_FSD, mask_features_FMHW = self.feature_pyramid(visual_FSD, sizes, maps[MASK_STRIDE])
         memory = self.pixel_encoder.memory_slice(sizes)

@@ -41,9 +41,11 @@ def test_gradient_of_deformable_sampling():
     assert gradcheck(sample, (numbers(1, S, 4), offsets, numbers(1, S, num_heads, X)))
 
 
-def test_gradient_of_recombination():
-    part = Recombination(4, 3).double()
-    assert gradcheck(part, (numbers(2, 5, 4), numbers(2, 3, 4)))
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_gradient_of_recombination(norm):
+    part = Recombination(4, 3, norm).double()
+    valid = torch.tensor([[True, True], [True, False]])
+    assert gradcheck(part, (numbers(2, 2, 5, 4), numbers(2, 3, 4), valid))
 
 
 @pytest.mark.parametrize("mask_head", ["linear", "condinst"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from qdformer.models.common.deformable import NUM_POINTS, DeformableAttention, DeformableLayer, SamplingGrid
@@ -19,19 +20,44 @@ from qdformer.models.common.transformer import (
 from qdformer.models.qdformer.decomposition import mean_cosine_similarity
 from qdformer.models.qdformer.fusion import Fusion
 from qdformer.models.qdformer.mask_decoder import MaskDecoder
-from qdformer.models.qdformer.recombination import Recombination
+from qdformer.models.qdformer.recombination import Recombination, TokenBatchNorm
 
 
-def test_recombination_is_a_convolution_of_modulated_maps():
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_recombination_is_a_convolution_of_modulated_maps(norm):
     torch.manual_seed(0)
-    B, N, S, D = 2, 3, 10, 8
-    part = Recombination(D, N)
-    visual, sources = torch.randn(B, S, D), torch.randn(B, N, D)
-    filters = part.filter(sources)
-    modulated = torch.cat([visual * filters[:, None, i] for i in range(N)], dim=-1)  # [B, S, N * D]
+    B, N, T, S, D = 2, 3, 2, 5, 8
+    part = Recombination(D, N, norm)
+    visual, sources = torch.randn(B, T, S, D), torch.randn(B, N, D)
+    first, relu, second = part.filter
+    assert isinstance(relu, nn.ReLU)
+    filters = second(first(sources).relu())
+    modulated = torch.cat([visual * filters[:, None, None, i] for i in range(N)], dim=-1)  # [B, T, S, N * D]
     kernel = part.join_NDD.transpose(0, 1).flatten(1)[..., None]  # [D, N * D, 1]
-    joined = functional.conv1d(modulated.transpose(1, 2), kernel, part.bias_D).transpose(1, 2)
-    torch.testing.assert_close(part(visual, sources), part.norm(visual + joined))
+    joined = functional.conv1d(modulated.flatten(1, 2).transpose(1, 2), kernel, part.bias_D).transpose(1, 2)
+    summed = visual + joined.view_as(visual)
+    if norm == "batch":
+        expected = functional.batch_norm(summed.flatten(0, 2), None, None, training=True).view_as(visual)
+    else:
+        expected = functional.layer_norm(summed, (D,))
+    torch.testing.assert_close(part(visual, sources), expected)
+
+
+def test_padding_frames_do_not_change_the_statistics_of_batch_norm():
+    torch.manual_seed(0)
+    part, padded_part = TokenBatchNorm(8), TokenBatchNorm(8)
+    x, valid = torch.randn(2, 3, 5, 8), torch.tensor([[True, True, False], [True, False, False]])
+    found = padded_part(x, valid)
+    torch.testing.assert_close(found[valid], part(x[valid][:, None])[:, 0])
+    assert not found[~valid].any()
+    torch.testing.assert_close(padded_part.running_mean, part.running_mean)
+    torch.testing.assert_close(padded_part.running_var, part.running_var)
+
+    part.eval()
+    alone = part(x[:1], valid[:1])
+    torch.testing.assert_close(part(x, valid)[:1], alone)
+    mean, var = part.running_mean, part.running_var
+    torch.testing.assert_close(alone, (x[:1] - mean) / (var + part.eps).sqrt())
 
 
 def test_condinst_masks_are_three_convolutions_on_relative_coordinates():
