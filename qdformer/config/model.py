@@ -71,6 +71,14 @@ class QDFormerSettings(MethodSettings):
     With `continuous`, audio that no quantizer has seen reaches the masks. `recombination_norm`: batch norm, as Eq. 5
     has it, or layer norm, which does not depend on the batch.
 
+    `calibrate_from`: Eq. 6 decodes the frames of F_a (`audio`), as the paper writes ("f_{a,t} is t-th frame of the
+    audio feature F_a"), or those of F'_a (`fused`), which have attended to the picture.
+
+    `query_residual_dim`: number of channels through which the fused audio feature f'_a,t of a frame is added to the
+    queries, by a linear bottleneck. The paper has no such path: its queries are VQ(l_i,t) alone, which is 0. Without
+    `calibrate`, 0 leaves the queries the same in all frames of a clip. The queries of the row without decomposition are
+    always continuous.
+
     `quantize_after` is the share of the training steps during which tokens pass unquantized; the codebook is then
     initialized from the tokens. `codebook`, `normalize_codes` and `reset_dead_codes_after` (in steps; 0 means never):
     see `qdformer.models.qdformer.quantizer.Quantizer`.
@@ -93,6 +101,8 @@ class QDFormerSettings(MethodSettings):
     quantize_after: Share
     filters_from: Literal["quantized", "continuous"]
     recombination_norm: Literal["batch", "layer"]
+    calibrate_from: Literal["audio", "fused"]
+    query_residual_dim: Count
     mask_dim: Positive
     mask_head: Literal["linear", "condinst"]
     separate: bool
@@ -107,6 +117,8 @@ class QDFormerSettings(MethodSettings):
             raise ValueError(f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})")
         if not self.decompose and (self.quantize or self.recombine or self.calibrate):
             raise ValueError("quantize, recombine and calibrate need decompose: true")
+        if self.query_residual_dim > self.hidden_dim:
+            raise ValueError(f"query_residual_dim ({self.query_residual_dim}) must not be above hidden_dim")
         if self.separate and self.decompose:
             raise ValueError("separate takes the place of decompose; one of them must be false")
         return self

@@ -111,6 +111,17 @@ class MLP(nn.Sequential):
         return layer
 
 
+class LinearBottleneck(nn.Sequential):
+    """A linear map of rank `rank`; it starts as an orthogonal projection, which is the identity at full rank."""
+
+    def __init__(self, dim: int, rank: int) -> None:
+        narrow, wide = nn.Linear(dim, rank, bias=False), nn.Linear(rank, dim, bias=False)
+        nn.init.orthogonal_(narrow.weight)
+        with torch.no_grad():
+            wide.weight.copy_(narrow.weight.T)
+        super().__init__(narrow, wide)
+
+
 def sine_position_encoding(positions_S: torch.Tensor, dims: int) -> torch.Tensor:
     """Sine and cosine encoding [S, dims] of positions in 0..1 (Vaswani et al., 2017), scaled by 2 pi as in DETR."""
     frequencies = 10000 ** (-torch.arange(0, dims, 2, device=positions_S.device) / dims)

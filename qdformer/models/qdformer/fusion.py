@@ -1,6 +1,6 @@
 """Audio-visual fusion, Eq. 3: F'_a = LN(FFN(h_a) + h_a), h_a = LN(MCA(F_a, F_v) + F_a).
 
-Shapes: B clips, T frames, S visual tokens of a frame, A audio features (VGGish: 128), D hidden dimension.
+Shapes: B clips, T frames, S visual tokens of a frame, D hidden dimension.
 """
 
 from __future__ import annotations
@@ -18,25 +18,23 @@ class Fusion(nn.Module):
     encoding of the frame's time is added to queries and keys.
     """
 
-    def __init__(self, audio_size: int, hidden_dim: int, num_heads: int, ffn_dim: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int) -> None:
         super().__init__()
-        self.project = nn.Linear(audio_size, hidden_dim)
         self.attention = Attention(hidden_dim, num_heads)
         self.feed_forward = FeedForward(hidden_dim, ffn_dim)
 
     def forward(
-        self, audio_BTA: torch.Tensor, visual_BTSD: torch.Tensor, position_SD: torch.Tensor, valid_BT: torch.Tensor
+        self, audio_BTD: torch.Tensor, visual_BTSD: torch.Tensor, position_SD: torch.Tensor, valid_BT: torch.Tensor
     ) -> torch.Tensor:
-        """-> fused audio features [B, T, D], or [B, T, N, D] for N separated signals per frame, [B, T, N, A].
+        """-> F'_a of the same shape as F_a: [B, T, D], or [B, T, N, D] for N separated signals per frame.
 
         Frames where `valid_BT` is false are masked.
         """
         _, T, S, D = visual_BTSD.shape
-        second_TD = sine_position_encoding(torch.arange(T, device=audio_BTA.device) / 10, D)
+        second_TD = sine_position_encoding(torch.arange(T, device=audio_BTD.device) / 10, D)
         memory_position = (second_TD[:, None] + position_SD).flatten(0, 1)
         padding_BM = ~valid_BT.repeat_interleave(S, dim=1)
-        audio = self.project(audio_BTA)
-        sounds = audio.flatten(1, -2)
+        sounds = audio_BTD.flatten(1, -2)
         attended = self.attention(
             sounds,
             visual_BTSD.flatten(1, 2),
@@ -44,4 +42,4 @@ class Fusion(nn.Module):
             memory_position,
             padding_BM,
         )
-        return self.feed_forward(attended).view_as(audio)
+        return self.feed_forward(attended).view_as(audio_BTD)

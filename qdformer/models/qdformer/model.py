@@ -17,6 +17,7 @@ from qdformer.models.backbones import build_backbone
 from qdformer.models.common.fpn import MASK_STRIDE, FeaturePyramid
 from qdformer.models.common.method import Method, Prediction
 from qdformer.models.common.pixel_encoder import PixelEncoder
+from qdformer.models.common.transformer import LinearBottleneck
 from qdformer.models.qdformer.criterion import Criterion
 from qdformer.models.qdformer.decomposition import SemanticDecoder, mean_cosine_similarity
 from qdformer.models.qdformer.fusion import Fusion
@@ -51,15 +52,17 @@ class _EpochMetrics:
 class QDFormer(Method):
     """QDFormer, with the parts that Table 2 of the paper adds one by one. Query i of frame t is
 
-    - without `decompose` ("baseline"): p_i + f_a,t, the prototype plus the fused audio feature of the frame;
-    - with `separate`: p_i + f_a,ti, where f_a,ti comes from the i-th of N signals into which the audio was separated
+    - without `decompose` ("baseline"): p_i + f'_a,t, the prototype plus the fused audio feature of the frame;
+    - with `separate`: p_i + f'_a,ti, where f'_a,ti comes from the i-th of N signals into which the audio was separated
       in the time domain before feature extraction;
-    - with `decompose`: g_i + f_a,t, where the clip's semantic token g_i (Eq. 4) replaces the prototype;
-    - with `quantize`: VQ(g_i) + f_a,t (Eq. 2);
+    - with `decompose`: the clip's semantic token g_i (Eq. 4), the same in all frames;
+    - with `quantize`: VQ(g_i) (Eq. 2);
     - with `recombine`: the same, on visual features that filters from VQ(g_i) have modulated (Eq. 5);
     - with `calibrate`: VQ(l_i,t), the frame's own semantic token (Eq. 6) quantized with the clip's codebook.
 
-    Without `quantize`, VQ is the identity.
+    Without `quantize`, VQ is the identity. All features of the audio that reach the mask decoder with `quantize` are
+    codes, except with `query_residual_dim` above 0, which adds f'_a,t to the queries of all rows with `decompose`, and
+    with `filters_from: continuous`.
     """
 
     no_decay = ("prototypes_ND", "codebook_weight", "level_LD")
@@ -85,7 +88,8 @@ class QDFormer(Method):
             hidden_dim,
             settings.mask_dim,
         )
-        self.fusion = Fusion(EMBEDDING_SIZE, hidden_dim, num_heads, ffn_dim)
+        self.audio_projection = nn.Linear(EMBEDDING_SIZE, hidden_dim)
+        self.fusion = Fusion(hidden_dim, num_heads, ffn_dim)
         self.prototypes_ND = nn.Parameter(torch.randn(settings.num_prototypes, hidden_dim))
         self.global_decoder = SemanticDecoder(hidden_dim, num_heads, ffn_dim, layers) if settings.decompose else None
         self.local_prototypes_ND = None
@@ -105,6 +109,9 @@ class QDFormer(Method):
         if settings.recombine:
             self.recombination = Recombination(hidden_dim, settings.num_prototypes, settings.recombination_norm)
         self.local_decoder = SemanticDecoder(hidden_dim, num_heads, ffn_dim, layers) if settings.calibrate else None
+        self.query_residual = None
+        if settings.decompose and settings.query_residual_dim:
+            self.query_residual = LinearBottleneck(hidden_dim, settings.query_residual_dim)
         self.mask_decoder = MaskDecoder(
             hidden_dim, num_heads, ffn_dim, layers, num_classes, settings.mask_dim, settings.mask_head
         )
@@ -124,28 +131,29 @@ class QDFormer(Method):
             valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
         maps = self.backbone(images_BTCHW.flatten(0, 1))
         visual_FSD, position_SD, sizes = self.pixel_encoder(maps)  # F_v
+        audio_BTD = self.audio_projection(audio_BTA)  # F_a
 
-        fused_slice = self.pixel_encoder.token_slice(sizes, self.settings.fusion_stride)
-        fused_BTD = self.fusion(
-            audio_BTA, visual_FSD[:, fused_slice].unflatten(0, (B, T)), position_SD[fused_slice], valid_BT
-        )  # Eq. 3
-        global_BND = None
+        fused = self.pixel_encoder.token_slice(sizes, self.settings.fusion_stride)
+        fused_BTD = self.fusion(  # Eq. 3: F'_a
+            audio_BTD, visual_FSD[:, fused].unflatten(0, (B, T)), position_SD[fused], valid_BT
+        )
+        global_BND = local_BTND = None
         if self.global_decoder is not None:
             global_BND = self.global_decoder(self.prototypes_ND, fused_BTD, ~valid_BT)  # Eq. 4
-        local_BTND = None
         if self.local_decoder is not None:
-            local_BTND = self.local_decoder(self._local_prototypes(), fused_BTD.flatten(0, 1)[:, None])  # Eq. 6
-            local_BTND = local_BTND.unflatten(0, (B, T))
-        tokens_BND, queries_BTND, quantization = self._queries(fused_BTD, global_BND, local_BTND, valid_BT)
+            frames_BTD = audio_BTD if self.settings.calibrate_from == "audio" else fused_BTD
+            local_FND = self.local_decoder(self._local_prototypes(), frames_BTD.flatten(0, 1)[:, None])  # Eq. 6
+            local_BTND = local_FND.unflatten(0, (B, T))
+        clip_tokens_BND, frame_tokens_BTND, quantization = self._quantize(global_BND, local_BTND, valid_BT)  # Eq. 2
+
         if self.recombination is not None:
-            filter_source_BND = tokens_BND if self.settings.filters_from == "quantized" else global_BND
+            filter_source_BND = clip_tokens_BND if self.settings.filters_from == "quantized" else global_BND
             visual_BTSD = self.recombination(visual_FSD.unflatten(0, (B, T)), filter_source_BND, valid_BT)
             visual_FSD = visual_BTSD.flatten(0, 1)  # Eq. 5: F'_v
-
-        pyramid_FSD, mask_features_FMHW = self.feature_pyramid(visual_FSD, sizes, maps[MASK_STRIDE])
+        pyramid_FSD, mask_features_FMHW = self.feature_pyramid(visual_FSD, sizes, maps[MASK_STRIDE])  # F_v^out
         memory = self.pixel_encoder.memory_slice(sizes)
         decoded = self.mask_decoder(
-            queries_BTND.flatten(0, 1),
+            self._queries(fused_BTD, clip_tokens_BND, frame_tokens_BTND).flatten(0, 1),
             pyramid_FSD[:, memory],
             position_SD[memory],
             mask_features_FMHW,
@@ -207,39 +215,42 @@ class QDFormer(Method):
     def _local_prototypes(self) -> torch.Tensor:
         return self.prototypes_ND if self.local_prototypes_ND is None else self.local_prototypes_ND
 
-    def _queries(
-        self,
-        fused_BTD: torch.Tensor,
-        global_BND: torch.Tensor | None,
-        local_BTND: torch.Tensor | None,
-        valid_BT: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, QuantizerStats | None]:
-        """The clip's tokens after quantization [B, N, D], the queries of its frames [B, T, N, D], and VQ's results."""
-        prototypes_ND, quantizer = self.prototypes_ND, self.quantizer
-        if self.settings.separate:
-            return prototypes_ND, prototypes_ND + fused_BTD, None
-        tokens_BND = prototypes_ND.expand(len(fused_BTD), -1, -1) if global_BND is None else global_BND
-        quantization = None
-        if quantizer is not None:
-            quantized_BND, codes_BN = quantizer(tokens_BND)  # Eq. 2
-            codebook_loss = quantizer.codebook_loss(tokens_BND, codes_BN)  # Eq. 9
-            commitment_loss = quantizer.commitment_loss(tokens_BND, codes_BN)
-            tokens_BND, local_codes_BTN = quantized_BND, None
-            global_counts_K = quantizer.count_codes(codes_BN)
-            local_counts_K = torch.zeros_like(global_counts_K)
-            if local_BTND is not None:
-                quantized_BTND, local_codes_BTN = quantizer(local_BTND)
-                # Padding frames have no commitment loss.
-                counted_BTN = valid_BT[..., None].expand_as(local_codes_BTN)
-                commitment_loss = commitment_loss + quantizer.commitment_loss(local_BTND, local_codes_BTN, counted_BTN)
-                local_counts_K = quantizer.count_codes(local_codes_BTN, counted_BTN)
-                local_BTND = quantized_BTND
-            quantization = QuantizerStats(
-                codebook_loss, commitment_loss, codes_BN, local_codes_BTN, global_counts_K, local_counts_K
-            )
+    def _quantize(
+        self, global_BND: torch.Tensor | None, local_BTND: torch.Tensor | None, valid_BT: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, QuantizerStats | None]:
+        """VQ(g), VQ(l) and the statistics of quantization; without `quantize`, the tokens as they are."""
+        quantizer = self.quantizer
+        if quantizer is None or global_BND is None:
+            return global_BND, local_BTND, None
+        quantized_BND, codes_BN = quantizer(global_BND)
+        codebook_loss = quantizer.codebook_loss(global_BND, codes_BN)  # Eq. 9
+        commitment_loss = quantizer.commitment_loss(global_BND, codes_BN)
+        quantized_BTND, local_codes_BTN = None, None
+        global_counts_K = quantizer.count_codes(codes_BN)
+        local_counts_K = torch.zeros_like(global_counts_K)
+        if local_BTND is not None:
+            quantized_BTND, local_codes_BTN = quantizer(local_BTND)
+            # Padding frames have no commitment loss.
+            counted_BTN = valid_BT[..., None].expand_as(local_codes_BTN)
+            commitment_loss = commitment_loss + quantizer.commitment_loss(local_BTND, local_codes_BTN, counted_BTN)
+            local_counts_K = quantizer.count_codes(local_codes_BTN, counted_BTN)
+        stats = QuantizerStats(
+            codebook_loss, commitment_loss, codes_BN, local_codes_BTN, global_counts_K, local_counts_K
+        )
+        return quantized_BND, quantized_BTND, stats
 
-        queries_BTND = tokens_BND[:, None] + fused_BTD[:, :, None] if local_BTND is None else local_BTND
-        return tokens_BND, queries_BTND, quantization
+    def _queries(
+        self, fused_BTD: torch.Tensor, clip_tokens_BND: torch.Tensor | None, frame_tokens_BTND: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The queries of the mask decoder, [B, T, N, D]."""
+        if clip_tokens_BND is None:
+            return self.prototypes_ND + (fused_BTD if self.settings.separate else fused_BTD[:, :, None])
+        queries_BTND = frame_tokens_BTND
+        if queries_BTND is None:
+            queries_BTND = clip_tokens_BND[:, None].expand(-1, fused_BTD.shape[1], -1, -1)
+        if self.query_residual is not None:
+            queries_BTND = queries_BTND + self.query_residual(fused_BTD)[:, :, None]
+        return queries_BTND
 
     def _check(self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor) -> tuple[int, int]:
         if images_BTCHW.ndim != 5 or images_BTCHW.shape[2] != 3:

@@ -83,6 +83,11 @@ def test_audioset_s_settings_are_valid(values):
         ),
         ("train.model.backbone_sha256", "123", r"train\.model\.backbone_sha256: .*not '123'"),
         ("train.model.num_heads", 7, r"train\.model: hidden_dim \(\d+\) must be a multiple of num_heads \(7\)"),
+        (
+            "train.model.query_residual_dim",
+            999,
+            r"train\.model: query_residual_dim \(999\) must not be above hidden_dim",
+        ),
         ("train.model.separate", True, r"train\.model: separate takes the place of decompose"),
         ("train.model.decompose", False, r"train\.model: quantize, recombine and calibrate need decompose"),
         ("train.augment.flip", 1.5, r"train\.augment\.flip: .*less than or equal to 1, not 1\.5"),

@@ -221,13 +221,12 @@ def test_initial_offsets_point_outward():
 def test_fusion_is_equation_3():
     torch.manual_seed(0)
     B, T, S, D = 2, 3, 4, 16
-    part = Fusion(audio_size=8, hidden_dim=D, num_heads=2, ffn_dim=32)
-    audio, visual, position = torch.randn(B, T, 8), torch.randn(B, T, S, D), torch.randn(S, D)
-    F_a = part.project(audio)
+    part = Fusion(hidden_dim=D, num_heads=2, ffn_dim=32)
+    F_a, visual, position = torch.randn(B, T, D), torch.randn(B, T, S, D), torch.randn(S, D)
     second = sine_position_encoding(torch.arange(T) / 10, D)
     memory, key_position = visual.flatten(1, 2), (second[:, None] + position).flatten(0, 1)
     attended, _ = part.attention.attention(F_a + second, memory + key_position, memory)
     h_a = part.attention.norm(attended + F_a)
     ffn = part.feed_forward
     expected = ffn.norm(ffn.narrow(ffn.wide(h_a).relu()) + h_a)
-    torch.testing.assert_close(part(audio, visual, position, torch.ones(B, T, dtype=torch.bool)), expected)
+    torch.testing.assert_close(part(F_a, visual, position, torch.ones(B, T, dtype=torch.bool)), expected)
