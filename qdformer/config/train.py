@@ -14,7 +14,13 @@ Resize = Literal["longest", "squash", "crop"]
 
 
 class Loss(Section):
-    """Weights of the losses and of the matching costs (Eq. 8-10)."""
+    """Weights of the losses and of the matching costs (Eq. 8-10).
+
+    `quantize` is lambda_quant and `commitment` is lambda_com; the paper gives neither. `quantize_reduction`: Eq. 9 is a
+    `sum` of squared norms over the tokens and frames of a clip. `mean` divides its terms for the clip's tokens by the
+    number N D of their values, and the term for the frames' tokens by N T D, as the loss functions of VQ-VAE's
+    implementations do. The same weight then fits every number of tokens, frames and channels.
+    """
 
     cls: Weight
     no_object: Weight
@@ -23,6 +29,7 @@ class Loss(Section):
     mask: Weight
     dice: Weight
     quantize: Weight
+    quantize_reduction: Literal["sum", "mean"]
     commitment: Weight
     auxiliary: bool
 

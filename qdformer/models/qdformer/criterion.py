@@ -1,8 +1,9 @@
 """The training objective, Eq. 8: L = lambda_quant L_quant + L_segm.
 
-Eq. 9: L_quant = sum_i { ||VQ(g_i) - sg[g_i]||^2 + lambda_com ||sg[VQ(g_i)] - g_i||^2
-                         + lambda_com sum_t ||sg[VQ(l_i,t)] - l_i,t||^2 }.
-Eq. 10: L_match = lambda_box L_box + lambda_cls L_cls + lambda_mask L_mask; L_segm is L_match of the best assignment.
+Eq. 9: L_quant = sum_i { ||VQ(g_i) - sg[g_i]||_2^2 + lambda_com ||sg[VQ(g_i)] - g_i||_2^2
+                         + lambda_com sum_t ||sg[VQ(l_i,t)] - l_i,t||_2^2 }.
+Eq. 10: L_match(y_i, y^_j) = lambda_box L_box + lambda_cls L_cls + lambda_mask L_mask; L_segm is L_match of the best
+assignment.
 L_box is L1 and GIoU, L_cls the focal loss, L_mask Dice and BCE.
 
 Shapes: L decoder layers, B clips, T frames, N queries, G targets of a clip (padded), C object classes, P mask pixels,
@@ -36,8 +37,6 @@ class Criterion(nn.Module):
     must predict "no object" and an empty mask; queries without a target must predict "no object" in all frames. Their
     focal loss has the weight `no_object`. BCE and Dice are computed over the labeled pixels of the clip, and the box
     losses over the frames in which the target is present. Each decoder layer is matched separately.
-
-    The terms of Eq. 9 are means over tokens and dimensions instead of sums.
     """
 
     def __init__(self, settings: Loss, num_classes: int) -> None:
@@ -65,16 +64,40 @@ class Criterion(nn.Module):
             targets = build_targets(labels_BTHW, valid_BT & labeled_BT, self.num_classes)
             # A query's masks over the clip: [L, B, N, T, P].
             masks = masks.flatten(-2).transpose(2, 3)
-            return self._losses(class_logits, boxes, masks, targets, output)
+            losses = self._segmentation_losses(class_logits, boxes, masks, targets)
+            losses |= self._quantization_losses(output, valid_BT)
+            return losses | {"total": sum(losses.values(), start=masks.new_zeros(()))}
 
-    def _losses(
+    def _quantization_losses(self, output: QDFormerOutput, valid_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The weighted terms of Eq. 9, as means over the clips: `codebook` is the first, `commitment` the other two.
+
+        Padding frames have no commitment loss.
+        """
+        settings, stats = self.settings, output.quantization
+        if stats is None or output.tokens_BND is None:
+            return {}
+        codebook = stats.codebook_errors_BN.sum(-1).mean()
+        commitment = stats.commitment_errors_BN.sum(-1).mean()
+        local = torch.zeros_like(commitment)
+        if stats.local_commitment_errors_BTN is not None:
+            local = (stats.local_commitment_errors_BTN.sum(-1) * valid_BT).sum(-1).mean()
+        if settings.quantize_reduction == "mean":
+            N, D = output.tokens_BND.shape[1:]
+            codebook, commitment = codebook / (N * D), commitment / (N * D)
+            local = local / (valid_BT.sum(-1, dtype=torch.float32).mean() * N * D)
+        return {
+            "codebook": settings.quantize * codebook,
+            "commitment": settings.quantize * settings.commitment * (commitment + local),
+        }
+
+    def _segmentation_losses(
         self,
         class_logits_LBTNC: torch.Tensor,
         boxes_LBTN4: torch.Tensor,
         masks_LBNTP: torch.Tensor,
         targets: Targets,
-        output: QDFormerOutput,
     ) -> dict[str, torch.Tensor]:
+        """The weighted losses of Eq. 10 for the best assignment."""
         settings = self.settings
         L, B, N = masks_LBNTP.shape[:3]
         with torch.no_grad():
@@ -114,13 +137,10 @@ class Criterion(nn.Module):
             "dice": settings.dice * per_layer(dice_J) / pairs,
         }
         losses = {name: loss_L[-1] for name, loss_L in by_layer.items()}
-        zero = masks_LBNTP.new_zeros(())
         if L > 1:
+            zero = masks_LBNTP.new_zeros(())
             losses["auxiliary"] = sum((loss_L[:-1].sum() for loss_L in by_layer.values()), start=zero)
-        if output.quantization is not None:  # Eq. 9
-            losses["codebook"] = settings.quantize * output.quantization.codebook_loss
-            losses["commitment"] = settings.quantize * settings.commitment * output.quantization.commitment_loss
-        return losses | {"total": sum(losses.values(), start=zero)}
+        return losses
 
     def _costs(
         self,

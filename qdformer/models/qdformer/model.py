@@ -223,20 +223,22 @@ class QDFormer(Method):
         if quantizer is None or global_BND is None:
             return global_BND, local_BTND, None
         quantized_BND, codes_BN = quantizer(global_BND)
-        codebook_loss = quantizer.codebook_loss(global_BND, codes_BN)  # Eq. 9
-        commitment_loss = quantizer.commitment_loss(global_BND, codes_BN)
-        quantized_BTND, local_codes_BTN = None, None
         global_counts_K = quantizer.count_codes(codes_BN)
-        local_counts_K = torch.zeros_like(global_counts_K)
-        if local_BTND is not None:
-            quantized_BTND, local_codes_BTN = quantizer(local_BTND)
-            # Padding frames have no commitment loss.
-            counted_BTN = valid_BT[..., None].expand_as(local_codes_BTN)
-            commitment_loss = commitment_loss + quantizer.commitment_loss(local_BTND, local_codes_BTN, counted_BTN)
-            local_counts_K = quantizer.count_codes(local_codes_BTN, counted_BTN)
         stats = QuantizerStats(
-            codebook_loss, commitment_loss, codes_BN, local_codes_BTN, global_counts_K, local_counts_K
+            codebook_errors_BN=quantizer.codebook_errors(global_BND, codes_BN),
+            commitment_errors_BN=quantizer.commitment_errors(global_BND, codes_BN),
+            local_commitment_errors_BTN=None,
+            global_codes_BN=codes_BN,
+            local_codes_BTN=None,
+            global_counts_K=global_counts_K,
+            local_counts_K=torch.zeros_like(global_counts_K),
         )
+        if local_BTND is None:
+            return quantized_BND, None, stats
+        quantized_BTND, local_codes_BTN = quantizer(local_BTND)
+        stats.local_codes_BTN = local_codes_BTN
+        stats.local_commitment_errors_BTN = quantizer.commitment_errors(local_BTND, local_codes_BTN)
+        stats.local_counts_K = quantizer.count_codes(local_codes_BTN, valid_BT[..., None].expand_as(local_codes_BTN))
         return quantized_BND, quantized_BTND, stats
 
     def _queries(

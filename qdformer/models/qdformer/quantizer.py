@@ -25,12 +25,14 @@ TOKEN_BUFFER_BATCHES = 128
 
 @dataclass
 class QuantizerStats:
-    """Losses and codes of one forward pass."""
+    """The terms of Eq. 9 and the codes of one forward pass."""
 
-    codebook_loss: torch.Tensor
-    """||sg[g] - e||^2 of the clip-global tokens g, a mean over tokens and dimensions; moves the codes."""
-    commitment_loss: torch.Tensor
-    """||g - sg[e]||^2, plus the same of the frame-local tokens where they are calibrated; moves the tokens."""
+    codebook_errors_BN: torch.Tensor
+    """||VQ(g_i) - sg[g_i]||^2 of each clip-global token; moves the codes."""
+    commitment_errors_BN: torch.Tensor
+    """||sg[VQ(g_i)] - g_i||^2 of each clip-global token; moves the tokens."""
+    local_commitment_errors_BTN: torch.Tensor | None
+    """||sg[VQ(l_i,t)] - l_i,t||^2 of each frame-local token; None without local calibration."""
     global_codes_BN: torch.Tensor
     """Index of each clip-global token's code."""
     local_codes_BTN: torch.Tensor | None
@@ -104,22 +106,19 @@ class Quantizer(nn.Module):
             step = (codebook_KD[codes] - values).to(tokens.dtype)
         return tokens + step * self.started, codes
 
-    def codebook_loss(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """||VQ(g) - sg[g]||^2 for `tokens` [..., D] and their codes [...], a mean; has a gradient to the codes only.
+    def codebook_errors(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """||VQ(x) - sg[x]||^2 [...] of `tokens` [..., D] with `codes` [...]; has a gradient to the codes only.
 
         With `ema` it has no gradient.
         """
-        return functional.mse_loss(self.codebook_KD[codes], tokens.detach().float())
+        return (self.codebook_KD[codes] - tokens.detach().float()).square().sum(-1)
 
-    def commitment_loss(
-        self, tokens: torch.Tensor, codes: torch.Tensor, counted: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """||sg[VQ(g)] - g||^2 for `tokens` [..., D] and their codes [...], a mean over the tokens that are `counted`
-        [...] (default: all); has a gradient to the tokens only. 0 before quantization starts.
+    def commitment_errors(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """||sg[VQ(x)] - x||^2 [...] of `tokens` [..., D] with `codes` [...]; has a gradient to the tokens only.
+
+        0 before quantization starts.
         """
-        counted = torch.ones_like(codes) if counted is None else counted
-        distances = (tokens.float() - self.codebook_KD.detach()[codes]).square().mean(-1)
-        return (distances * counted).sum() / counted.sum().clamp(min=1) * self.started
+        return (tokens.float() - self.codebook_KD.detach()[codes]).square().sum(-1) * self.started
 
     @torch.no_grad()
     def update(self, tokens: torch.Tensor, codes: torch.Tensor) -> None:

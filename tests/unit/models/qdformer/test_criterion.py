@@ -162,11 +162,40 @@ def test_every_decoder_layer_is_scored():
     assert "auxiliary" not in score(output, scene(), auxiliary=False)
 
 
-def test_quantization_losses_are_weighted():
-    images, audio, labels = make_clips()
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_quantization_losses_are_equation_9(calibrate):
+    """As the paper writes it: sums of squared norms over tokens i and frames t; here the mean of two clips."""
+    images, audio, labels = make_clips(frames=3)
+    model = make_model(calibrate=calibrate)
+    output = model(images, audio)
+    valid = torch.tensor([[True, True, True], [True, True, False]])
+    criterion = Criterion(LOSS.model_copy(update={"quantize_reduction": "sum"}), CLASSES)
+    losses = criterion(output, labels, valid, valid)
+
+    g_BND, l_BTND, T = output.tokens_BND, output.local_tokens_BTND, [3, 2]
+
+    def error(x_D):
+        return (model.quantizer(x_D)[0] - x_D).square().sum()
+
+    first = second = third = 0
+    for b in range(2):
+        for i in range(g_BND.shape[1]):
+            first += error(g_BND[b, i]) / 2
+            second += error(g_BND[b, i]) / 2
+            if calibrate:
+                third += sum(error(l_BTND[b, t, i]) for t in range(T[b])) / 2
+    torch.testing.assert_close(losses["codebook"], LOSS.quantize * first)
+    torch.testing.assert_close(losses["commitment"], LOSS.quantize * LOSS.commitment * (second + third))
+    torch.testing.assert_close(losses["total"], sum(v for k, v in losses.items() if k != "total"))
+
+
+def test_quantization_losses_as_means():
+    images, audio, labels = make_clips(frames=3)
     output = make_model()(images, audio)
-    losses = score(output, labels)
-    stats = output.quantization
-    torch.testing.assert_close(losses["codebook"], LOSS.quantize * stats.codebook_loss)
-    torch.testing.assert_close(losses["commitment"], LOSS.quantize * LOSS.commitment * stats.commitment_loss)
+    valid = torch.tensor([[True, True, True], [True, False, False]])
+    losses = Criterion(LOSS.model_copy(update={"quantize_reduction": "mean"}), CLASSES)(output, labels, valid, valid)
+    stats, D = output.quantization, output.tokens_BND.shape[-1]
+    torch.testing.assert_close(losses["codebook"], LOSS.quantize * stats.codebook_errors_BN.mean() / D)
+    commitment = (stats.commitment_errors_BN.mean() + stats.local_commitment_errors_BTN[valid].mean()) / D
+    torch.testing.assert_close(losses["commitment"], LOSS.quantize * LOSS.commitment * commitment)
     torch.testing.assert_close(losses["total"], sum(v for k, v in losses.items() if k != "total"))

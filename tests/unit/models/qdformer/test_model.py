@@ -63,17 +63,20 @@ def test_the_local_branch_does_not_move_the_codebook():
     model = make_model()
     images, audio, _ = make_clips()
     output = model(images, audio)
-    (output.mask_logits_BTNHW.sum() + output.class_logits_BTNC.sum() + output.quantization.commitment_loss).backward()
+    stats = output.quantization
+    commitment = stats.commitment_errors_BN.sum() + stats.local_commitment_errors_BTN.sum()
+    (output.mask_logits_BTNHW.sum() + output.class_logits_BTNC.sum() + commitment).backward()
     assert model.quantizer.codebook_weight.grad is None
-    model(images, audio).quantization.codebook_loss.backward()
+    model(images, audio).quantization.codebook_errors_BN.sum().backward()
     moved = model.quantizer.codebook_weight.grad.any(-1)
     assert set(moved.nonzero().flatten().tolist()) == set(output.quantization.global_codes_BN.flatten().tolist())
 
 
 def test_padding_frames_change_nothing():
     model = make_model().eval()
-    images, audio, _ = make_clips(frames=2)
-    plain = model(images, audio)
+    images, audio, labels = make_clips(frames=2)
+    plain, losses = model(images, audio), losses_of(model, images, audio, labels)
+    padded_labels = torch.cat([labels, labels[:, :1]], dim=1)
     valid = torch.tensor([[True, True, False]] * 2)
     for fill in (0, 200):
         padded_images = torch.cat([images, torch.full_like(images[:, :1], fill)], dim=1)
@@ -81,7 +84,8 @@ def test_padding_frames_change_nothing():
         padded = model(padded_images, padded_audio, valid)
         torch.testing.assert_close(padded.mask_logits_BTNHW[:, :2], plain.mask_logits_BTNHW, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(padded.class_logits_BTNC[:, :2], plain.class_logits_BTNC, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(padded.quantization.commitment_loss, plain.quantization.commitment_loss)
+        for name, value in Criterion(LOSS, CLASSES)(padded, padded_labels, valid, valid).items():
+            torch.testing.assert_close(value, losses[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_clips_are_independent():

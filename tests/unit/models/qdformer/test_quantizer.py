@@ -41,13 +41,13 @@ def test_gradient_passes_straight_through_and_leaves_the_codebook_alone(quantize
 def test_each_loss_has_a_gradient_to_one_side(quantizer):
     tokens = torch.randn(4, 16, requires_grad=True)
     codes = quantizer(tokens)[1]
-    expected = (tokens - quantizer.codebook_KD[codes]).square().mean()
-    torch.testing.assert_close(quantizer.codebook_loss(tokens, codes), expected)
-    torch.testing.assert_close(quantizer.commitment_loss(tokens, codes), expected)
-    quantizer.commitment_loss(tokens, codes).backward()
+    expected = (tokens - quantizer.codebook_KD[codes]).norm(dim=-1) ** 2
+    torch.testing.assert_close(quantizer.codebook_errors(tokens, codes), expected)
+    torch.testing.assert_close(quantizer.commitment_errors(tokens, codes), expected)
+    quantizer.commitment_errors(tokens, codes).sum().backward()
     assert quantizer.codebook_weight.grad is None and tokens.grad.abs().sum() > 0
     tokens.grad = None
-    quantizer.codebook_loss(tokens, codes).backward()
+    quantizer.codebook_errors(tokens, codes).sum().backward()
     assert tokens.grad is None
     moved = quantizer.codebook_weight.grad.abs().sum(-1) > 0
     assert set(moved.nonzero().flatten().tolist()) == set(codes.tolist())
@@ -66,11 +66,14 @@ def test_equals_the_loss_updated_quantizer_of_vector_quantize_pytorch(seed):
     assert torch.equal(codes, expected_codes)
     torch.testing.assert_close(quantized, expected)
 
-    # Their loss is the sum of the codebook loss and the commitment loss.
+    # Their loss is the sum of the codebook loss and the commitment loss, as means over tokens and dimensions.
     factor = torch.randn_like(quantized)
-    ((quantized * factor).sum() + ours.commitment_loss(tokens, codes) + ours.codebook_loss(tokens, codes)).backward()
+    commitment, codebook = (
+        errors(tokens, codes).mean() / 16 for errors in (ours.commitment_errors, ours.codebook_errors)
+    )
+    ((quantized * factor).sum() + commitment + codebook).backward()
     ((expected * factor).sum() + loss.sum()).backward()
-    torch.testing.assert_close(ours.commitment_loss(tokens, codes), loss.squeeze())
+    torch.testing.assert_close(commitment, loss.squeeze())
     torch.testing.assert_close(tokens.grad, same.grad)
     torch.testing.assert_close(ours.codebook_weight.grad, theirs._codebook.embed.grad[0])
 
@@ -142,13 +145,13 @@ def test_a_delayed_start_initializes_the_codes_from_tokens():
     places = functional.layer_norm(torch.randn(4, 16), (16,))
     tokens = (places.repeat(8, 1) + 0.01 * torch.randn(32, 16)).requires_grad_()
     values, codes = quantizer(tokens)
-    assert torch.equal(values, tokens) and not quantizer.commitment_loss(tokens, codes)
+    assert torch.equal(values, tokens) and not quantizer.commitment_errors(tokens, codes).any()
 
     quantizer.start_quantizing()
     values, codes = quantizer(tokens)
     assert torch.allclose(values, places.repeat(8, 1), atol=0.05)
     assert sorted(codes[:4].tolist()) == [0, 1, 2, 3]
-    assert quantizer.commitment_loss(tokens, codes) > 0
+    assert (quantizer.commitment_errors(tokens, codes) > 0).all()
     restored = Quantizer(codebook_size=4, hidden_dim=16, delayed=True)
     restored.load_state_dict(quantizer.state_dict())
     assert torch.equal(restored(tokens)[0], values)
