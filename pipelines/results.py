@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.console import markdown_table, print_table
 from pipelines.settings import preset_label
 from pipelines.workspace import REPORTS
+from qdformer.evaluation.result import DECOMPOSITION
 
 if TYPE_CHECKING:
     from pipelines.record import Record
@@ -22,18 +23,21 @@ def print_results(name: str, settings: Settings, workspace: Path, record: Record
     `seconds` holds the time of each stage that ran; it is empty if every stage was up to date.
     """
     metrics = read_metrics(workspace / REPORTS, [*settings.mix.conditions, *settings.evaluate.controls])
-    columns = list(dict.fromkeys(key for values in metrics.values() for key in values))
+    keys = dict.fromkeys(key for values in metrics.values() for key in values)
+    columns = [key for key in keys if not key.endswith(DECOMPOSITION)]
     rows = [[condition, *(_number(values.get(key)) for key in columns)] for condition, values in metrics.items()]
     timings = [[stage, f"{value:.1f}"] for stage, value in seconds.items()]
     title = results_title(name, settings)
     print_table(title, ["condition", *columns], rows)
+    both_right = two_of_two(metrics.get("clean", {}))
+    print(both_right)
     if timings:
         print_table("Seconds per stage", ["stage", "seconds"], [*timings, ["all", f"{sum(seconds.values()):.1f}"]])
     else:
         print("Every stage was up to date.")
     print(f"\nMLflow record: {record}\nOpen it with:  make ui")
     print(f"All runs and their scores, while that runs: {record.runs_url}")
-    markdown = [f"## {title}", markdown_table(["condition", *columns], rows), f"MLflow: {record}"]
+    markdown = [f"## {title}", markdown_table(["condition", *columns], rows), both_right, f"MLflow: {record}"]
     if timings:
         markdown.append(markdown_table(["stage", "seconds"], timings))
     return "\n\n".join(markdown)
@@ -46,6 +50,20 @@ def results_title(name: str, settings: Settings) -> str:
         f"Test metrics of {preset_label(name)} (data set {settings.download.dataset}, {settings.download.split_rule}; "
         f"{settings.evaluate.split} split; {train.task}; {train.resize} {train.image_size})"
     )
+
+
+def two_of_two(metrics: Mapping[str, float | None]) -> str:
+    """A sentence on the frames with two sounding classes, for the model and beside it for the controls."""
+    shares = {
+        title: _number(metrics.get(f"{prefix}sounding_exact_2")) or "–"
+        for prefix, title in {
+            "": "the model",
+            "probe_": "a linear layer on the audio",
+            "probe_visible_": "the same with the visible classes known",
+        }.items()
+    }
+    named = ", ".join(f"{title} {share}" for title, share in shares.items())
+    return f"Frames with two sounding classes, both predicted: {named}"
 
 
 def read_metrics(reports: Path, order: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -22,6 +22,7 @@ from qdformer.data.dataset import AVSDataset, build_loader
 from qdformer.data.manifest import read_manifest
 from qdformer.evaluation.controls import ConditionFeatures
 from qdformer.evaluation.evaluate import evaluate
+from qdformer.evaluation.probe import fit_probe, probe_scores
 from qdformer.evaluation.tokens import AudioTokens
 from qdformer.reporting import plots
 from qdformer.reporting.result import write_result, write_token_figures
@@ -57,6 +58,7 @@ def evaluate_checkpoint(
     names = list(names or (*settings.mix.conditions, *options.controls))
     trained, classes = load_model(checkpoint)
     untrained = load_model(checkpoint, trained=False)[0] if "untrained" in names else None
+    probe = fit_probe(usable, stores["clean"], classes, train.task, options.seed)
     tokens = AudioTokens(len(classes))
     results = {}
     with tqdm(total=len(names) * len(uids), unit="clip", disable=None) as bar:
@@ -72,7 +74,8 @@ def evaluate_checkpoint(
                     tokens.update(batch.uids, prediction.output, valid_BT)
                 return prediction
 
-            data = AVSDataset(clips, features.build(name), train.image_size, resize=train.resize, task=train.task)
+            sound = features.build(name)
+            data = AVSDataset(clips, sound, train.image_size, resize=train.resize, task=train.task)
             results[name] = evaluate(
                 predict,
                 build_loader(data, options.batch_size),
@@ -80,6 +83,7 @@ def evaluate_checkpoint(
                 bar.update,
                 manifest=clips,
                 picture_uids=shown if name == "clean" else (),
+                class_scores=probe_scores(probe, sound, clips, classes),
                 bootstrap=options.bootstrap,
                 seed=options.seed,
             )

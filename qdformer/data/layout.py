@@ -29,7 +29,7 @@ from qdformer.utils.files import new_folder, write_rows, write_text
 BACKGROUND = "background"
 OFF_SCREEN = "off-the-screen"  # in a_obj: a sound comes from outside the picture
 METADATA_COLUMNS = ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")
-EXTRA_COLUMNS = ("frames", "unseen")
+EXTRA_COLUMNS = ("frames", "unseen", "visible")
 JPEG_QUALITY = 95
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -82,13 +82,16 @@ def metadata_row(
     frames: int,
     off_screen: bool = False,
     unseen: bool = False,
+    visible: Iterable[str] = (),
 ) -> dict[str, str | int]:
     """One row of `metadata.csv`.
 
     `classes` are the classes that sound while they are visible. `off_screen`: a sound comes from outside the picture.
-    `unseen`: all classes of the clip are unseen ones. `a_obj` becomes 'background' if nothing sounds at all.
+    `unseen`: all classes of the clip are unseen ones. `visible`: the classes of the other objects in the picture,
+    which never sound. `a_obj` becomes 'background' if nothing sounds at all.
     """
-    names = sorted(set(classes)) + ([OFF_SCREEN] if off_screen else [])
+    classes = set(classes)
+    names = sorted(classes) + ([OFF_SCREEN] if off_screen else [])
     return {
         "vid": uid,
         "uid": uid,
@@ -99,6 +102,7 @@ def metadata_row(
         "label": subset,
         "frames": frames,
         "unseen": int(unseen),
+        "visible": "_".join(sorted({*classes, *visible})),
     }
 
 

@@ -104,6 +104,7 @@ def read_manifest(root: str | Path) -> pandas.DataFrame:
         frames (int): T
         labeled (int): how many frames, counted from the first, have a label map
         unseen (bool): all classes of the clip are unseen ones
+        visible (tuple of str): the classes of all objects in the picture, sounding or not; None if not recorded
         images (tuple of T Paths)
         labels (tuple of T Paths): None for a frame without a label map
         binary (bool): the label files are masks instead of class ids

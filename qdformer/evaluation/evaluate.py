@@ -5,22 +5,27 @@ Shapes: B clips, T frames, C object classes, H W pixels, F labeled frames of one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas
 import torch
 
+from qdformer.evaluation.decomposition import DecompositionScores
 from qdformer.evaluation.result import SCORES, Evaluation, Picture
 from qdformer.evaluation.scores import Scores, class_table, number, resampling_interval, source_table
+from qdformer.evaluation.tokens import BatchTokens, to_array
 from qdformer.metrics.clips import all_gather, gather_by_index
+from qdformer.metrics.decomposition import frame_sources
 from qdformer.utils.constants import IGNORE_INDEX
 from qdformer.utils.errors import InputError
 
 if TYPE_CHECKING:
     from qdformer.data.dataset import Batch
     from qdformer.data.manifest import Classes
+    from qdformer.evaluation.decomposition import ClassScores
     from qdformer.models import Prediction
 
 
@@ -36,6 +41,7 @@ def evaluate(
     *,
     manifest: pandas.DataFrame | None = None,
     picture_uids: Collection[str] = (),
+    class_scores: Mapping[str, ClassScores] = MappingProxyType({}),
     video_batch: int = 4,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -55,6 +61,8 @@ def evaluate(
         manifest: tells the `subset` of the clips and which classes sound in them. For a data set without class names,
             such as MS3, everything labeled counts as one source.
         picture_uids: the clips whose pictures are kept.
+        class_scores: scores of the classes that do not come from `predict`, by the name of the control. Their metrics
+            of the sounding classes become part of the result, with the name as prefix.
         bootstrap: number of resamples of the clips.
         seed: of the resamples.
 
@@ -69,15 +77,17 @@ def evaluate(
     if manifest is not None:
         clips = {clip.uid: (position, clip) for position, clip in enumerate(manifest.itertuples())}
     scores = Scores(classes, video_batch)
+    decomposition = DecompositionScores(len(classes.names), class_scores)
     rows: dict[int, dict[str, object]] = {}
     pictures: dict[int, Picture] = {}
     for batch in batches:
         with torch.no_grad():
             prediction = predict(batch)
-        labels_BTHW = _array(batch.labels_BTHW)
+        labels_BTHW = to_array(batch.labels_BTHW)
         semantic_BTHW, foreground_BTHW, class_probs_BTC = _checked(prediction, batch.uids, labels_BTHW.shape, classes)
-        valid_BT = _array(batch.valid_BT)
-        labeled_BT = valid_BT & _array(batch.labeled_BT)
+        tokens = BatchTokens.of(prediction.output)
+        valid_BT = to_array(batch.valid_BT)
+        labeled_BT = valid_BT & to_array(batch.labeled_BT)
         for index, uid in enumerate(batch.uids):
             if manifest is not None and uid not in clips:
                 raise EvaluationError(f"clip {uid}: not in the manifest; expected one of its {len(manifest)} clips")
@@ -94,6 +104,8 @@ def evaluate(
             truth_FHW = labels_BTHW[index, kept_F][area]
             ignored_FHW = truth_FHW == IGNORE_INDEX
             present = _present_classes(truth_FHW, ignored_FHW, uid, classes)
+            present_FC = frame_sources(truth_FHW, len(classes.names))
+            decomposition.update(uid, class_probs_BTC[index], tokens, index, kept_F, present_FC, position)
             sounding_FHW = (truth_FHW > 0) & ~ignored_FHW
             own = scores.update(
                 semantic_BTHW[index, kept_F][area],
@@ -116,15 +128,17 @@ def evaluate(
         if progress is not None:
             progress(len(batch.uids))
     scores.sync()
+    decomposition.sync()
     rows, pictures = gather_by_index(rows), gather_by_index(pictures)
     if not rows:
         raise EvaluationError("nothing to evaluate: no clip has a labeled frame")
 
     per_clip = pandas.DataFrame(list(rows.values()))
-    resamples = scores.resample(bootstrap, seed)
+    decomposed = decomposition.resample(bootstrap, seed)
+    resamples = scores.resample(bootstrap, seed) | decomposed
     values = {key: number(resampled[0]) for key, resampled in resamples.items()}
     return Evaluation(
-        summary={key: values[key] for key in SCORES} | {"clips": len(rows)},
+        summary={key: values[key] for key in (*SCORES, *decomposed)} | {"clips": len(rows)},
         groups={key: values[key] for key in ("miou_seen", "miou_unseen", "fscore_per_frame")},
         intervals={key: resampling_interval(resampled) for key, resampled in resamples.items()},
         resamples=resamples,
@@ -140,8 +154,8 @@ def _checked(
     prediction: Prediction, uids: list[str], shape: tuple[int, ...], classes: Classes
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The prediction as arrays on the CPU; raise `EvaluationError` if it cannot be scored."""
-    semantic_BTHW, foreground_BTHW = _array(prediction.semantic_BTHW), _array(prediction.foreground_BTHW)
-    class_probs_BTC = _array(prediction.class_probs_BTC)
+    semantic_BTHW, foreground_BTHW = to_array(prediction.semantic_BTHW), to_array(prediction.foreground_BTHW)
+    class_probs_BTC = to_array(prediction.class_probs_BTC)
     where = f"prediction for clips {', '.join(uids)}"
     expected_shapes = {
         "semantic_BTHW": (semantic_BTHW, shape),
@@ -155,14 +169,10 @@ def _checked(
         raise EvaluationError(f"{where}: semantic_BTHW is {semantic_BTHW.dtype}; expected integers")
     if semantic_BTHW.min() < 0 or semantic_BTHW.max() > len(classes.names):
         raise EvaluationError(f"{where}: semantic_BTHW has a class id outside 0..{len(classes.names)}")
-    if not (foreground_BTHW.min() >= 0 and foreground_BTHW.max() <= 1):  # also false for NaN
-        raise EvaluationError(f"{where}: foreground_BTHW must lie in 0..1 and hold no NaN")
+    for name, values in {"foreground_BTHW": foreground_BTHW, "class_probs_BTC": class_probs_BTC}.items():
+        if not (values.min() >= 0 and values.max() <= 1):  # also false for NaN
+            raise EvaluationError(f"{where}: {name} must lie in 0..1 and hold no NaN")
     return semantic_BTHW, foreground_BTHW, class_probs_BTC
-
-
-def _array(values: torch.Tensor) -> np.ndarray:
-    values = values.detach().cpu()
-    return (values.float() if values.is_floating_point() else values).numpy()
 
 
 def _image_area(truth_FHW: np.ndarray) -> tuple[slice, slice, slice]:
@@ -188,12 +198,12 @@ def _present_classes(truth_FHW: np.ndarray, ignored_FHW: np.ndarray, uid: str, c
 def _picture(
     batch: Batch, index: int, semantic_THW: np.ndarray, class_probs_TC: np.ndarray, labeled_T: np.ndarray
 ) -> Picture:
-    kept_T = _array(batch.valid_BT[index])
-    truth_THW = np.where(labeled_T[:, None, None], _array(batch.labels_BTHW[index]), IGNORE_INDEX)
+    kept_T = to_array(batch.valid_BT[index])
+    truth_THW = np.where(labeled_T[:, None, None], to_array(batch.labels_BTHW[index]), IGNORE_INDEX)
     area = _image_area(truth_THW) if (truth_THW != IGNORE_INDEX).any() else (slice(None),)
     return Picture(
         uid=batch.uids[index],
-        images_THWC=np.moveaxis(_array(batch.images_BTCHW[index]), 1, -1)[kept_T][area].copy(),
+        images_THWC=np.moveaxis(to_array(batch.images_BTCHW[index]), 1, -1)[kept_T][area].copy(),
         truth_THW=truth_THW[kept_T][area].astype(np.uint8),
         prediction_THW=semantic_THW[kept_T][area].astype(np.uint8),
         class_probs_TC=class_probs_TC[kept_T],

@@ -10,8 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas
 
+from qdformer.metrics.decomposition import SOUNDING_METRICS, TOKEN_METRICS
+
 SCORES = ("miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f", "davis_j", "davis_f", "davis_jf")
 """The scores of a summary in their order, each in 0..1. `qdformer.metrics` defines them."""
+DECOMPOSITION = (*SOUNDING_METRICS, *TOKEN_METRICS)
+"""The metrics of the decomposition in their order; `qdformer.metrics.decomposition` defines them."""
+AUDIO_CONTROLS = ("probe", "probe_visible", "tracks")
+"""The controls that score the classes by their sound alone, each the prefix of its `SOUNDING_METRICS`;
+`qdformer.evaluation.probe` describes them.
+"""
 NEGATIVE_CONDITIONS = ("silence", "noise", "offscreen")
 """The conditions whose sound belongs to nothing in the picture."""
 
@@ -34,7 +42,9 @@ class Evaluation:
     """The metrics of one predictor on one test set."""
 
     summary: dict[str, float | int | None]
-    """`SCORES` and `clips`, the number of evaluated clips. Binary scores treat all sounding objects as one."""
+    """`SCORES`, `DECOMPOSITION`, `SOUNDING_METRICS` of each control with its name as prefix, and `clips`, the number of
+    evaluated clips. Binary scores treat all sounding objects as one.
+    """
     groups: dict[str, float | None]
     """`miou_seen`, `miou_unseen`: dataset-level IoU averaged over the classes of that kind which occur, without the
     background, None if none occurs; `fscore_per_frame`: AVSS's F-score over all classes.

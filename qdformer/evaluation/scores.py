@@ -5,7 +5,7 @@ Shapes: F labeled frames of one clip, H W pixels, K classes (background first), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -80,9 +80,7 @@ class Scores:
 
     def resample(self, bootstrap: int, seed: int) -> dict[str, np.ndarray]:
         """Every metric of all clips, then of `bootstrap` resamples: float64 [1 + bootstrap]."""
-        indices = chain([self.davis.all_indices], bootstrap_indices(len(self.davis), bootstrap, seed))
-        parts = [self._compute(indices_RN) for indices_RN in indices]
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return resample(self._compute, len(self.davis), bootstrap, seed)
 
     def _compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
         iou_RK = self.semantic.class_scores(indices_RN)["iou"]
@@ -96,6 +94,15 @@ class Scores:
             "miou_seen": nanmean(iou_RK[:, seen_K]),
             "miou_unseen": nanmean(iou_RK[:, unseen_K]),
         }
+
+
+def resample(
+    compute: Callable[[np.ndarray], dict[str, np.ndarray]], clips: int, bootstrap: int, seed: int
+) -> dict[str, np.ndarray]:
+    """What `compute` returns for all of `clips` clips, then for `bootstrap` resamples: float64 [1 + bootstrap]."""
+    indices = chain([np.arange(clips)[None]], bootstrap_indices(clips, bootstrap, seed))
+    parts = [compute(indices_RN) for indices_RN in indices]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def negatives(results: Mapping[str, Evaluation], positive: str = "clean") -> pandas.DataFrame:

@@ -23,6 +23,17 @@ PROTOCOLS = {
     "g_miou": "harmonic mean of avsbench_j_sounding with the true sound and 1 minus that with a negative sound",
     "miou_seen": "miou_dataset without background, over the classes whose test pictures or recordings are in training",
     "miou_unseen": "miou_dataset without background, over the classes whose test pictures and recordings are not",
+    "sounding_exact_1": "fraction of frames with one sounding class whose highest class probability is that class",
+    "sounding_exact_2": "fraction of frames with two sounding classes whose two highest probabilities are those two",
+    "sounding_exact_3": "fraction of frames with three sounding classes whose three highest are those three",
+    "sounding_map": "average precision of a class's probability over all frames, averaged over classes",
+    "token_cosine_clip": "mean cosine between different tokens of a clip, before quantization; 1 if they are one",
+    "token_cosine_frame": "mean cosine between different tokens of a frame with two or more sounding classes",
+    "codes_1": "mean number of different codes among the tokens of a frame with one sounding class",
+    "codes_2": "mean number of different codes among the tokens of a frame with two sounding classes",
+    "codes_3": "mean number of different codes among the tokens of a frame with three sounding classes",
+    "code_nmi": "normalized mutual information of sounding classes and the codes of the queries assigned to them",
+    "source_token_share": "fraction of sounding classes with a query of their own (Hungarian) that predicts the class",
 }
 
 

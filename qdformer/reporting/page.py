@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qdformer.audio.io.read import LOG_MEL_SUFFIX
 from qdformer.data.manifest import Classes
-from qdformer.evaluation.result import Picture
+from qdformer.evaluation.result import AUDIO_CONTROLS, DECOMPOSITION, Picture
 from qdformer.metrics.conventions import PROTOCOLS
 from qdformer.reporting.html import STYLE
 from qdformer.reporting.media import film_strip, image_uri, sound_uri
@@ -58,6 +58,15 @@ _CONDITIONS = {
     "noise": "control: noise in place of the sound",
     "offscreen": "control: a sound of nothing in the picture",
     "untrained": "control: random weights, clean sound",
+}
+_GOOD_DIRECTIONS = {  # the other metrics of the decomposition: higher is better
+    **dict.fromkeys(("token_cosine_clip", "token_cosine_frame"), "lower is better"),
+    **dict.fromkeys(("codes_1", "codes_2", "codes_3"), "should grow with the number of sources"),
+}
+_AUDIO_CONTROLS = {
+    "probe": "linear layer on the audio features, no picture",
+    "probe_visible": "the same, with the visible classes known",
+    "tracks": "the same on every source's own track (oracle separation)",
 }
 _GROUPS = {"sources": "sounding sources", "off_screen": "off-screen sound"}
 
@@ -99,6 +108,7 @@ def make_page(result: Result, classes: Classes, about: About, sounds: Mapping[st
         about=about,
         headline=_headline(result),
         condition_tables=_condition_tables(result),
+        decomposition=_decomposition(result),
         figures=[(_FIGURE_TITLES.get(name, name), image_uri(result.figures[name])) for name in _known_first(shown)],
         clips=[_clip(picture, result, classes, colors, sounds) for picture in result.pictures],
         classes=_classes(result, colors),
@@ -120,10 +130,12 @@ def _headline(result: Result) -> list[dict[str, str]]:
 
 
 def _metrics(result: Result) -> list[str]:
-    """The metrics that at least one condition has; those without an interval, such as `fpr`, come last."""
+    """The metrics of a segmentation that at least one condition has; those without an interval, such as `fpr`, come
+    last.
+    """
     with_interval = [key for intervals in result.intervals.values() for key in intervals]
     without = [key for metrics in result.metrics.values() for key in metrics if key in METRIC_TITLES]
-    return list(dict.fromkeys([*with_interval, *without]))
+    return [key for key in dict.fromkeys([*with_interval, *without]) if not key.endswith(DECOMPOSITION)]
 
 
 def _condition_tables(result: Result) -> list[dict[str, Any]]:
@@ -145,6 +157,21 @@ def _condition_tables(result: Result) -> list[dict[str, Any]]:
         if chosen:
             tables.append({"title": title, "columns": [METRIC_TITLES.get(key, key) for key in chosen], "rows": rows})
     return tables
+
+
+def _decomposition(result: Result) -> dict[str, Any] | None:
+    """A table with one row per metric of the decomposition, followed by its controls, and one column per condition."""
+    rows = []
+    for key in DECOMPOSITION:
+        names = {key: METRIC_TITLES[key]} | {f"{name}_{key}": _AUDIO_CONTROLS[name] for name in AUDIO_CONTROLS}
+        good = _GOOD_DIRECTIONS.get(key, "higher is better")
+        for own, title in names.items():
+            cells = [intervals.get(own) or _value(None) for intervals in result.intervals.values()]
+            if any(cell["value"] is not None for cell in cells):
+                description = f"{PROTOCOLS[key]}; {good}" if own == key else ""
+                row = {"title": title, "control": own != key, "description": description}
+                rows.append(row | {"cells": [_cell(cell) for cell in cells]})
+    return {"columns": [condition_title(name) for name in result.intervals], "rows": rows} if rows else None
 
 
 def _value(value: float | None) -> dict[str, float | None]:

@@ -82,6 +82,7 @@ def moved_truth(batch: Batch, classes: int) -> SimpleNamespace:
         semantic_BTHW=semantic_BTHW,
         foreground_BTHW=0.6 * (semantic_BTHW > 0) + 0.4 * noise_BTHW,
         class_probs_BTC=torch.full((*semantic_BTHW.shape[:2], classes), 0.5),
+        output=None,
     )
 
 

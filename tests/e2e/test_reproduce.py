@@ -13,6 +13,9 @@ import numpy as np
 import pandas
 import pytest
 
+from qdformer.evaluation.result import DECOMPOSITION
+from qdformer.metrics.decomposition import SOUNDING_METRICS
+
 CONDITIONS = ("clean", "snr20", "snr10", "snr0", "snr-5", "shuffled", "silence", "noise", "offscreen", "untrained")
 SCORES = ("miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f", "davis_j", "davis_f", "davis_jf")
 
@@ -46,10 +49,16 @@ def test_reproduce_computes_all_then_nothing(checkout):
     for condition in CONDITIONS:
         figures = json.loads((reports / "metrics" / f"{condition}.json").read_text())
         robust = {"fpr", "g_miou"} if condition in ("silence", "noise", "offscreen") else set()
-        assert set(figures) == {*SCORES, "clips", *robust}
+        assert {key for key in figures if not key.endswith(DECOMPOSITION)} == {*SCORES, "clips", *robust}
+        prefixes = ("", "probe_", "probe_visible_")
+        assert {*DECOMPOSITION, *(prefix + key for prefix in prefixes for key in SOUNDING_METRICS)} <= set(figures)
+        defined = ("sounding_exact_2", "sounding_map", "codes_2", "code_nmi", "source_token_share")
+        assert all(figures[key] >= 0 for key in (*defined, "probe_sounding_exact_2", "probe_visible_sounding_map"))
         assert all(0 <= figures[name] <= 1 for name in (*SCORES, *robust))
         assert condition in first
         scores[condition] = figures
+    assert scores["clean"]["probe_visible_sounding_map"] > scores["clean"]["probe_sounding_map"] > 0.5
+    assert "Frames with two sounding classes, both predicted: the model" in first
     # Shuffled sound may be of the right class by chance: the measured ratio is 1.6 to 2.4, by the kind of machine.
     for control, ratio in {"shuffled": 1.25, "silence": 2.0, "untrained": 2.0}.items():
         for score in ("miou_dataset", "davis_jf"):

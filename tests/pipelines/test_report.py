@@ -105,6 +105,17 @@ def test_the_page_shows_metrics_tables_settings_and_origin(page):
     assert "sounding sources" not in text
 
 
+def test_the_page_has_a_table_of_the_decomposition(page):
+    table = Page(page).text.partition(" Decomposition Is the mixed sound")[2].partition(" Curves ")[0]
+    columns = "metric Clean sound SNR \u22125 dB Shuffled sound Silence"
+    both = "Two of two right fraction of frames with two sounding classes whose two highest probabilities are those two"
+    assert f"{columns} {both}; higher is better 0.410 0.380–0.440 0.205 0.175–0.235" in table
+    assert "linear layer on the audio features, no picture 0.380 0.350–0.410" in table
+    assert "lower is better 0.620 0.590–0.650" in table
+    assert "Three of three right" not in table and "with the visible classes known" not in table
+    assert "Two of two right" not in Page(page).text.partition(" Decomposition Is the mixed sound")[0]
+
+
 def test_clips_play_with_their_sound(page):
     addresses = Page(page).addresses
     assert len(addresses["audio"]) == 3

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas
 
 from qdformer.data.checks.findings import Finding, Report, SplitOverlap, VideoSpan, make_finding, make_report
-from qdformer.data.layout import BACKGROUND, EXTRA_COLUMNS, OFF_SCREEN, DataError, is_safe_name
+from qdformer.data.layout import BACKGROUND, OFF_SCREEN, DataError, is_safe_name
 from qdformer.data.readers.avsbench import LAYOUTS, VIDEO_ID_LENGTH, Kind, youtube_disjoint
 from qdformer.utils.constants import SPLITS
 from qdformer.utils.tables import read_table
@@ -92,7 +92,7 @@ def read_list(path: Path) -> ClipList:
     if publication is None:
         expected = "; ".join(",".join(LAYOUTS[one.kind].columns) for one in PUBLICATIONS)
         raise DataError(f"{path}: its columns are {','.join(columns)}; expected those of a published list: {expected}")
-    if set(EXTRA_COLUMNS) <= set(columns):  # composed clips have no source video
+    if "frames" in columns:  # composed clips have no source video
         publication = None
     rows = pandas.DataFrame({"line": range(2, len(table) + 2), "split": table["split"]})
     names: Iterable[Iterable[str]]

@@ -209,6 +209,7 @@ def _binary_row(
         "frames": len(images),
         "labeled": len(masks),
         "unseen": True,
+        "visible": None,
         "images": tuple(images),
         "labels": (*masks, *[None] * (len(images) - len(masks))),
         "binary": True,
@@ -239,6 +240,7 @@ def read_semantic_rows(root: Path, known: Iterable[str]) -> list[dict[str, Any]]
         unseen = row.get("unseen", "1")
         if unseen not in ("0", "1"):
             raise DataError(f"{where}: unseen is {unseen!r}; expected 0 or 1")
+        visible = row.get("visible")
         labeled = 1 if published and (row["label"], row["split"]) == ("v1s", "train") else frames
         folder = clip_folder(root, row["label"], row["uid"])
         rows.append(
@@ -253,6 +255,7 @@ def read_semantic_rows(root: Path, known: Iterable[str]) -> list[dict[str, Any]]
                 "frames": frames,
                 "labeled": labeled,
                 "unseen": unseen == "1",
+                "visible": None if visible is None else tuple(filter(None, visible.split("_"))),
                 "images": tuple(frame_path(folder, index) for index in range(frames)),
                 "labels": tuple(label_path(folder, index) if index < labeled else None for index in range(frames)),
                 "binary": False,

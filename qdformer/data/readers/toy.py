@@ -106,6 +106,7 @@ def _compose_clip(
         frames=seconds,
         off_screen=bool((sounding_TC & ~visible).any()),
         unseen=bool(shown) and all(CLASSES[index].unseen for index in shown),
+        visible=[CLASSES[actor.index].name for actor in actors],
     )
 
 

@@ -33,6 +33,17 @@ METRIC_TITLES = {
     "predicted_frames": "Frames with a prediction",
     "fpr": "False-positive rate",
     "g_miou": "G-mIoU (AVSBench-Robust)",
+    "sounding_exact_1": "One of one right",
+    "sounding_exact_2": "Two of two right",
+    "sounding_exact_3": "Three of three right",
+    "sounding_map": "mAP of sounding classes",
+    "token_cosine_clip": "Cosine of a clip's tokens",
+    "token_cosine_frame": "Cosine of a frame's tokens",
+    "codes_1": "Codes, one source",
+    "codes_2": "Codes, two sources",
+    "codes_3": "Codes, three sources",
+    "code_nmi": "NMI of codes and classes",
+    "source_token_share": "Sources with their own token",
 }
 _CONDITION_TITLES = {
     "clean": "Clean sound",

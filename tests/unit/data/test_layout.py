@@ -76,6 +76,8 @@ def test_rows_say_what_sounds():
     assert metadata_row("a", classes=["dog", "cat", "dog"], **common)["a_obj"] == "cat_dog"
     assert metadata_row("a", classes=["dog"], off_screen=True, **common)["a_obj"] == "dog_off-the-screen"
     assert metadata_row("a", classes=[], **common)["a_obj"] == "background"
+    assert metadata_row("a", classes=["dog"], visible=["cat", "dog"], **common)["visible"] == "cat_dog"
+    assert metadata_row("a", classes=["dog"], **common)["visible"] == "dog"
 
 
 @pytest.mark.parametrize("name", ["two_words", "Dog", "background", "dog", ""])

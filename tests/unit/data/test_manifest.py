@@ -16,7 +16,7 @@ def test_one_row_a_clip(root):
     manifest = read_manifest(root)
     assert manifest["uid"].tolist() == ["a", "b", "c", "quiet"]
     assert manifest["split"].tolist() == ["train", "train", "test", "val"]
-    assert manifest["classes"].tolist() == [("cat", "dog")] * 3 + [()]
+    assert manifest["classes"].tolist() == [("cat", "dog")] * 3 + [()] == manifest["visible"].tolist()
     assert manifest["silent"].tolist() == [False, False, False, True]
     assert manifest["unseen"].tolist() == [False, False, True, False]
     assert set(manifest["frames"]) == set(manifest["labeled"]) == {3}
@@ -42,6 +42,7 @@ def test_the_published_columns_are_enough(root):
     assert manifest["frames"].tolist() == [5, 10]
     assert manifest["video"].tolist() == ["Abcdefghij-", "y"]
     assert manifest["classes"].tolist() == [("dog",), ("cat",)]
+    assert manifest["visible"].tolist() == [None, None]
     assert manifest["unseen"].all() and not manifest["silent"].any()
 
 
@@ -57,7 +58,7 @@ def test_the_published_columns_are_enough(root):
         (",v1m,3,1", ",v1m,none,1", "clip 'c': frames is 'none'"),
         (",v1m,3,1", ",v1m,0,1", "clip 'c': frames is '0'"),
         (",v1m,3,1", ",v1m,3,yes", "clip 'c': unseen is 'yes'"),
-        (",v1m,3,1", ",v1m", "clip 'c': frames is ''"),
+        (",v1m,3,1,cat_dog", ",v1m", "clip 'c': frames is ''"),
         (",v1m,3,1", ",v1m,3,1,9", "metadata.csv: not a readable table"),
         (",v1m,3,1", ",..,3,1", r"clip 'c': label '\.\.' is not a plain name"),
         ("a_obj", "objects", "no column a_obj"),

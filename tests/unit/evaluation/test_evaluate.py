@@ -17,6 +17,7 @@ import torch
 from qdformer.evaluation.evaluate import EvaluationError, evaluate
 from qdformer.evaluation.result import SCORES
 from qdformer.evaluation.scores import negatives
+from qdformer.metrics.decomposition import SOUNDING_METRICS, TOKEN_METRICS
 from tests.helpers import PROJECT
 
 CLASSES = SimpleNamespace(names=("dog", "bell", "drum"), unseen=(False, True, True))
@@ -45,24 +46,32 @@ def drawn(clips=6, frames=3, size=24, seed=0):
     return Batch(images, labels, whole, whole.clone(), [f"clip{index}" for index in range(clips)])
 
 
+def prediction_of(semantic, foreground, class_probs, output=None):
+    return SimpleNamespace(
+        semantic_BTHW=semantic, foreground_BTHW=foreground, class_probs_BTC=class_probs, output=output
+    )
+
+
 def blurred_truth(batch):
     """The truth moved by three pixels; the prediction of a clip does not depend on its batch."""
     semantic = torch.roll(batch.labels_BTHW.where(batch.labels_BTHW != 255, 0), 3, dims=-1)
     foreground = (semantic > 0) * 0.6 + batch.images_BTCHW[:, :, 0].float() / 255 * 0.4
     class_probs = torch.full((*semantic.shape[:2], 3), 0.5)
-    return SimpleNamespace(semantic_BTHW=semantic, foreground_BTHW=foreground, class_probs_BTC=class_probs)
+    return prediction_of(semantic, foreground, class_probs)
 
 
 def perfect(batch):
     semantic = batch.labels_BTHW.where(batch.labels_BTHW != 255, 0)
-    class_probs = torch.ones(*semantic.shape[:2], 3)
-    return SimpleNamespace(semantic_BTHW=semantic, foreground_BTHW=(semantic > 0).float(), class_probs_BTC=class_probs)
+    class_probs = torch.stack([(semantic == label).flatten(2).any(-1) for label in (1, 2, 3)], -1).float()
+    return prediction_of(semantic, (semantic > 0).float(), class_probs)
 
 
 def test_a_perfect_prediction():
     result = evaluate(perfect, [drawn()], CLASSES, bootstrap=50)
-    assert list(result.summary) == [*SCORES, "clips"]
+    assert list(result.summary) == [*SCORES, *SOUNDING_METRICS, *TOKEN_METRICS, "clips"]
     expected = dict.fromkeys(SCORES, pytest.approx(1)) | {"miou_per_frame": pytest.approx(0.75), "clips": 6}
+    expected |= dict.fromkeys(TOKEN_METRICS) | {"sounding_exact_3": None}  # without tokens, or a frame with 3 sources
+    expected |= dict.fromkeys(("sounding_exact_1", "sounding_exact_2", "sounding_map"), 1)
     assert result.summary == expected  # drum never occurs: 0 in AVSS's convention, left out of miou_dataset
     assert result.groups == {"miou_seen": 1, "miou_unseen": 1, "fscore_per_frame": pytest.approx(0.75)}
     assert result.intervals["miou_dataset"] == {"value": 1, "low": 1, "high": 1}
@@ -114,11 +123,49 @@ def test_padding_to_a_larger_clip_changes_nothing():
         prediction.semantic_BTHW[..., 24:] = 3
         prediction.foreground_BTHW[:] = 1
         prediction.foreground_BTHW[..., :24, :24] = inner.foreground_BTHW
+        prediction.class_probs_BTC = inner.class_probs_BTC
         return prediction
 
     result = evaluate(predict, [larger], CLASSES, picture_uids=["clip1"], bootstrap=20)
     assert result.summary == alone.summary
     assert result.pictures[0].images_THWC.shape == (3, 24, 24, 3)
+
+
+def test_tokens_and_queries_of_the_output_are_measured():
+    def predict(batch):
+        prediction = perfect(batch)
+        clips, frames = batch.labels_BTHW.shape[:2]
+        logits = torch.zeros(clips, frames, 2, 4)
+        logits[:, :, 0, 0], logits[:, :, 1, 1] = 5, 5  # a query for dog and one for bell
+        codes = torch.tensor([1, 6]).expand(clips, frames, 2)
+        prediction.output = SimpleNamespace(
+            class_logits_BTNC=logits,
+            tokens_BND=torch.eye(2).expand(clips, 2, 2),
+            local_tokens_BTND=torch.ones(clips, frames, 2, 2),
+            quantization=SimpleNamespace(local_codes_BTN=codes, global_codes_BN=codes[:, 0]),
+        )
+        return prediction
+
+    batch = drawn()
+    result = evaluate(predict, [batch.rows(0, 4), batch.rows(4, 6)], CLASSES, bootstrap=20)
+    expected = {"token_cosine_clip": 0, "token_cosine_frame": 1, "codes_1": 2, "codes_2": 2, "codes_3": None}
+    expected |= {"code_nmi": 1, "source_token_share": 1}
+    assert {key: result.summary[key] for key in TOKEN_METRICS} == pytest.approx(expected)
+    assert result.intervals["code_nmi"] == {"value": 1, "low": 1, "high": 1}
+
+
+def test_class_scores_of_a_control():
+    batch = drawn()
+    silent = np.zeros((3, 3))
+    control = {uid: [0.1, 0.9, 0.8] + silent for uid in batch.uids}
+    class_scores = {"probe": control, "tracks": {"clip1": [0.9, 0.8, 0.1] + silent}, "none": {}}
+    result = evaluate(perfect, [batch], CLASSES, class_scores=class_scores, bootstrap=20)
+    values = result.summary
+    assert values["sounding_exact_1"] == values["sounding_exact_2"] == 1
+    assert values["probe_sounding_exact_1"] == values["probe_sounding_exact_2"] == 0
+    assert values["tracks_sounding_exact_2"] == 1 and values["probe_sounding_map"] == pytest.approx((1 + 6 / 18) / 2)
+    assert all(values[f"none_{key}"] is None for key in SOUNDING_METRICS)
+    assert result.intervals["probe_sounding_map"]["low"] < values["probe_sounding_map"]
 
 
 def manifest_of(batch, **columns):
@@ -183,11 +230,7 @@ def test_clip_outside_of_the_manifest_is_an_error():
 def test_negatives():
     def nothing(batch):
         prediction = perfect(batch)
-        return SimpleNamespace(
-            semantic_BTHW=prediction.semantic_BTHW * 0,
-            foreground_BTHW=prediction.foreground_BTHW * 0,
-            class_probs_BTC=prediction.class_probs_BTC,
-        )
+        return prediction_of(prediction.semantic_BTHW * 0, prediction.foreground_BTHW * 0, prediction.class_probs_BTC)
 
     batch = drawn()
     batch.labels_BTHW[0] = 0  # predicting nothing for a silent clip is correct
@@ -266,6 +309,7 @@ def test_pictures_of_the_named_clips():
         (lambda p: setattr(p, "foreground_BTHW", p.foreground_BTHW * torch.nan), "no NaN"),
         (lambda p: setattr(p, "foreground_BTHW", p.foreground_BTHW - 3), "lie in 0..1"),
         (lambda p: setattr(p, "class_probs_BTC", p.class_probs_BTC[..., :2]), "class_probs_BTC has shape"),
+        (lambda p: setattr(p, "class_probs_BTC", p.class_probs_BTC + torch.nan), "class_probs_BTC must lie in 0..1"),
     ],
 )
 def test_unusable_predictions_are_errors(spoil, message):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from qdformer.evaluation.evaluate import evaluate
-from qdformer.evaluation.result import SCORES
+from qdformer.evaluation.result import DECOMPOSITION, SCORES
 from qdformer.reporting.result import read_result, write_result
 from tests.unit.evaluation.test_evaluate import CLASSES, blurred_truth, drawn, manifest_of
 
@@ -19,7 +19,7 @@ def test_written_result_is_read_again(tmp_path):
     write_result(results, CLASSES, tmp_path)
     read = read_result(tmp_path)
     assert read.metrics["clean"] == results["clean"].summary
-    assert list(read.metrics["silence"]) == [*SCORES, "clips", "fpr", "g_miou"]
+    assert list(read.metrics["silence"]) == [*SCORES, *DECOMPOSITION, "clips", "fpr", "g_miou"]
     assert read.intervals == json.loads(json.dumps({name: result.intervals for name, result in results.items()}))
     assert read.clips["condition"].unique().tolist() == ["clean", "silence", "snr-5"] and len(read.clips) == 18
     assert read.robustness["snr"].tolist() == [-5]

@@ -97,4 +97,5 @@ def _compose_job(job: tuple[str, int]) -> dict[str, str | int]:
         frames=len(frames_TSS3),
         off_screen=any(event.label not in visible for event in scene.sound_events),
         unseen=all(info.unseen for info in labeled),
+        visible=[assets.classes[label - 1].name for label in visible if label],
     )

@@ -516,3 +516,7 @@ def test_composed_set_is_valid_and_the_same_however_many_workers(
     assert not check_sounds(tmp_path / "sounds1").errors
     manifest = read_manifest(tmp_path / "1")
     assert manifest["split"].value_counts().to_dict() == {"train": 5, "val": 1, "test": 2}
+    for clip in manifest.itertuples():
+        scene, _ = plan_scene(assets, DOWNLOAD, clip.split, int(clip.uid.rpartition("-")[2]))
+        labels = {actor.label for actor in scene.actors if actor.label}
+        assert set(clip.classes) <= set(clip.visible) == {assets.classes[label - 1].name for label in labels}
