@@ -39,6 +39,12 @@ def test_the_presets_of_the_published_sets_follow_the_paper():
         assert [round(share * epochs) for share in train.lr_milestones] == [11, 14][: len(train.lr_milestones)]
         assert train.model.encoder == "deformable" and train.model.hidden_dim == 256 and train.image_size == 224
         assert (train.model.backbone, train.model.frozen_stages) == ("resnet50", 0)
+        assert (train.model.num_prototypes, train.model.codebook_size, train.model.codebook) == (5, 128, "loss")
+        assert train.model.quantize_after == train.model.reset_dead_codes_after == train.model.query_residual_dim == 0
+        assert (train.model.recombination_norm, train.model.calibrate_from) == ("batch", "audio")
+        assert train.model.filters_from == "quantized" and train.model.share_prototypes
+        assert train.loss.quantize_reduction == "sum" and train.loss.commitment == 0.25
+        assert train.loss.quantize == pytest.approx(0.5 / (5 * 256), rel=0.05)
         assert train.model.backbone_weights == "microsoft/resnet-50"
         swin = preset_settings(f"{name}-swin")
         other = {"backbone": "swin_tiny", "backbone_weights": "microsoft/swin-tiny-patch4-window7-224"}

@@ -140,6 +140,23 @@ def test_a_checkpoint_from_before_the_renaming_can_be_read(tmp_path):
         assert torch.equal(value, model.state_dict()[name]), name
 
 
+def test_checkpoints_of_another_architecture_are_refused(tmp_path):
+    state, _ = fresh()
+    path = tmp_path / "model.safetensors"
+    save_model(path, state.model, CLASSES, SMALL)
+    with safetensors.safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["qdformer"])
+    weights = load_file(path)
+    del weights["fusion.feed_forward.wide.weight"]
+    save_file(weights, path, {"qdformer": json.dumps(about)})
+    with pytest.raises(CheckpointError, match=r"(?s)model.safetensors: not a usable .*fusion.feed_forward.wide.weight"):
+        load_model(path)
+    del about["model"]["calibrate_from"]
+    save_file(weights, path, {"qdformer": json.dumps(about)})
+    with pytest.raises(CheckpointError, match=r"(?s)model.safetensors: not a usable .*calibrate_from"):
+        load_model(path)
+
+
 def test_damaged_checkpoints_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="none.safetensors: no such checkpoint"):
         load_model(tmp_path / "none.safetensors")
