@@ -13,6 +13,7 @@ import numpy as np
 from qdformer.audio.io.level import SILENCE_RMS, db_to_amplitude, rms
 from qdformer.audio.io.read import AudioError, read_audio
 from qdformer.audio.io.sound_table import read_sound_table
+from qdformer.audio.io.views import random_view
 from qdformer.audio.vggish.log_mel import PATCH_SAMPLES
 
 MAX_SOURCES = 3
@@ -59,10 +60,14 @@ def load_sounds(root: str | Path, split: str, classes: tuple[str, ...] | None = 
 
 
 class Mixer:
-    """Samples mixtures of 0 to 3 classes, most of them with noise, from one random generator."""
+    """Samples mixtures of 0 to 3 classes, most of them with noise, from one random generator.
 
-    def __init__(self, sounds: SoundSplit, seed: int) -> None:
+    `varied`: sources are random views of their recordings, as in the training clips of a composed data set.
+    """
+
+    def __init__(self, sounds: SoundSplit, seed: int, varied: bool = False) -> None:
         self.sounds = sounds
+        self.varied = varied
         self.random = np.random.default_rng(seed)
         self.available_classes = [index for index, recordings in enumerate(sounds.sources) if recordings]
 
@@ -81,6 +86,8 @@ class Mixer:
         for index in random.choice(self.available_classes, amount, replace=False):
             recordings = self.sounds.sources[index]
             part = self._cut(recordings[random.integers(len(recordings))])
+            if self.varied:
+                part = random_view(part, random)
             waveform += part * db_to_amplitude(random.uniform(*SOURCE_LEVEL_RANGE_DB)) / rms(part)
             label[index] = 1
         if self.sounds.noises and random.random() < NOISE_PROBABILITY:

