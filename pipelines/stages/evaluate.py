@@ -22,7 +22,7 @@ from qdformer.data.dataset import AVSDataset, build_loader
 from qdformer.data.manifest import read_manifest
 from qdformer.evaluation.controls import ConditionFeatures
 from qdformer.evaluation.evaluate import evaluate
-from qdformer.evaluation.probe import fit_probe, probe_scores
+from qdformer.evaluation.probe import fit_probe, probe_scores, track_scores
 from qdformer.evaluation.tokens import AudioTokens
 from qdformer.reporting import plots
 from qdformer.reporting.result import write_result, write_token_figures
@@ -59,6 +59,7 @@ def evaluate_checkpoint(
     trained, classes = load_model(checkpoint)
     untrained = load_model(checkpoint, trained=False)[0] if "untrained" in names else None
     probe = fit_probe(usable, stores["clean"], classes, train.task, options.seed)
+    tracks = track_scores(probe, stores["clean"], clips, recipe)
     tokens = AudioTokens(len(classes))
     results = {}
     with tqdm(total=len(names) * len(uids), unit="clip", disable=None) as bar:
@@ -83,7 +84,10 @@ def evaluate_checkpoint(
                 bar.update,
                 manifest=clips,
                 picture_uids=shown if name == "clean" else (),
-                class_scores=probe_scores(probe, sound, clips, classes),
+                class_scores={
+                    **probe_scores(probe, sound, clips, classes),
+                    "tracks": tracks if name == "clean" else {},
+                },
                 bootstrap=options.bootstrap,
                 seed=options.seed,
             )

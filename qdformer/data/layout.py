@@ -5,6 +5,7 @@
     {root}/{subset}/{uid}/frames/{i}.jpg      one frame per second, i = 0 .. T-1
     {root}/{subset}/{uid}/labels_semantic/{i}.png   class id per pixel; only objects visible and sounding in that second
     {root}/{subset}/{uid}/audio.wav           mono, 16 bit, T seconds
+    {root}/{subset}/{uid}/tracks/{i}.flac     optional: every source of that audio alone, at its level in the mixture
 
 Equal arguments give equal bytes. Arrays of another type or shape than documented raise `DataError`.
 Shapes: T frames, H W pixels.
@@ -73,6 +74,11 @@ def audio_path(folder: Path) -> Path:
     return folder / "audio.wav"
 
 
+def track_paths(folder: Path) -> list[Path]:
+    """The sound files of the single sources of the clip in `folder`; empty if they are not recorded."""
+    return sorted((folder / "tracks").glob("*.flac"))
+
+
 def metadata_row(
     uid: str,
     *,
@@ -114,19 +120,22 @@ def write_clip(
     labels_THW: np.ndarray,
     audio: np.ndarray,
     sample_rate: int = SAMPLE_RATE,
+    tracks: Sequence[np.ndarray] = (),
 ) -> Path:
     """Write one clip and return its folder. An interrupted call leaves no incomplete clip behind.
 
     `frames_THWC` is uint8 RGB; `labels_THW` uint8 class ids (0 background, 255 ignored); `audio` float
-    [T * sample_rate] within -1..1, stored with 16 bits. An existing clip of the same name is replaced.
+    [T * sample_rate] within -1..1, stored with 16 bits; `tracks` the same for each of its sources. An existing clip of
+    the same name is replaced.
     """
     for name in (subset, uid):
         if not is_safe_name(name):
             raise DataError(f"clip {uid!r}: {name!r} cannot be a folder's name (letters, digits, '_', '-', inner '.')")
     count, height, width = _check_pictures(uid, frames_THWC, labels_THW)
-    check_waveform(f"clip {uid}: audio", audio)
-    if len(audio) != count * sample_rate:
-        raise DataError(f"clip {uid}: audio has {len(audio)} samples; expected {count} s x {sample_rate} Hz")
+    for name, samples in {"audio": audio, **{f"track {index}": track for index, track in enumerate(tracks)}}.items():
+        check_waveform(f"clip {uid}: {name}", samples)
+        if len(samples) != count * sample_rate:
+            raise DataError(f"clip {uid}: {name} has {len(samples)} samples; expected {count} s x {sample_rate} Hz")
 
     folder = clip_folder(root, subset, uid)
     with new_folder(folder) as partial:
@@ -138,6 +147,9 @@ def write_clip(
             label_image.putpalette(PALETTE)  # for display only; the pixel values remain class ids
             label_image.save(label_path(partial, index))
         write_audio(audio_path(partial), quantize(audio * PCM16_MAX, 16), sample_rate=sample_rate)
+        for index, track in enumerate(tracks):
+            (partial / "tracks").mkdir(exist_ok=True)
+            write_audio(partial / "tracks" / f"{index}.flac", quantize(track * PCM16_MAX, 16), sample_rate=sample_rate)
     return folder
 
 

@@ -6,6 +6,8 @@ clean sound of the training split and evaluated on the same sound as the model:
 - `probe`: as it is. It says how much the features hold without any picture.
 - `probe_visible`: classes of which no object is in the picture, sounding or not, score 0. It says what a perfect
   recognition of objects would add. Only composed data sets record which objects are in the picture.
+- `tracks`: where several sources sound at once, the features of each one's own track, and the highest of their
+  probabilities. It says what a perfect separation would add. Only the clean sound of composed data sets has tracks.
 
 Shapes: T frames of one clip, S frames of many clips, A = 128 audio features, C object classes.
 """
@@ -19,12 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 
+from qdformer.audio.features.extract import PATCHES_PER_BATCH
+from qdformer.audio.io.read import read_audio
+from qdformer.audio.vggish.log_mel import HOP_LENGTH, PATCH_FRAMES
 from qdformer.data.labels import open_label_map
+from qdformer.data.layout import track_paths
 from qdformer.metrics import SoundingScores
 from qdformer.metrics.semantic import nanmean
-from qdformer.utils.constants import EMBEDDING_SIZE, IGNORE_INDEX, SPLITS
+from qdformer.utils.constants import EMBEDDING_SIZE, IGNORE_INDEX, SAMPLE_RATE, SPLITS
 
 if TYPE_CHECKING:
+    from qdformer.audio.features.extract import EmbedderConfig
     from qdformer.config.train import Task
     from qdformer.data.manifest import Classes
 
@@ -65,6 +72,41 @@ def probe_scores(
         if names is not None and {*names} <= {*classes.names}:
             restricted[uid] = probs_TC * [name in names for name in classes.names]
     return {"probe": scores, "probe_visible": restricted}
+
+
+def track_scores(
+    probe: LinearProbe | None, features: Mapping[str, np.ndarray], clips: pandas.DataFrame, config: EmbedderConfig
+) -> dict[str, np.ndarray]:
+    """The scores of `tracks` by uid, [T, C], for the clips that have tracks; `features` are those of their clean sound.
+
+    In a second in which fewer than two tracks sound, the features of the clip are those of its only source. `clips` has
+    the columns uid, frames and audio of the manifest. Raises `AudioError` if a track cannot be read.
+    """
+    scores: dict[str, np.ndarray] = {}
+    patches: list[tuple[str, int, np.ndarray]] = []
+    for clip in clips.itertuples():
+        paths = track_paths(clip.audio.parent)
+        if probe is None or not paths:
+            continue
+        scores[clip.uid] = probe(features[clip.uid])
+        tracks_VS = np.stack([np.resize(read_audio(path), clip.frames * SAMPLE_RATE) for path in paths])
+        sounding_VT = (tracks_VS != 0).reshape(len(paths), clip.frames, SAMPLE_RATE).any(axis=2)
+        for second in range(clip.frames):
+            sounding_V = sounding_VT[:, second]
+            if np.count_nonzero(sounding_V) < 2:
+                continue
+            first = second * (SAMPLE_RATE if config.center else PATCH_FRAMES * HOP_LENGTH)  # as `Embedder` cuts clips
+            scores[clip.uid][second] = 0
+            patches += [(clip.uid, second, part_S) for part_S in tracks_VS[sounding_V, first : first + SAMPLE_RATE]]
+    if probe is None or not patches:
+        return scores
+    embedder = config.load()
+    for start in range(0, len(patches), PATCHES_PER_BATCH):
+        chunk = patches[start : start + PATCHES_PER_BATCH]
+        embedded = embedder.embed_waveforms([part_S for _, _, part_S in chunk], [1] * len(chunk))
+        for (uid, second, _), features_1A in zip(chunk, embedded, strict=True):
+            scores[uid][second] = np.maximum(scores[uid][second], probe(features_1A)[0])
+    return scores
 
 
 def fit_probe(

@@ -85,14 +85,17 @@ def _compose_clip(
     for second in range(seconds):
         frames[second], labels[second] = _draw(ground, actors, sounding_TC[second], second, size)
 
-    audio = np.zeros(seconds * SAMPLE_RATE)
+    tracks = [np.zeros(seconds * SAMPLE_RATE)]
     for index in np.flatnonzero(sounding_TC.any(axis=0)):
         voice = _voice(CLASSES[index], split, seconds, generator)
-        audio += voice * generator.uniform(0.5, 1.0) * _gate(sounding_TC[:, index])
-    peak = np.abs(audio).max()
+        tracks.append(voice * generator.uniform(0.5, 1.0) * _gate(sounding_TC[:, index]))
+    audio = np.sum(tracks, axis=0)
+    peak = max(np.abs(sound).max() for sound in (audio, *tracks))
     if peak > 0:
-        audio *= generator.uniform(0.4, 0.9) / peak
-    write_clip(root, SUBSET, uid, frames, labels, audio)
+        gain = generator.uniform(0.4, 0.9) / peak
+        audio, tracks = audio * gain, [track * gain for track in tracks]
+    kept_tracks = tracks[1:] if split == "test" else []  # only evaluation needs them
+    write_clip(root, SUBSET, uid, frames, labels, audio, tracks=kept_tracks)
 
     shown = [index - 1 for index in np.unique(labels) if index]
     visible = np.zeros_like(sounding_TC)

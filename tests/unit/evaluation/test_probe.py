@@ -7,10 +7,22 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import pytest
+import torch
 from PIL import Image
 
-from qdformer.evaluation.probe import MAX_CLIPS, LinearProbe, _drawn, fit_probe, labeled_frames, probe_scores
+from qdformer.audio.features.extract import Clip, Embedder
+from qdformer.data.layout import track_paths, write_clip
+from qdformer.evaluation.probe import (
+    MAX_CLIPS,
+    LinearProbe,
+    _drawn,
+    fit_probe,
+    labeled_frames,
+    probe_scores,
+    track_scores,
+)
 from qdformer.metrics import SoundingScores
+from qdformer.utils.constants import SAMPLE_RATE
 
 FRAMES = 3
 
@@ -90,6 +102,36 @@ def test_visible_classes_restrict_the_probe():
     assert scores["probe"]["a"] == pytest.approx(np.stack([free, free]))
     assert scores["probe_visible"]["a"] == pytest.approx(np.stack([free, free]) * [0, 1, 1])
     assert list(scores["probe_visible"]) == ["a", "c"] and not scores["probe_visible"]["c"].any()
+
+
+class Level(torch.nn.Module):
+    """In place of VGGish: the mean of a patch, and its spread, in 128 places."""
+
+    def forward(self, patches):
+        return torch.stack([patches.mean(dim=(1, 2, 3)), patches.std(dim=(1, 2, 3))], 1).repeat(1, 64)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_tracks_replace_the_mixture_where_several_sound(tmp_path, center):
+    random, folder = np.random.default_rng(0), tmp_path / "v1m" / "two"
+    on_VT = np.array([[1, 1, 0], [0, 1, 1]]).repeat(SAMPLE_RATE, axis=1)
+    tracks = random.uniform(-0.4, 0.4, on_VT.shape) * on_VT * [[1], [0.1]]
+    pictures = np.zeros((FRAMES, 8, 8, 3), np.uint8), np.zeros((FRAMES, 8, 8), np.uint8)
+    write_clip(tmp_path, "v1m", "two", *pictures, tracks.sum(axis=0), tracks=list(tracks))
+    write_clip(tmp_path, "v1m", "none", *pictures, tracks.sum(axis=0))
+    embedder = Embedder(Level(), "repeat", center)
+    config = SimpleNamespace(center=center, load=lambda: embedder)
+    rows = [{"uid": uid, "frames": FRAMES, "audio": tmp_path / "v1m" / uid / "audio.wav"} for uid in ("two", "none")]
+    clips = pandas.DataFrame(rows)
+    features = {row["uid"]: embedder.embed([Clip(row["uid"], row["audio"], FRAMES)])[0].embeddings for row in rows}
+    probe = LinearProbe(np.zeros(128), np.ones(128), np.eye(128)[:, :2] * [1, -1], np.zeros(2))
+    scores = track_scores(probe, features, clips, config)
+    assert list(scores) == ["two"]
+    of_tracks = embedder.embed([Clip("", path, FRAMES) for path in track_paths(folder)])
+    alone = np.maximum(*(probe(result.embeddings[1:2]) for result in of_tracks))
+    expected = [*probe(features["two"][:1]), *alone, *probe(features["two"][2:])]
+    assert scores["two"] == pytest.approx(np.array(expected), abs=1e-4)
+    assert track_scores(None, features, clips, config) == {}
 
 
 def test_large_splits_are_sampled():

@@ -85,8 +85,9 @@ def _start_worker(root: Path, assets: Assets, download: Download) -> None:
 def _compose_job(job: tuple[str, int]) -> dict[str, str | int]:
     root, assets, download = _worker
     scene, generator = plan_scene(assets, download, *job)
-    frames_TSS3, labels_TSS, audio = render_scene(scene, assets, download, generator)
-    write_clip(root, scene.subset, scene.uid, frames_TSS3, labels_TSS, audio)
+    frames_TSS3, labels_TSS, audio, tracks = render_scene(scene, assets, download, generator)
+    kept_tracks = tracks if scene.split == "test" else []  # only evaluation needs them
+    write_clip(root, scene.subset, scene.uid, frames_TSS3, labels_TSS, audio, tracks=kept_tracks)
     labeled = [assets.classes[label - 1] for label in np.unique(labels_TSS) if label]
     visible = {actor.label for actor in scene.actors}
     return metadata_row(

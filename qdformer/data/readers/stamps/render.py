@@ -18,7 +18,6 @@ from PIL import Image, ImageFilter
 from qdformer.audio.io.views import random_view
 from qdformer.data.readers.composition import composition_of
 from qdformer.data.readers.stamps.sounds import render_sound_event
-from qdformer.utils.constants import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from qdformer.config.download import Download
@@ -28,8 +27,10 @@ if TYPE_CHECKING:
 
 def render_scene(
     scene: Scene, assets: Assets, download: Download, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Render a scene: frames uint8 [T, S, S, 3], label maps uint8 [T, S, S], audio float32 [samples]."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Render a scene: frames uint8 [T, S, S, 3], label maps uint8 [T, S, S], audio float32 [samples], and the part of
+    each sound event in the audio.
+    """
     _, _, count, size = composition_of(download)
     sprites = [_jitter_color(assets.pictures[actor.item], generator) for actor in scene.actors]
     backgrounds_TSS3 = _pan(assets.pictures[scene.background], size, count, generator)
@@ -50,14 +51,16 @@ def render_scene(
         grain = generator.normal(0, noise, (size, size, 1))
         frames_TSS3[second] = np.clip(np.asarray(blurred) + grain, 0, 255).round()
 
-    audio = np.zeros(count * SAMPLE_RATE, dtype=np.float32)
+    tracks = []
     for event in scene.sound_events:
         recording = assets.sounds[event.item]
         if event.varied:
             recording = random_view(recording, generator)
         sound = render_sound_event(recording, event.on_T, event.speed, generator)
-        audio += 10 ** (event.gain_db / 20) * sound
-    return frames_TSS3, labels_TSS, audio / max(1.0, float(np.abs(audio).max()))
+        tracks.append(10 ** (event.gain_db / 20) * sound)
+    audio = np.sum(tracks, axis=0)
+    peak = max(1.0, *(float(np.abs(sound).max()) for sound in (audio, *tracks)))
+    return frames_TSS3, labels_TSS, audio / peak, [track / peak for track in tracks]
 
 
 def _pose(

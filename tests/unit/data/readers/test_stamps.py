@@ -18,9 +18,10 @@ import pytest
 import soundfile
 from PIL import Image
 
+from qdformer.audio.io.read import read_audio
 from qdformer.config.download import Clips, Download
 from qdformer.data.checks import check_dataset, check_sounds
-from qdformer.data.layout import DataError
+from qdformer.data.layout import DataError, track_paths
 from qdformer.data.manifest import read_manifest
 from qdformer.data.readers.stamps import compose as composing
 from qdformer.data.readers.stamps import plan
@@ -515,7 +516,7 @@ def still_scene(assets: Assets, actors: list[Actor], sound_events: list[tuple[in
 def test_labels_follow_sound_and_occlusion(assets: Assets) -> None:
     back, front = still_actor(assets, "beta", 2, 0.4, 0.5), still_actor(assets, "gamma", 3, 0.6, 0.5)
     scene = still_scene(assets, [back, front], [(2, [1, 1, 0]), (3, [0, 1, 0])])
-    frames, labels, audio = render_scene(scene, assets, DOWNLOAD, np.random.default_rng(0))
+    frames, labels, audio, tracks = render_scene(scene, assets, DOWNLOAD, np.random.default_rng(0))
     assert frames.shape == (3, 64, 64, 3) and labels.shape == (3, 64, 64) and audio.shape == (3 * SAMPLE_RATE,)
     assert [sorted(np.unique(label)) for label in labels] == [[0, 2], [0, 2, 3], [0]]
     assert (labels[1] == 3).sum() == pytest.approx(32 * 32, rel=0.05)
@@ -524,11 +525,18 @@ def test_labels_follow_sound_and_occlusion(assets: Assets) -> None:
     assert (labels[0] == 2).sum() == (labels[1] == 2).sum()
     assert rms(audio[:SAMPLE_RATE]) > 0.03 and not audio[2 * SAMPLE_RATE :].any()
     assert np.abs(audio).max() <= 1
+    assert np.allclose(np.sum(tracks, axis=0), audio, atol=1e-6)
+    assert [[track[second * SAMPLE_RATE :][:SAMPLE_RATE].any() for second in range(3)] for track in tracks] == [
+        [True, True, False],
+        [False, True, False],
+    ]
 
 
 def test_two_of_one_class_are_both_labeled(assets: Assets) -> None:
     pair = [still_actor(assets, "beta", 2, center, 0.25) for center in (0.25, 0.75)]
-    _, labels, _ = render_scene(still_scene(assets, pair, [(2, [1, 0, 0])]), assets, DOWNLOAD, np.random.default_rng(0))
+    _, labels, _, _ = render_scene(
+        still_scene(assets, pair, [(2, [1, 0, 0])]), assets, DOWNLOAD, np.random.default_rng(0)
+    )
     assert (labels[0] == 2).sum() == pytest.approx(2 * 16 * 16, rel=0.1)
     assert not labels[1:].any()
 
@@ -566,4 +574,7 @@ def test_composed_set_is_valid_and_the_same_however_many_workers(
     for clip in manifest.itertuples():
         scene, _ = plan_scene(assets, DOWNLOAD, clip.split, int(clip.uid.rpartition("-")[2]))
         labels = {actor.label for actor in scene.actors if actor.label}
+        tracks = [read_audio(path) for path in track_paths(clip.audio.parent)]
+        assert len(tracks) == (len(scene.sound_events) if clip.split == "test" else 0)
+        assert not tracks or np.allclose(np.sum(tracks, axis=0), read_audio(clip.audio), atol=1e-4)
         assert set(clip.classes) <= set(clip.visible) == {assets.classes[label - 1].name for label in labels}
