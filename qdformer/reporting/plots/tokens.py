@@ -5,6 +5,7 @@ Shapes: C object classes, K codebook entries, D token dimensions, N tokens of a 
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qdformer.evaluation.tokens import ClipTokens
 
 _OTHER = "#c9ccd3"
+_MIXED = "D"
 
 
 def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
@@ -53,55 +55,67 @@ def codebook_use(code_counts_CK: np.ndarray, classes: Classes) -> Figure:
 def token_map(clips: Sequence[ClipTokens], sounding: Mapping[str, Sequence[str]], classes: Classes) -> Figure:
     """Audio tokens before and after decomposition (the paper's Fig. 6) in the plane by t-SNE (van der Maaten, 2008).
 
-    `sounding` maps the uid of a clip to the names of the classes that sound in it. Before decomposition, a clip is
-    one point in the color of its class if exactly one class sounds; after it, each token is one point in the color
-    of the class that its query predicts. The most frequent classes have colors; other classes and queries without a
-    class are gray. Raises `ValueError` for fewer than 3 clips.
+    `sounding` maps the uid of a clip to the names of the classes that sound in it. Before decomposition, a clip is one
+    point: in the color of its class if one class sounds ("S" in the paper), half in the color of each of its first two
+    classes if several do ("M"). After it, each token is one point in the color of the class that its query predicts;
+    tokens of mixed clips should lie with those of single sources. The most frequent classes have colors; points
+    without a colored class are small and gray. Raises `ValueError` for fewer than 3 clips.
     """
     if len(clips) < 3:
         raise ValueError(f"{len(clips)} clips for a map of tokens; expected at least 3")
-    names_of = [sounding[clip.uid] for clip in clips]
-    mixed = np.array([len(names) > 1 for names in names_of])
-    class_of = np.array([_single_class(names, classes) for names in names_of])
+    classes_of = [
+        [classes.names.index(name) + 1 for name in sounding[clip.uid] if name in classes.names] for clip in clips
+    ]
+    mixed = np.array([len(sounding[clip.uid]) > 1 for clip in clips])
     query_class = np.stack([clip.query_class_N for clip in clips])
-    counts = np.bincount([*class_of, *query_class.ravel()], minlength=len(classes.names) + 1)
+    counts = np.bincount([*chain(*classes_of), *query_class.ravel()], minlength=len(classes.names) + 1)
     counts[0] = 0
     frequent = [int(class_id) for class_id in np.argsort(-counts, kind="stable")[: len(OKABE_ITO)] if counts[class_id]]
+    colors = dict(zip(frequent, OKABE_ITO, strict=False))
     fused = np.stack([clip.fused_D for clip in clips])
     tokens = np.concatenate([clip.tokens_ND for clip in clips])
-    panels = {
-        "Before decomposition: each clip's fused audio": (fused, class_of, mixed),
-        "After decomposition: single-source tokens": (
-            tokens,
-            query_class.ravel(),
-            np.repeat(mixed, query_class.shape[1]),
-        ),
-    }
-    with new_figure(9.6, 5.2) as figure:
-        grid = figure.subplots(1, 2)
-        for axes, (title, (points, class_ids, several)) in zip(grid, panels.items(), strict=True):
-            xy_P2 = _tsne_layout(points)
-            for many, marker, size in ((False, "o", 16), (True, "^", 20)):
-                for class_id in (None, *frequent):
-                    chosen = several == many
-                    chosen &= ~np.isin(class_ids, frequent) if class_id is None else class_ids == class_id
-                    color = _OTHER if class_id is None else OKABE_ITO[frequent.index(class_id)]
-                    axes.scatter(*xy_P2[chosen].T, s=size, marker=marker, color=color, linewidths=0, alpha=0.85)
-            axes.set_title(title)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        handles = [
-            _legend_dot(axes, "s", color, classes.names[class_id - 1])
-            for class_id, color in zip(frequent, OKABE_ITO, strict=False)
-        ]
+    with new_figure(9.6, 5.4) as figure:
+        before, after = figure.subplots(1, 2)
+        _draw_points(before, fused, classes_of, mixed, colors)
+        before.set_title("Before decomposition: fused audio of each clip")
+        _draw_points(
+            after, tokens, [[label] for label in query_class.ravel()], mixed.repeat(query_class.shape[1]), colors
+        )
+        after.set_title("After decomposition: tokens of each clip")
+        handles = [_legend_dot(after, "s", color, classes.names[class_id - 1]) for class_id, color in colors.items()]
         handles += [
-            _legend_dot(axes, "s", _OTHER, "another class, none or several"),
-            _legend_dot(axes, "o", FAINT, "clip with one source"),
-            _legend_dot(axes, "^", FAINT, "clip with several"),
+            _legend_dot(after, "s", _OTHER, "another class or none"),
+            _legend_dot(after, "o", FAINT, "S: clip with one source"),
+            _legend_dot(after, _MIXED, FAINT, "M: clip with several sources"),
         ]
         figure.tight_layout(w_pad=2, rect=(0, 0.13, 1, 1))
         figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8.5, handletextpad=0.2, columnspacing=1.2)
     return figure
+
+
+def _draw_points(
+    axes: Axes, points_PD: np.ndarray, classes_of: Sequence[Sequence[int]], mixed_P: np.ndarray, colors: dict[int, str]
+) -> None:
+    """Draw the layout of the points; the first two of its classes that have colors are the colors of a point."""
+    xy_P2 = _tsne_layout(points_PD)
+    colors_of = [[colors[label] for label in labels if label in colors][:2] for labels in classes_of]
+    for labels, own in zip(classes_of, colors_of, strict=True):
+        if len(own) == 1 < len(labels):
+            own.append(_OTHER)
+    for several, marker in ((False, "o"), (True, _MIXED)):
+        for color in (None, *colors.values()):
+            wanted = [] if color is None else [color]
+            chosen_P = (mixed_P == several) & np.array([own == wanted for own in colors_of])
+            size, alpha = (7, 0.6) if color is None else (20, 0.9)
+            x_P, y_P = xy_P2[chosen_P].T
+            axes.scatter(x_P, y_P, s=size, marker=marker, color=color or _OTHER, linewidths=0, alpha=alpha)
+    for (x, y), own in zip(xy_P2, colors_of, strict=True):
+        if len(own) == 2:
+            (point,) = axes.plot(x, y, marker=_MIXED, markersize=6, markeredgewidth=0, fillstyle="left")
+            point.set_markerfacecolor(own[0])
+            point.set_markerfacecoloralt(own[1])
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def _tsne_layout(points_PD: np.ndarray) -> np.ndarray:
@@ -129,13 +143,6 @@ def _rounded_pca(points_PD: np.ndarray) -> np.ndarray:
     components_P2 = centered_PD @ (axes_2D * np.sign(largest_21)).T  # LAPACK's signs are arbitrary
     components_P2 /= components_P2[:, 0].std() or 1
     return (1e-4 * np.round(components_P2, 3)).astype(np.float32)
-
-
-def _single_class(names: Sequence[str], classes: Classes) -> int:
-    """The class id (from 1) of the only sounding class; 0 for several classes, none, or one outside `classes`."""
-    if len(names) == 1 and names[0] in classes.names:
-        return classes.names.index(names[0]) + 1
-    return 0
 
 
 def _legend_dot(axes: Axes, marker: str, color: str, label: str) -> PathCollection:

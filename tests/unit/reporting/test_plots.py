@@ -135,10 +135,13 @@ def test_token_map_shows_clips_before_and_tokens_after():
     ]
     sounding = {clip.uid: ("class-1", "class-2") if index > 7 else ("class-3",) for index, clip in enumerate(clips)}
     figure = plots.token_map(clips, sounding, CLASSES)
+    halves, whole = figure.axes[0].get_lines(), figure.axes[1].get_lines()
     before, after = (sum(len(dots.get_offsets()) for dots in axes.collections) for axes in figure.axes)
-    assert (before, after) == (12, 36)
+    assert (before + len(halves), after + len(whole)) == (12, 36)
+    colors = {(dot.get_markerfacecolor(), dot.get_markerfacecoloralt()) for dot in halves}
+    assert len(halves) == 4 and len(colors) == 1 and len(*colors) == 2  # the clips in which class-1 and class-2 sound
     named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert named[:3] == ["class-3", "class-1", "class-2"] and "clip with several" in named
+    assert named[:3] == ["class-3", "class-1", "class-2"] and "M: clip with several sources" in named
     with pytest.raises(ValueError, match="2 clips for a map of tokens"):
         plots.token_map(clips[:2], sounding, CLASSES)
 

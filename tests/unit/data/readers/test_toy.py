@@ -84,7 +84,8 @@ def test_equal_settings_give_equal_bytes_whatever_else_was_drawn(tmp_path):
         subprocess.run(command, check=True, env=environment)
         made.append(digests(root))
     assert made[0] == made[1]
-    assert made[0].keys() == made[2].keys() and made[0] != made[2]
+    names = [{path for path in files if "/tracks/" not in path} for files in made]  # the number of tracks is random
+    assert names[0] == names[2] and made[0] != made[2]
 
 
 def test_no_torch_is_loaded_to_make_read_or_check_it():
