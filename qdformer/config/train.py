@@ -23,6 +23,7 @@ class Loss(Section):
     """
 
     cls: Weight
+    token_cls: Weight
     no_object: Weight
     l1: Weight
     giou: Weight

@@ -12,6 +12,7 @@ J matched pairs of a query and a target, over all layers and clips.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,7 +65,9 @@ class Criterion(nn.Module):
             targets = build_targets(labels_BTHW, valid_BT & labeled_BT, self.num_classes)
             # A query's masks over the clip: [L, B, N, T, P].
             masks = masks.flatten(-2).transpose(2, 3)
-            losses = self._segmentation_losses(class_logits, boxes, masks, targets)
+            token_cost_BNG = self._token_cost(output, targets)
+            losses, matched_LBN = self._segmentation_losses(class_logits, boxes, masks, targets, token_cost_BNG)
+            losses |= self._token_losses(output, matched_LBN[-1:], targets)
             losses |= self._quantization_losses(output, valid_BT)
             return losses | {"total": sum(losses.values(), start=masks.new_zeros(()))}
 
@@ -90,18 +93,60 @@ class Criterion(nn.Module):
             "commitment": settings.quantize * settings.commitment * (commitment + local),
         }
 
+    @torch.no_grad()
+    def _token_cost(self, output: QDFormerOutput, targets: Targets) -> torch.Tensor | float:
+        """The class cost of the tokens, [B, N, G], which every decoder layer's matching adds to its own."""
+        cost: torch.Tensor | float = 0.0
+        index_B1G = targets.classes_BG[:, None]
+        if output.token_class_logits_BNC is not None:
+            probs_BNC = output.token_class_logits_BNC.softmax(-1)
+            cost = cost - probs_BNC.gather(-1, index_B1G.expand(*probs_BNC.shape[:2], -1))
+        if output.local_token_class_logits_BTNC is not None:
+            probs_BTNC = output.local_token_class_logits_BTNC.softmax(-1)
+            probs_BTNG = probs_BTNC.gather(-1, index_B1G[:, None].expand(*probs_BTNC.shape[:3], -1))
+            present_BGT = targets.present_BGT.float()
+            frames_BG = present_BGT.sum(-1).clamp(min=1)
+            cost = cost - torch.einsum("btng,bgt->bng", probs_BTNG, present_BGT) / frames_BG[:, None]
+        return self.settings.token_cls * cost
+
+    def _token_losses(
+        self, output: QDFormerOutput, matched_1BN: torch.Tensor, targets: Targets
+    ) -> dict[str, torch.Tensor]:
+        """The weighted class losses of the quantized tokens of the clip and of its frames.
+
+        A token has the target of its query in the last decoder layer: in a frame, the class if it is present there; in
+        the clip, the class if it is present in any frame.
+        """
+        losses: dict[str, torch.Tensor] = {}
+        if not self.settings.token_cls:
+            return losses
+        if output.token_class_logits_BNC is not None:
+            clip = replace(
+                targets,
+                present_BGT=targets.present_BGT.any(-1, keepdim=True),
+                labeled_BT=targets.labeled_BT.any(-1, keepdim=True),
+            )
+            loss_1 = self._class_loss(output.token_class_logits_BNC[None, :, None], matched_1BN, clip)
+            losses["token_cls"] = self.settings.token_cls * loss_1[0]
+        if output.local_token_class_logits_BTNC is not None:
+            loss_1 = self._class_loss(output.local_token_class_logits_BTNC[None], matched_1BN, targets)
+            losses["local_token_cls"] = self.settings.token_cls * loss_1[0]
+        return losses
+
     def _segmentation_losses(
         self,
         class_logits_LBTNC: torch.Tensor,
         boxes_LBTN4: torch.Tensor,
         masks_LBNTP: torch.Tensor,
         targets: Targets,
-    ) -> dict[str, torch.Tensor]:
-        """The weighted losses of Eq. 10 for the best assignment."""
+        token_cost_BNG: torch.Tensor | float,
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The weighted losses of Eq. 10 for the best assignment, and the assignment [L, B, N]."""
         settings = self.settings
         L, B, N = masks_LBNTP.shape[:3]
         with torch.no_grad():
             cost_LBNG = self._costs(class_logits_LBTNC.float(), boxes_LBTN4.float(), masks_LBNTP.float(), targets)
+            cost_LBNG = cost_LBNG + token_cost_BNG
         matched = match(cost_LBNG.flatten(0, 1), targets.is_real_BG.sum(1).tolist() * L).view(L, B, N)
         layer_J, clip_J, query_J = (matched >= 0).nonzero(as_tuple=True)
         target_J = matched[layer_J, clip_J, query_J]
@@ -140,7 +185,7 @@ class Criterion(nn.Module):
         if L > 1:
             zero = masks_LBNTP.new_zeros(())
             losses["auxiliary"] = sum((loss_L[:-1].sum() for loss_L in by_layer.values()), start=zero)
-        return losses
+        return losses, matched
 
     def _costs(
         self,

@@ -172,6 +172,8 @@ class QDFormer(Method):
             fused_BTD,
             global_BND,
             local_BTND,
+            self._classify(clip_tokens_BND),
+            self._classify(frame_tokens_BTND),
         )
 
     def build_criterion(self, loss: Loss) -> Criterion:
@@ -253,6 +255,10 @@ class QDFormer(Method):
         if self.query_residual is not None:
             queries_BTND = queries_BTND + self.query_residual(fused_BTD)[:, :, None]
         return queries_BTND
+
+    def _classify(self, tokens: torch.Tensor | None) -> torch.Tensor | None:
+        """Logits of the mask decoder's class head for tokens [..., D], in training mode only."""
+        return self.mask_decoder.classify(tokens).float() if self.training and tokens is not None else None
 
     def _check(self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor) -> tuple[int, int]:
         if images_BTCHW.ndim != 5 or images_BTCHW.shape[2] != 3:

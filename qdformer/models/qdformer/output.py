@@ -39,3 +39,7 @@ class QDFormerOutput(LayerOutput):
     """The clip's semantic tokens g_i (Eq. 4) before quantization; None without decomposition."""
     local_tokens_BTND: torch.Tensor | None = None
     """The frames' semantic tokens l_i,t (Eq. 6) before quantization; None without local calibration."""
+    token_class_logits_BNC: torch.Tensor | None = None
+    """The class head's C + 1 logits for the clip's tokens VQ(g_i), in training mode; None without decomposition."""
+    local_token_class_logits_BTNC: torch.Tensor | None = None
+    """The same for the frames' tokens VQ(l_i,t); None without local calibration."""
