@@ -199,3 +199,37 @@ def test_quantization_losses_as_means():
     commitment = (stats.commitment_errors_BN.mean() + stats.local_commitment_errors_BTN[valid].mean()) / D
     torch.testing.assert_close(losses["commitment"], LOSS.quantize * LOSS.commitment * commitment)
     torch.testing.assert_close(losses["total"], sum(v for k, v in losses.items() if k != "total"))
+
+
+def test_tokens_are_classified_as_their_queries():
+    labels = scene()
+    output = perfect(labels)
+    # The tokens agree with the queries: token 1 is class 2 in both frames, token 0 is class 4 in the second.
+    output.local_token_class_logits_BTNC = output.class_logits_BTNC.detach().clone().requires_grad_()
+    output.token_class_logits_BNC = output.class_logits_BTNC[:, 1].detach().clone()
+    agreeing = score(output, labels, token_cls=2.0)
+    assert float(agreeing["token_cls"]) == pytest.approx(0, abs=1e-6)
+    assert float(agreeing["local_token_cls"]) == pytest.approx(0, abs=1e-6)
+    assert {"token_cls", "local_token_cls"}.isdisjoint(score(output, labels, token_cls=0.0))
+
+    swapped = output.local_token_class_logits_BTNC.detach()[:, :, [1, 0, 2]].requires_grad_()
+    output.local_token_class_logits_BTNC = swapped
+    losses = score(output, labels, token_cls=2.0)
+    assert float(losses["local_token_cls"].detach()) > 10
+    losses["total"].backward()
+    assert swapped.grad is not None and swapped.grad.abs().sum() > 0
+
+
+def test_tokens_take_part_in_the_matching():
+    """Of two equal queries, the one whose token names the class gets the target."""
+    labels = scene()[:, :1]
+    output = perfect(labels, queries=2)
+    with torch.no_grad():
+        for value in (output.class_logits_BTNC, output.boxes_BTN4, output.mask_logits_BTNHW):
+            value[:, :, 0] = value[:, :, 1]
+    for token in (0, 1):
+        logits = torch.zeros(1, 1, 2, CLASSES + 1)
+        logits[..., -1] = 5.0
+        logits[0, 0, token] = torch.where(torch.arange(CLASSES + 1) == 1, 5.0, 0.0)
+        output.local_token_class_logits_BTNC = logits
+        assert float(score(output, labels, token_cls=2.0)["local_token_cls"].detach()) < 0.1
