@@ -20,10 +20,17 @@ class Loss(Section):
     `sum` of squared norms over the tokens and frames of a clip. `mean` divides its terms for the clip's tokens by the
     number N D of their values, and the term for the frames' tokens by N T D, as the loss functions of VQ-VAE's
     implementations do. The same weight then fits every number of tokens, frames and channels.
+
+    `token_cls` and `token_match` are not in the paper, where both are 0. `token_cls` is the weight of a class loss of
+    the tokens VQ(g_i) and VQ(l_i,t), computed by the class head of the mask decoder (as Mask2Former, Cheng et al.,
+    2022, supervises its queries before the first decoder layer; TAViS, Luo et al., 2025, classifies audio tokens after
+    Hungarian matching). `token_match` is the weight of the tokens' class cost in the matching of Eq. 10: if it exceeds
+    the other costs, the tokens decide which query segments which source.
     """
 
     cls: Weight
     token_cls: Weight
+    token_match: Weight
     no_object: Weight
     l1: Weight
     giou: Weight

@@ -20,6 +20,7 @@ SMALL = PARAMS.train.model.model_copy(
         "ffn_dim": 64,
         "codebook_size": 16,
         "quantize_after": 0.0,
+        "query_residual_dim": 0,
         "num_prototypes": 3,
         "encoder": "light",
         "decompose": True,

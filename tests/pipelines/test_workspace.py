@@ -44,6 +44,7 @@ def test_the_presets_of_the_published_sets_follow_the_paper():
         assert (train.model.recombination_norm, train.model.calibrate_from) == ("batch", "audio")
         assert train.model.filters_from == "quantized" and train.model.share_prototypes
         assert train.loss.quantize_reduction == "sum" and train.loss.commitment == 0.25
+        assert train.loss.token_cls == train.loss.token_match == 0
         assert train.loss.quantize == pytest.approx(0.5 / (5 * 256), rel=0.05)
         assert train.model.backbone_weights == "microsoft/resnet-50"
         swin = preset_settings(f"{name}-swin")

@@ -107,7 +107,7 @@ class Criterion(nn.Module):
             present_BGT = targets.present_BGT.float()
             frames_BG = present_BGT.sum(-1).clamp(min=1)
             cost = cost - torch.einsum("btng,bgt->bng", probs_BTNG, present_BGT) / frames_BG[:, None]
-        return self.settings.token_cls * cost
+        return self.settings.token_match * cost
 
     def _token_losses(
         self, output: QDFormerOutput, matched_1BN: torch.Tensor, targets: Targets

@@ -208,8 +208,8 @@ def test_tokens_are_classified_as_their_queries():
     output.local_token_class_logits_BTNC = output.class_logits_BTNC.detach().clone().requires_grad_()
     output.token_class_logits_BNC = output.class_logits_BTNC[:, 1].detach().clone()
     agreeing = score(output, labels, token_cls=2.0)
-    assert float(agreeing["token_cls"]) == pytest.approx(0, abs=1e-6)
-    assert float(agreeing["local_token_cls"]) == pytest.approx(0, abs=1e-6)
+    assert float(agreeing["token_cls"].detach()) == pytest.approx(0, abs=1e-6)
+    assert float(agreeing["local_token_cls"].detach()) == pytest.approx(0, abs=1e-6)
     assert {"token_cls", "local_token_cls"}.isdisjoint(score(output, labels, token_cls=0.0))
 
     swapped = output.local_token_class_logits_BTNC.detach()[:, :, [1, 0, 2]].requires_grad_()
