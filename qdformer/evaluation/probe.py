@@ -77,18 +77,23 @@ def probe_scores(
 def track_scores(
     probe: LinearProbe | None, features: Mapping[str, np.ndarray], clips: pandas.DataFrame, config: EmbedderConfig
 ) -> dict[str, np.ndarray]:
-    """The scores of `tracks` by uid, [T, C], for the clips that have tracks; `features` are those of their clean sound.
+    """The scores of `tracks` by uid, [T, C], for silent clips and clips with tracks; empty if no clip has tracks.
 
-    In a second in which fewer than two tracks sound, the features of the clip are those of its only source. `clips` has
-    the columns uid, frames and audio of the manifest. Raises `AudioError` if a track cannot be read.
+    In a second in which fewer than two tracks sound, the features of the clip are those of its only source. `features`
+    are those of clean sound; `clips` has the columns uid, frames, silent and audio of the manifest. Raises `AudioError`
+    if a track cannot be read.
     """
+    paths_of = {clip.uid: track_paths(clip.audio.parent) for clip in clips.itertuples()}
+    if probe is None or not any(paths_of.values()):
+        return {}
     scores: dict[str, np.ndarray] = {}
     patches: list[tuple[str, int, np.ndarray]] = []
     for clip in clips.itertuples():
-        paths = track_paths(clip.audio.parent)
-        if probe is None or not paths:
+        paths = paths_of[clip.uid]
+        if paths or clip.silent:
+            scores[clip.uid] = probe(features[clip.uid])
+        if len(paths) < 2:
             continue
-        scores[clip.uid] = probe(features[clip.uid])
         tracks_VS = np.stack([np.resize(read_audio(path), clip.frames * SAMPLE_RATE) for path in paths])
         sounding_VT = (tracks_VS != 0).reshape(len(paths), clip.frames, SAMPLE_RATE).any(axis=2)
         for second in range(clip.frames):
@@ -98,7 +103,7 @@ def track_scores(
             first = second * (SAMPLE_RATE if config.center else PATCH_FRAMES * HOP_LENGTH)  # as `Embedder` cuts clips
             scores[clip.uid][second] = 0
             patches += [(clip.uid, second, part_S) for part_S in tracks_VS[sounding_V, first : first + SAMPLE_RATE]]
-    if probe is None or not patches:
+    if not patches:
         return scores
     embedder = config.load()
     for start in range(0, len(patches), PATCHES_PER_BATCH):

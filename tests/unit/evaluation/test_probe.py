@@ -118,15 +118,20 @@ def test_tracks_replace_the_mixture_where_several_sound(tmp_path, center):
     tracks = random.uniform(-0.4, 0.4, on_VT.shape) * on_VT * [[1], [0.1]]
     pictures = np.zeros((FRAMES, 8, 8, 3), np.uint8), np.zeros((FRAMES, 8, 8), np.uint8)
     write_clip(tmp_path, "v1m", "two", *pictures, tracks.sum(axis=0), tracks=list(tracks))
-    write_clip(tmp_path, "v1m", "none", *pictures, tracks.sum(axis=0))
+    for uid, audio in {"none": tracks.sum(axis=0), "silent": np.zeros(FRAMES * SAMPLE_RATE)}.items():
+        write_clip(tmp_path, "v1m", uid, *pictures, audio)
     embedder = Embedder(Level(), "repeat", center)
     config = SimpleNamespace(center=center, load=lambda: embedder)
-    rows = [{"uid": uid, "frames": FRAMES, "audio": tmp_path / "v1m" / uid / "audio.wav"} for uid in ("two", "none")]
+    rows = [
+        {"uid": uid, "frames": FRAMES, "silent": uid == "silent", "audio": tmp_path / "v1m" / uid / "audio.wav"}
+        for uid in ("two", "none", "silent")
+    ]
     clips = pandas.DataFrame(rows)
     features = {row["uid"]: embedder.embed([Clip(row["uid"], row["audio"], FRAMES)])[0].embeddings for row in rows}
     probe = LinearProbe(np.zeros(128), np.ones(128), np.eye(128)[:, :2] * [1, -1], np.zeros(2))
     scores = track_scores(probe, features, clips, config)
-    assert list(scores) == ["two"]
+    assert list(scores) == ["two", "silent"] and np.array_equal(scores["silent"], probe(features["silent"]))
+    assert track_scores(probe, features, clips[1:], config) == {}
     of_tracks = embedder.embed([Clip("", path, FRAMES) for path in track_paths(folder)])
     alone = np.maximum(*(probe(result.embeddings[1:2]) for result in of_tracks))
     expected = [*probe(features["two"][:1]), *alone, *probe(features["two"][2:])]
