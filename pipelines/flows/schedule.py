@@ -5,17 +5,27 @@ from __future__ import annotations
 from typing import cast
 
 from prefect import serve
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 
 from pipelines.flows.retrain import retrain
 from pipelines.flows.server import schedule_server
+from qdformer.utils.errors import InputError
 
 
-def serve_retrain(data: str, cron: str | None, every: float | None) -> None:
+def serve_retrain(data: str, cron: str, every: float | None) -> None:
     """Run `retrain` on the preset at the times of `cron` (UTC), or every `every` seconds.
 
-    The environment variable PREFECT_SERVER_API_PORT sets the dashboard's port (default 4200).
+    The environment variable PREFECT_SERVER_API_PORT sets the dashboard's port (default 4200). Raises `InputError` for a
+    schedule that can never run.
     """
+    if every is not None and every <= 0:
+        raise InputError(f"--every {every:g}: not an interval; expected more than 0 seconds")
+    try:
+        CronSchedule(cron=cron)
+    except ValueError:
+        expected = "expected minute, hour, day, month and weekday, such as 0 3 * * *"
+        raise InputError(f"CRON={cron}: not a cron expression; {expected}") from None
     deployment = cast(
         RunnerDeployment,
         retrain.to_deployment(

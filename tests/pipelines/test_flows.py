@@ -14,7 +14,9 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from pipelines.flows.schedule import serve_retrain
 from pipelines.workspace import workspace_lock
+from qdformer.utils.errors import InputError
 
 REPRODUCE = ("-m", "pipelines.flows", "reproduce")
 RETRAIN = ("-m", "pipelines.flows", "retrain")
@@ -233,3 +235,15 @@ def test_a_failed_stage_is_reported_without_dvc_s_own_message(project, prefect_a
     (project.root / "fail-train").write_text("1")
     done = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
     assert done.stderr == "error: train was told to fail\nerror: stage train failed\n"
+
+
+@pytest.mark.parametrize(
+    ("cron", "every", "message"),
+    [
+        ("99 3 * * *", None, r"CRON=99 3 \* \* \*: not a cron expression; expected minute"),
+        ("0 3 * * *", 0.0, "--every 0: not an interval; expected more than 0 seconds"),
+    ],
+)
+def test_a_schedule_that_can_never_run_is_refused(cron, every, message):
+    with pytest.raises(InputError, match=message):
+        serve_retrain("toy", cron, every)
