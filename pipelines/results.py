@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 from pipelines.console import markdown_table, print_table
 from pipelines.settings import preset_label
 from pipelines.workspace import REPORTS
-from qdformer.evaluation.result import DECOMPOSITION
 
 if TYPE_CHECKING:
     from pipelines.record import Record
     from qdformer.config.settings import Settings
+
+
+# The metrics of segmentation. The library's own lists of names would import torch, which takes seconds.
+TABLE_METRICS = ("miou_", "avsbench_", "davis_", "clips", "fpr", "g_miou")
+"""What the names of the metrics in the table on the terminal start with."""
 
 
 def print_results(name: str, settings: Settings, workspace: Path, record: Record, seconds: Mapping[str, float]) -> str:
@@ -24,7 +28,7 @@ def print_results(name: str, settings: Settings, workspace: Path, record: Record
     """
     metrics = read_metrics(workspace / REPORTS, [*settings.mix.conditions, *settings.evaluate.controls])
     keys = dict.fromkeys(key for values in metrics.values() for key in values)
-    columns = [key for key in keys if not key.endswith(DECOMPOSITION)]
+    columns = [key for key in keys if key.startswith(TABLE_METRICS)]
     rows = [[condition, *(_number(values.get(key)) for key in columns)] for condition, values in metrics.items()]
     timings = [[stage, f"{value:.1f}"] for stage, value in seconds.items()]
     title = results_title(name, settings)
