@@ -8,6 +8,11 @@ METADATA ?=
 CRON ?= 0 3 * * *
 CLIP ?=
 SNR ?= 0
+VIDEO ?=
+AUDIO ?=
+OUT ?=
+MODEL ?=
+OVERLAP ?= 0
 PORT ?= 5000
 BENCH ?=
 DATASET ?=
@@ -16,9 +21,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
+export VIDEO AUDIO OUT MODEL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data check test test-slow bench listen report sweep retrain schedule ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench listen predict report sweep retrain schedule ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -74,6 +80,9 @@ bench: setup .cache/bench/.ready ## Measure the speed of the parts, and compare 
 listen: setup ## Write a noisy clip as sound and spectrogram (CLIP=test-00004 SNR=5, or SNR=clean)
 	@python -m pipelines.listen --data "$(DATA)" --clip="$(CLIP)" --snr="$(SNR)"
 
+predict: setup ## Segment your own videos (VIDEO="clip.mp4 more/*.mp4", AUDIO=sound.wav OUT=folder MODEL=checkpoint)
+	@python -m pipelines.predict --data "$(DATA)" --audio="$$AUDIO" --out="$$OUT" --model="$$MODEL" --overlap="$(OVERLAP)" -- "$$VIDEO"
+
 report: setup ## Write the results as one HTML page with playable clips: report.html
 	@python -m pipelines.report --data "$(DATA)"
 
@@ -107,4 +116,4 @@ lock: ## Rewrite requirements.lock from pyproject.toml
 	@mv requirements.lock.new requirements.lock && rm -rf .cache/lock build
 
 clean: ## Remove all computed files (keeps .venv, downloads and the MLflow record)
-	@rm -rf data models workspaces sweeps listen report.html reports/*
+	@rm -rf data models workspaces sweeps listen predictions report.html reports/*

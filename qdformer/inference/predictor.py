@@ -136,16 +136,35 @@ class Predictor:
     def _restore(self, maps_THW: torch.Tensor, frames: np.ndarray, labels: bool) -> np.ndarray:
         """Maps of the model's input size at the size of the frames: the inverse of `resize_image`.
 
-        With `crop`, the pixels outside of the square are 0: background.
+        Values are interpolated bilinearly. A pixel has the label with the largest share among those around it, which
+        gives smooth outlines. With `crop`, the pixels outside of the square are 0: background.
         """
         height, width = frames.shape[1:3]
         (scaled_width, scaled_height), (left, top) = resize_geometry((width, height), self.image_size, self.resize)
         maps = maps_THW.cpu().numpy().astype(np.int32 if labels else np.float32)
-        method = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
         restored = []
         for map_HW in maps:
             canvas = np.zeros((scaled_height, scaled_width), maps.dtype)
             area = canvas[top : top + self.image_size, left : left + self.image_size]
             area[:] = map_HW[: area.shape[0], : area.shape[1]]
-            restored.append(np.asarray(Image.fromarray(canvas).resize((width, height), method)))
+            restored.append((_resize_labels if labels else _resize_bilinear)(canvas, (width, height)))
         return np.stack(restored)
+
+
+def _resize_bilinear(map_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(map_HW).resize(size, Image.Resampling.BILINEAR))
+
+
+def _resize_labels(labels_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Each pixel has the label with the largest interpolated share; of equal shares, the lower label."""
+    best_HW: np.ndarray | None = None
+    chosen_HW = np.zeros(size[::-1], labels_HW.dtype)
+    for label in np.unique(labels_HW).tolist():
+        share_HW = _resize_bilinear((labels_HW == label).astype(np.float32), size)
+        if best_HW is None:
+            best_HW, chosen_HW[:] = share_HW, label
+        else:
+            wins_HW = share_HW > best_HW
+            chosen_HW[wins_HW] = label
+            best_HW = np.maximum(best_HW, share_HW)
+    return chosen_HW

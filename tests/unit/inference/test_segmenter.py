@@ -1,0 +1,146 @@
+"""The segmenter: windows that cover every second once, and the predictor's result for each window."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from qdformer.audio.features.extract import Embedder
+from qdformer.audio.vggish import VGGish
+from qdformer.data.manifest import Classes
+from qdformer.inference import ClipPrediction, Predictor, Segmenter
+from qdformer.inference.masks import decode_rle
+from qdformer.inference.overlay import Overlay, video_codec, write_overlay
+from qdformer.inference.predictor import _resize_labels
+from qdformer.inference.segmenter import windows
+from qdformer.inference.video import iter_seconds
+from tests.helpers.model import CLASSES, make_model
+from tests.helpers.video import HEIGHT, WIDTH, write_video
+
+NAMES = Classes(tuple(f"class {index}" for index in range(CLASSES)), (False,) * CLASSES)
+
+
+class BrightHalf:
+    """In place of a predictor: the bright half of a frame is class 2, and nothing sounds in silence."""
+
+    classes = NAMES
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, int]] = []
+
+    def predict(self, frames, waveform, sample_rate):
+        self.calls.append((len(frames), len(waveform), sample_rate))
+        semantic = np.where((frames[..., 0] > 20) & bool(np.abs(waveform).max() > 0.01), 2, 0).astype(np.uint8)
+        probs = np.tile(np.float32([0.1, 0.75, 0, 0]), (len(frames), 1))
+        return ClipPrediction(NAMES.names, semantic, (semantic > 0).astype(np.float32), probs)
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    return Segmenter(BrightHalf(), clip_frames=2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("overlap", [0, 1, 2, 3])
+def test_windows_cover_every_second_once(length, overlap):
+    if overlap >= length:
+        return
+    for count in range(1, 14):
+        used = []
+        for window, first, end in windows(range(count), length, overlap):
+            assert len(window) == min(length, count) and window == list(range(window[0], window[0] + len(window)))
+            used += window[first:end]
+        assert used == list(range(count))
+    assert not list(windows([], length, overlap))
+
+
+def test_an_overlapped_second_is_taken_from_the_window_with_more_context():
+    taken = [(window[0], window[first:end]) for window, first, end in windows(range(11), 5, 2)]
+    assert taken == [(0, [0, 1, 2, 3]), (3, [4, 5, 6]), (6, [7, 8, 9, 10])]
+    taken = [(window[0], window[first:end]) for window, first, end in windows(range(7), 5, 0)]
+    assert taken == [(0, [0, 1, 2, 3, 4]), (2, [5, 6])]  # the last window has the full length
+
+
+def test_results_are_the_predictors_on_each_window(tmp_path):
+    torch.manual_seed(0)
+    predictor = Predictor(make_model().eval(), NAMES, Embedder(VGGish().eval(), "repeat"), image_size=64)
+    video = write_video(tmp_path / "a.mp4")
+    results = list(Segmenter(predictor, clip_frames=2).segment(video))
+    assert [result.time for result in results] == [0.0, 1.0, 2.0]
+    seconds = list(iter_seconds(video))
+    for window, places, own in ((seconds[:2], [0, 1], results[:2]), (seconds[1:], [1], results[2:])):
+        frames = np.stack([second.frame_HWC for second in window])
+        expected = predictor.predict(frames, np.concatenate([second.sound_S for second in window]), 16000)
+        for place, result in zip(places, own, strict=True):
+            assert np.array_equal(result.semantic_HW, expected.semantic_THW[place])
+            assert np.array_equal(result.class_probs_C, expected.class_probs_TC[place])
+
+
+def test_objects_have_name_score_mask_box_and_rle(segmenter, tmp_path):
+    results = list(segmenter.segment(write_video(tmp_path / "a.mp4", rate=8000)))
+    assert segmenter.predictor.calls == [(2, 16000, 8000), (2, 16000, 8000)]
+    for result in results:
+        (found,) = result.objects
+        assert (found.class_id, found.name, found.score) == (2, "class 1", 0.75)
+        assert found.mask_HW.shape == (HEIGHT, WIDTH) and np.array_equal(found.mask_HW, result.semantic_HW == 2)
+        assert found.box == pytest.approx((WIDTH // 2, 0, WIDTH // 2, HEIGHT), abs=2)
+        assert np.array_equal(decode_rle(found.rle), found.mask_HW)
+
+
+def test_a_video_without_sound_and_one_with_the_sound_of_another_file(segmenter, tmp_path):
+    silent, loud = write_video(tmp_path / "a.mp4", sound=False), write_video(tmp_path / "b.mp4")
+    with pytest.warns(UserWarning, match="has no audio track"):
+        assert not any(result.objects for result in segmenter.segment(silent))
+    assert all(result.objects for result in segmenter.segment(silent, loud))
+
+
+def test_settings_that_do_not_fit_are_errors():
+    predictor = BrightHalf()
+    for wrong, words in (
+        ({"clip_frames": 0}, "clip_frames is 0; expected at least 1"),
+        ({"clip_frames": 5, "overlap": 5}, "overlap is 5; expected 0 to clip_frames - 1 = 4"),
+        ({"frame_at": 2}, "frame_at is 2; expected 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Segmenter(predictor, **wrong)
+
+
+def test_enlarged_labels_have_straight_outlines():
+    labels = np.zeros((4, 4), np.int32)
+    labels[:, 1:3], labels[:, 3] = 7, 2
+    large = _resize_labels(labels, (40, 20))
+    assert large.shape == (20, 40) and set(np.unique(large)) == {0, 2, 7}
+    assert (large[:, :10] == 0).all() and (large[:, 10:30] == 7).all() and (large[:, 30:] == 2).all()
+
+
+@pytest.mark.parametrize(("size", "rotation"), [((64, 48), 0), ((66, 50), 90), ((65, 49), 0)])
+def test_overlay_has_the_frames_and_the_sound_of_the_video(segmenter, tmp_path, size, rotation):
+    even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
+    video = write_video(tmp_path / "a.mkv", 2.5, size=even, rotation=rotation, layout="stereo", rate=48000)
+    write_overlay(tmp_path / "o.mp4", video, segmenter.segment(video))
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        stream, voice = container.streams.video[0], container.streams.audio[0]
+        assert stream.codec.canonical_name == {"libx264": "h264"}.get(video_codec(), "mpeg4")
+        frames = list(container.decode(stream))
+        assert (voice.rate, voice.channels) == (48000, 2)
+    assert len(frames) == 25 and [frame.time for frame in frames[:3]] == pytest.approx([0, 0.1, 0.2])
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        sound = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+    assert sound.shape[1] / 48000 == pytest.approx(2.5, abs=0.1)
+    assert np.sqrt(np.mean(sound[:, 9600:96000] ** 2)) == pytest.approx(0.177, abs=0.03)
+
+
+def test_overlay_tints_objects_only():
+    labels = np.zeros((200, 300), np.uint8)
+    labels[100:180, 50:150] = 1
+    item = SimpleNamespace(name="dog", score=0.5, class_id=1, box=(50, 100, 100, 80))
+    overlay = Overlay(SimpleNamespace(semantic_HW=labels, objects=(item,)), np.array([[0, 0, 0], [1.0, 0, 0]]))
+    image = np.full((200, 300, 3), 100, np.uint8)
+    drawn = overlay.draw(image)
+    assert (image == 100).all() and (drawn[190] == 100).all()
+    assert drawn[140, 100].tolist() == [177, 50, 50] and drawn[100, 100].tolist() == [255, 0, 0]
+    assert (drawn[85:100, 50:90] != 100).any()  # the name above the box
