@@ -32,12 +32,14 @@ def write_video(
 ) -> Path:
     """Write frames of `frame_of` at FRAME_RATE, or at `times`, with a tone of 440 Hz and amplitude 0.25.
 
+    The codec is MPEG-4, for an odd width or height FFV1, which needs mkv.
     `sound_start`: seconds by which the sound begins after the first frame.
     """
     width, height = size
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=FRAME_RATE)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        even = width % 2 == height % 2 == 0
+        stream = container.add_stream("mpeg4" if even else "ffv1", rate=FRAME_RATE)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p" if even else "yuv444p"
         stream.codec_context.options = {"q:v": "2"}
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)

@@ -119,14 +119,15 @@ def test_enlarged_labels_have_straight_outlines():
 
 @pytest.mark.parametrize(("size", "rotation"), [((64, 48), 0), ((66, 50), 90), ((65, 49), 0)])
 def test_overlay_has_the_frames_and_the_sound_of_the_video(segmenter, tmp_path, size, rotation):
-    even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
-    video = write_video(tmp_path / "a.mkv", 2.5, size=even, rotation=rotation, layout="stereo", rate=48000)
+    video = write_video(tmp_path / "a.mkv", 2.5, size=size, rotation=rotation, layout="stereo", rate=48000)
     write_overlay(tmp_path / "o.mp4", video, segmenter.segment(video))
     with av.open(str(tmp_path / "o.mp4")) as container:
         stream, voice = container.streams.video[0], container.streams.audio[0]
         assert stream.codec.canonical_name == {"libx264": "h264"}.get(video_codec(), "mpeg4")
         frames = list(container.decode(stream))
         assert (voice.rate, voice.channels) == (48000, 2)
+    expected = size[::-1] if rotation else size
+    assert (frames[0].width, frames[0].height) == tuple(side + side % 2 for side in expected)
     assert len(frames) == 25 and [frame.time for frame in frames[:3]] == pytest.approx([0, 0.1, 0.2])
     with av.open(str(tmp_path / "o.mp4")) as container:
         sound = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
