@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
-from qdformer.inference.masks import davis_palette
+from qdformer.inference.masks import bounding_box, davis_palette
 from qdformer.inference.segmenter import SecondResult
 from qdformer.inference.video import decode_frames, open_sound, read_info, to_rgb
 from qdformer.utils.errors import InputError
@@ -38,6 +39,7 @@ _H264, _FALLBACK = "libx264", "mpeg4"
 class Overlay:
     """Draws the objects of one second into frames: a tint, an outline, and the name with its score.
 
+    The name stands above the largest connected part of a mask.
     `colors_C3` holds a color in 0..1 for each class id, 0 included.
     """
 
@@ -57,7 +59,8 @@ class Overlay:
         self._labels = []
         for item in result.objects:
             picture = _label(f"{item.name} {item.score:.2f}", colors_C3[item.class_id], height)[:height, :width]
-            left, top = item.box[0], item.box[1] - picture.shape[0]
+            left, top, _, _ = bounding_box(_largest_part(item.mask_HW))
+            top -= picture.shape[0]
             left = min(max(left, 0), width - picture.shape[1])
             top = min(max(top, 0), height - picture.shape[0])
             self._labels.append((left, top, picture))
@@ -171,6 +174,14 @@ class _SoundWriter:
     def close(self) -> None:
         """Write what the encoder holds."""
         self._container.mux(self._stream.encode(None))
+
+
+def _largest_part(mask_HW: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask that is not empty."""
+    parts_HW, _ = ndimage.label(mask_HW)
+    sizes = np.bincount(parts_HW.ravel())
+    sizes[0] = 0
+    return parts_HW == sizes.argmax()
 
 
 def _label(text: str, color_3: np.ndarray, height: int) -> np.ndarray:

@@ -138,10 +138,12 @@ def test_overlay_has_the_frames_and_the_sound_of_the_video(segmenter, tmp_path, 
 def test_overlay_tints_objects_only():
     labels = np.zeros((200, 300), np.uint8)
     labels[100:180, 50:150] = 1
-    item = SimpleNamespace(name="dog", score=0.5, class_id=1, box=(50, 100, 100, 80))
+    labels[30:33, 250:253] = 1  # a small part has no name of its own
+    item = SimpleNamespace(name="dog", score=0.5, class_id=1, mask_HW=labels == 1)
     overlay = Overlay(SimpleNamespace(semantic_HW=labels, objects=(item,)), np.array([[0, 0, 0], [1.0, 0, 0]]))
     image = np.full((200, 300, 3), 100, np.uint8)
     drawn = overlay.draw(image)
     assert (image == 100).all() and (drawn[190] == 100).all()
     assert drawn[140, 100].tolist() == [177, 50, 50] and drawn[100, 100].tolist() == [255, 0, 0]
-    assert (drawn[85:100, 50:90] != 100).any()  # the name above the box
+    assert (drawn[85:100, 50:90] != 100).any()  # the name above the largest part
+    assert (drawn[:30] == 100).all() and (drawn[30:33, 250:253] != 100).any()
