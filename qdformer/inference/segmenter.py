@@ -101,7 +101,7 @@ class Segmenter:
         *,
         clip_frames: int = 5,
         overlap: int = 0,
-        image_size: int = 160,
+        image_size: int = 128,
         resize: Resize = "longest",
         short_clips: ShortClips = "repeat",
         center: bool = False,

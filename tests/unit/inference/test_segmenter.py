@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import av
@@ -18,7 +19,7 @@ from qdformer.inference.overlay import Overlay, video_codec, write_overlay
 from qdformer.inference.predictor import _resize_labels
 from qdformer.inference.segmenter import windows
 from qdformer.inference.video import iter_seconds
-from tests.helpers.model import CLASSES, make_model
+from tests.helpers.model import CLASSES, PARAMS, make_model
 from tests.helpers.video import HEIGHT, WIDTH, write_video
 
 NAMES = Classes(tuple(f"class {index}" for index in range(CLASSES)), (False,) * CLASSES)
@@ -147,3 +148,11 @@ def test_overlay_tints_objects_only():
     assert drawn[140, 100].tolist() == [177, 50, 50] and drawn[100, 100].tolist() == [255, 0, 0]
     assert (drawn[85:100, 50:90] != 100).any()  # the name above the largest part
     assert (drawn[:30] == 100).all() and (drawn[30:33, 250:253] != 100).any()
+
+
+def test_defaults_are_those_of_the_settings():
+    for function in (Predictor.from_checkpoint, Segmenter.from_checkpoint):
+        defaults = {name: value.default for name, value in inspect.signature(function).parameters.items()}
+        expected = {**PARAMS.train.model_dump(), **PARAMS.features.model_dump(), "clip_frames": PARAMS.download.frames}
+        for name in defaults.keys() & {"image_size", "resize", "short_clips", "center", "clip_frames"}:
+            assert defaults[name] == expected[name], name
