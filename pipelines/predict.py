@@ -26,7 +26,6 @@ from qdformer.utils.files import new_folder
 if TYPE_CHECKING:
     from qdformer.inference import SecondResult, Segmenter
 
-VGGISH = Path("models", "vggish", "vggish.safetensors")
 RESULT = "result.json"
 CLIP_SECONDS = {"s4": 5, "ms3": 5, "avss": 10}
 """Frames of a clip of the published data sets; those of other data sets are in their settings."""
@@ -97,6 +96,7 @@ def load_segmenter(settings: Settings, workspace: Path, model: Path | None = Non
 
     The input rules are those that the workspace's results were computed with, before any result those of `settings`.
     """
+    from pipelines.stages.features import WEIGHTS
     from qdformer.inference import Segmenter  # imports torch
 
     locked = {} if model else locked_settings(workspace)
@@ -105,7 +105,8 @@ def load_segmenter(settings: Settings, workspace: Path, model: Path | None = Non
     if settings.features.pca:
         raise InputError("features.pca: the command predicts without VGGish's PCA step; expected null")
     checkpoint = model or workspace / CHECKPOINT
-    for path in (checkpoint, workspace / VGGISH):
+    vggish = workspace / WEIGHTS
+    for path in (checkpoint, vggish):
         if not path.is_file():
             raise InputError(f"{shown_path(path)}: no such file; `make repro` computes it")
     clip_frames = settings.download.frames or CLIP_SECONDS[settings.download.dataset]
@@ -113,7 +114,7 @@ def load_segmenter(settings: Settings, workspace: Path, model: Path | None = Non
         raise InputError(f"OVERLAP={overlap}: expected 0 to {clip_frames - 1}; the model sees {clip_frames} s at once")
     return Segmenter.from_checkpoint(
         checkpoint,
-        workspace / VGGISH,
+        vggish,
         clip_frames=clip_frames,
         overlap=overlap,
         image_size=settings.train.image_size,

@@ -9,19 +9,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from qdformer.inference.masks import RunLengths, bounding_box, encode_rle
 from qdformer.inference.predictor import Predictor
 from qdformer.inference.video import FRAME_AT, Second, iter_seconds
-
-if TYPE_CHECKING:
-    import torch
-
-    from qdformer.audio.features.store import ShortClips
-    from qdformer.config.train import Resize
 
 
 @dataclass(frozen=True)
@@ -101,27 +95,15 @@ class Segmenter:
         *,
         clip_frames: int = 5,
         overlap: int = 0,
-        image_size: int = 128,
-        resize: Resize = "longest",
-        short_clips: ShortClips = "repeat",
-        center: bool = False,
-        device: torch.device | str = "cpu",
+        **input_rules: Any,
     ) -> Segmenter:
         """Load a model and VGGish from the files that training wrote.
 
-        A checkpoint stores none of the settings `clip_frames` to `center`; they are those of the model's training, see
-        `Predictor.from_checkpoint`. Raises `CheckpointError` or `WeightsError` if a file cannot be used.
+        `input_rules` are the keyword arguments of `Predictor.from_checkpoint`: `image_size`, `resize`, `short_clips`,
+        `center` and `device`. A checkpoint stores neither them nor `clip_frames`; they are those of the model's
+        training. Raises `CheckpointError` or `WeightsError` if a file cannot be used.
         """
-        predictor = Predictor.from_checkpoint(
-            checkpoint,
-            vggish,
-            image_size=image_size,
-            resize=resize,
-            short_clips=short_clips,
-            center=center,
-            device=device,
-        )
-        return cls(predictor, clip_frames, overlap)
+        return cls(Predictor.from_checkpoint(checkpoint, vggish, **input_rules), clip_frames, overlap)
 
     @property
     def classes(self) -> tuple[str, ...]:

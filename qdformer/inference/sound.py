@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from qdformer.audio.io.read import AudioError
+from qdformer.inference.container import open_container
 
 LARGEST_GAP = 0.1
 """Seconds by which time stamps may differ from the number of samples; a larger gap is filled, a larger overlap cut."""
@@ -34,12 +35,7 @@ class Sound:
 
     def __init__(self, path: str | Path, origin: float | None = None, layout: str = "mono") -> None:
         self.path, self._origin, self._layout = Path(path), origin, layout
-        if not self.path.is_file():
-            raise AudioError(f"{path}: no such file")
-        try:
-            self._container = av.open(str(self.path.resolve()), options={"protocol_whitelist": "file"})
-        except (av.FFmpegError, OSError) as error:
-            raise AudioError(f"{path}: cannot be read as audio: {error.strerror or error}") from None
+        self._container = open_container(self.path, "audio", AudioError)
         if not self._container.streams.audio or not self._container.streams.audio[0].rate:
             self._container.close()
             raise AudioError(f"{path}: has no audio track")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
+from qdformer.inference.container import open_container
 from qdformer.inference.sound import Sound
 from qdformer.utils.constants import SAMPLE_RATE
 from qdformer.utils.errors import InputError
@@ -155,16 +156,9 @@ def open_sound(info: VideoInfo, audio: str | Path | None = None, layout: str = "
 def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     if path.is_dir():
         raise VideoError(f"{path}: a folder; expected a video file")
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file")
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes)")
-    try:
-        # Only files: a playlist must not make FFmpeg open addresses in a network.
-        container = av.open(str(path.resolve()), options={"protocol_whitelist": "file"})
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: cannot be read as a video: {error.strerror or error}") from None
-    with container:
+    with open_container(path, "a video", VideoError) as container:
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams or container.format.name == "tty":  # FFmpeg draws text files as videos
             raise VideoError(f"{path}: has no video track")

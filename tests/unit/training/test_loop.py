@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -61,6 +62,15 @@ def fresh() -> tuple[TrainingState, Criterion]:
 def run(state: TrainingState, criterion: Criterion, epochs: int) -> None:
     while state.epochs_done < epochs:
         train_epoch(state, state.model, criterion, make_batches(), RECIPE, CPU)
+
+
+def saved(folder: Path) -> tuple[TrainingState, Path, dict]:
+    """A state, the checkpoint of its model, and the description inside of that."""
+    state, _ = fresh()
+    path = folder / "model.safetensors"
+    save_model(path, state.model, CLASSES, SMALL)
+    with safetensors.safe_open(path, "pt") as file:
+        return state, path, json.loads(file.metadata()["qdformer"])
 
 
 def test_learning_rate_warms_up_and_drops():
@@ -123,11 +133,7 @@ def test_the_untrained_control_has_other_weights(tmp_path):
 
 
 def test_a_checkpoint_from_before_the_renaming_can_be_read(tmp_path):
-    state, _ = fresh()
-    path = tmp_path / "model.safetensors"
-    save_model(path, state.model, CLASSES, SMALL)
-    with safetensors.safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["qdformer"])
+    state, path, about = saved(tmp_path)
     old_keys = {new: old for old, new in RENAMED["train.model"].items()}
     about["model"] = {old_keys.get(key, key): value for key, value in about["model"].items() if key != "name"}
     assert "width" in about["model"] and "hidden_dim" not in about["model"]
@@ -141,11 +147,7 @@ def test_a_checkpoint_from_before_the_renaming_can_be_read(tmp_path):
 
 
 def test_checkpoints_of_another_architecture_are_refused(tmp_path):
-    state, _ = fresh()
-    path = tmp_path / "model.safetensors"
-    save_model(path, state.model, CLASSES, SMALL)
-    with safetensors.safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["qdformer"])
+    state, path, about = saved(tmp_path)
     weights = load_file(path)
     del weights["fusion.feed_forward.wide.weight"]
     save_file(weights, path, {"qdformer": json.dumps(about)})
