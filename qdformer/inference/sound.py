@@ -6,14 +6,15 @@ Shapes: S samples.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 import av
 import numpy as np
 
+from qdformer.audio.io.container import open_container
 from qdformer.audio.io.read import AudioError
-from qdformer.inference.container import open_container
 
 LARGEST_GAP = 0.1
 """Seconds by which time stamps may differ from the number of samples; a larger gap is filled, a larger overlap cut."""
@@ -35,9 +36,10 @@ class Sound:
 
     def __init__(self, path: str | Path, origin: float | None = None, layout: str = "mono") -> None:
         self.path, self._origin, self._layout = Path(path), origin, layout
-        self._container = open_container(self.path, "audio", AudioError)
+        self._open = ExitStack()
+        self._container = self._open.enter_context(open_container(self.path, "audio", AudioError))
         if not self._container.streams.audio or not self._container.streams.audio[0].rate:
-            self._container.close()
+            self.close()
             raise AudioError(f"{path}: has no audio track")
         self.rate: int = self._container.streams.audio[0].rate
         """Sample rate in Hz."""
@@ -58,7 +60,7 @@ class Sound:
 
     def close(self) -> None:
         """Close the file."""
-        self._container.close()
+        self._open.close()
 
     def read(self, count: int) -> np.ndarray:
         """The next `count` samples, float32 [channels, S]; zeros follow the end of the track.

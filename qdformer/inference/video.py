@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
-from qdformer.inference.container import open_container
+from qdformer.audio.io.container import open_container
 from qdformer.inference.sound import Sound
 from qdformer.utils.constants import SAMPLE_RATE
 from qdformer.utils.errors import InputError
@@ -154,10 +154,6 @@ def open_sound(info: VideoInfo, audio: str | Path | None = None, layout: str = "
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    if path.is_dir():
-        raise VideoError(f"{path}: a folder; expected a video file")
-    if path.is_file() and path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes)")
     with open_container(path, "a video", VideoError) as container:
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams or container.format.name == "tty":  # FFmpeg draws text files as videos

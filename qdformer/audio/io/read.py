@@ -116,16 +116,18 @@ def _check_wav_length(path: Path) -> None:
 def _decode_container(path: Path) -> tuple[np.ndarray, int]:
     import av
 
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise AudioError(f"{path}: has no audio track")
-            stream = container.streams.audio[0]
-            to_float = av.AudioResampler(format="fltp")  # same layout and rate, planar float32
+    from qdformer.audio.io.container import open_container
+
+    with open_container(path, "audio", AudioError) as container:
+        if not container.streams.audio:
+            raise AudioError(f"{path}: has no audio track")
+        stream = container.streams.audio[0]
+        to_float = av.AudioResampler(format="fltp")  # same layout and rate, planar float32
+        try:
             frames = [part.to_ndarray() for frame in container.decode(stream) for part in to_float.resample(frame)]
-            rate = stream.rate
-    except av.FFmpegError as error:
-        raise AudioError(f"{path}: cannot be read as audio: {error}") from None
+        except av.FFmpegError as error:
+            raise AudioError(f"{path}: cannot be read as audio: {error}") from None
+        rate = stream.rate
     if not frames:
         raise AudioError(f"{path}: holds no samples")
     return np.concatenate(frames, axis=1).T, rate

@@ -106,3 +106,14 @@ def test_samples_that_are_nan_or_infinite(tmp_path, bad):
     soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
     with pytest.raises(AudioError, match="a.wav: sample 123 is NaN or infinite"):
         read_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("name", ["list.ffconcat", "list.mp4"])
+def test_a_playlist_opens_no_other_file(tmp_path, name):
+    """FFmpeg reads the files that such a list names; the list of a stranger must not choose what is read."""
+    soundfile.write(tmp_path / "secret.wav", tone(16000), 16000)
+    (tmp_path / name).write_text("ffconcat version 1.0\nfile secret.wav\n")
+    with av.open(str(tmp_path / name)) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) == 16000
+    with pytest.raises(AudioError, match=rf"{name}: cannot be read as audio"):
+        read_audio(tmp_path / name)
