@@ -1,4 +1,4 @@
-"""Stage `train`: data/dataset, data/features/clean.h5 -> models/qdformer."""
+"""Stage `train`: data/dataset, data/features/CONDITION.h5 -> models/qdformer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     continues is kept below `.cache/ray` until the training ends, because DVC empties `out` before a rerun.
     """
     workspace = workspace.resolve()
-    features = workspace / "data" / "features" / "clean.h5"
-    made = feature_recipe(settings.features, workspace).info("clean")
+    condition = settings.train.condition
+    features = workspace / "data" / "features" / f"{condition}.h5"
+    made = feature_recipe(settings.features, workspace).info(condition)
     FeatureStore(features, **asdict(made))  # raises an error if they were computed in another way
     build_backbone(settings.train.model)  # reports missing weights here, in one line, and not in a worker
     storage = workspace / ".cache" / "ray" / out.name

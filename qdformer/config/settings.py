@@ -54,6 +54,13 @@ class Settings(Section):
         if "clean" not in self.sweep.conditions or (unknown := set(self.sweep.conditions) - set(self.mix.conditions)):
             named = f"; {', '.join(sorted(unknown))} is not" if "clean" in self.sweep.conditions else ""
             raise ValueError(f"sweep.conditions must hold clean, and only names of mix.conditions{named}")
+        if self.train.condition not in self.mix.conditions:
+            raise ValueError(
+                f"train.condition must be one of mix.conditions ({', '.join(self.mix.conditions)}), "
+                f"not {self.train.condition}"
+            )
+        if self.train.condition != "clean" and "train" not in self.mix.noisy_splits:
+            raise ValueError(f"train.condition: {self.train.condition} needs the split train in mix.noisy_splits")
         if self.evaluate.split not in self.mix.noisy_splits:
             raise ValueError(f"mix.noisy_splits must hold evaluate.split ({self.evaluate.split})")
         return self

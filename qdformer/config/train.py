@@ -56,7 +56,11 @@ class Augment(Section):
 
 
 class Train(Section):
-    """Stage `train`: model, losses, input and optimizer; training uses the condition without noise.
+    """Stage `train`: model, losses, input and optimizer.
+
+    `condition`: the condition of the stage mix whose sound the model is trained with; one with noise needs the split
+    `train` in `mix.noisy_splits`. `frames`: number of frames in a row that are drawn from each longer training clip in
+    each epoch; null takes whole clips. Evaluation uses whole clips.
 
     `task`: `avs` segments all sounding objects as one class, `avss` classifies them. `resize`: `longest` scales the
     longer side of a frame to `image_size` (as the paper does), `squash` scales both sides to it without keeping the
@@ -66,10 +70,12 @@ class Train(Section):
     """
 
     task: Task
+    condition: str
     model: ModelSettings
     loss: Loss
     resize: Resize
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    frames: Positive | None
     epochs: Positive
     batch_size: Positive
     learning_rate: Rate

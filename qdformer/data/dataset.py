@@ -70,7 +70,8 @@ class AVSDataset(Dataset):
 
     `features` maps the uid of a clip to float32 [T, A]. Pictures are scaled to `image_size` according to `resize`
     (see `resize_geometry`), and the labels are those of `task`. With `augment`, a random view of each clip is drawn
-    from (seed, epoch, index).
+    from (seed, epoch, index). With `frames`, a longer clip is cut to that many frames in a row, drawn in the same way,
+    the first of them labeled.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class AVSDataset(Dataset):
         *,
         resize: Resize = "longest",
         task: Task = "avss",
+        frames: int | None = None,
     ) -> None:
         self.clips = list(manifest.itertuples(index=False))
         self.features = features
@@ -91,6 +93,7 @@ class AVSDataset(Dataset):
         self.seed = seed
         self.resize = resize
         self.task = task
+        self.frames = frames
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -100,10 +103,11 @@ class AVSDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         clip = self.clips[index]
         view = sample_view(self.augment, np.random.default_rng([self.seed, epoch, index])) if self.augment else None
+        shown = self._window(clip, epoch, index)
 
-        images = np.stack([self._read_image(path, view) for path in clip.images])
+        images = np.stack([self._read_image(path, view) for path in clip.images[shown]])
         labels = np.full(images.shape[:3], IGNORE_INDEX, np.uint8)
-        for second, path in enumerate(clip.labels):
+        for second, path in enumerate(clip.labels[shown]):
             if path is not None:
                 labels[second] = self._resize(open_label_map(path, clip.binary, self.task), view, labels=True)
         if view is not None:
@@ -111,10 +115,17 @@ class AVSDataset(Dataset):
         return Sample(
             uid=clip.uid,
             images_TCHW=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
-            audio_TA=self._read_features(clip),
+            audio_TA=self._read_features(clip)[shown],
             labels_THW=torch.from_numpy(np.ascontiguousarray(labels)),
-            labeled=clip.labeled,
+            labeled=min(clip.labeled - shown.start, len(images)),
         )
+
+    def _window(self, clip: Any, epoch: int, index: int) -> slice:
+        if self.frames is None or clip.frames <= self.frames:
+            return slice(0, clip.frames)
+        starts = min(clip.frames - self.frames + 1, max(clip.labeled, 1))
+        start = int(np.random.default_rng([self.seed, epoch, index, 1]).integers(starts))
+        return slice(start, start + self.frames)
 
     def _read_image(self, path: Path, view: View | None) -> np.ndarray:
         return self._resize(Image.open(path).convert("RGB"), view, labels=False)

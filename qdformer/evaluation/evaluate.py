@@ -15,7 +15,14 @@ import torch
 
 from qdformer.evaluation.decomposition import DecompositionScores
 from qdformer.evaluation.result import SCORES, Evaluation, Picture
-from qdformer.evaluation.scores import Scores, class_table, number, resampling_interval, source_table
+from qdformer.evaluation.scores import (
+    Scores,
+    class_table,
+    number,
+    resampling_interval,
+    source_resamples,
+    source_table,
+)
 from qdformer.evaluation.tokens import BatchTokens, to_array
 from qdformer.metrics.clips import all_gather, gather_by_index
 from qdformer.metrics.decomposition import frame_sources
@@ -136,6 +143,7 @@ def evaluate(
     per_clip = pandas.DataFrame(list(rows.values()))
     decomposed = decomposition.resample(bootstrap, seed)
     resamples = scores.resample(bootstrap, seed) | decomposed
+    by_sources = source_resamples(scores, per_clip, bootstrap, seed)
     values = {key: number(resampled[0]) for key, resampled in resamples.items()}
     return Evaluation(
         summary={key: values[key] for key in (*SCORES, *decomposed)} | {"clips": len(rows)},
@@ -144,7 +152,8 @@ def evaluate(
         resamples=resamples,
         per_clip=per_clip,
         per_class=class_table(scores),
-        per_source=source_table(scores, per_clip, bootstrap, seed),
+        per_source=source_table(by_sources, per_clip),
+        source_resamples=by_sources,
         confusion=scores.semantic.confusion(),
         pictures=list(pictures.values()),
     )

@@ -72,6 +72,8 @@ class Evaluation:
     alone, each with the limits of its 95 % interval, SCORE_low and SCORE_high. The clips are grouped by their number
     of `sources` (0, 1, 2, 3+) and by `off_screen` (no, yes). Scores that a group does not define are empty.
     """
+    source_resamples: dict[tuple[str, str], dict[str, np.ndarray]]
+    """(by, group) of `per_source` -> `SCORES` of the group's clips and of every resample of them, as `resamples`."""
     confusion: np.ndarray
     """Pixels by true class (rows, background first) and predicted class (columns): int64 [C + 1, C + 1]."""
     pictures: list[Picture]

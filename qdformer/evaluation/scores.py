@@ -137,20 +137,43 @@ def class_table(scores: Scores) -> pandas.DataFrame:
     return pandas.DataFrame({"id": range(len(names)), "name": names, "unseen": unseen} | counts | ratios)
 
 
-def source_table(scores: Scores, per_clip: pandas.DataFrame, bootstrap: int, seed: int) -> pandas.DataFrame:
-    """`Evaluation.per_source`, from the scores and the table of the same clips."""
-    sources = per_clip["sources"].map(lambda count: str(count) if count < MAX_SOURCE_GROUP else f"{MAX_SOURCE_GROUP}+")
-    off_screen = per_clip["off_screen"].map({False: "no", True: "yes"})
-    rows = []
-    for by, groups in (("sources", sources), ("off_screen", off_screen)):
+def source_resamples(
+    scores: Scores, per_clip: pandas.DataFrame, bootstrap: int, seed: int
+) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """`Evaluation.source_resamples`, from the scores and the table of the same clips."""
+    groups_by = source_groups(per_clip)
+    found = {}
+    for by, groups in groups_by.items():
         for group in sorted(set(groups)):
             indices = np.flatnonzero(groups == group)
             resamples = scores.subset(indices).resample(bootstrap, seed)
             if np.isnan(resamples["avsbench_j_sounding"][0]):
                 resamples["avsbench_f"][:] = np.nan  # AVSBench gives 0 if nothing sounds
-            row = {"by": by, "group": group, "clips": len(indices)}
-            rows.append(row | _with_limits({key: resamples[key] for key in SCORES}))
-    return pandas.DataFrame(rows)
+            found[by, group] = {key: resamples[key] for key in SCORES}
+    return found
+
+
+def source_groups(per_clip: pandas.DataFrame) -> dict[str, pandas.Series]:
+    """The group of each clip of `Evaluation.per_clip`, by each column that defines groups."""
+    return {
+        "sources": per_clip["sources"].map(
+            lambda count: str(count) if count < MAX_SOURCE_GROUP else f"{MAX_SOURCE_GROUP}+"
+        ),
+        "off_screen": per_clip["off_screen"].map({False: "no", True: "yes"}),
+    }
+
+
+def source_table(
+    resamples: Mapping[tuple[str, str], Mapping[str, np.ndarray]], per_clip: pandas.DataFrame
+) -> pandas.DataFrame:
+    """`Evaluation.per_source`, from `Evaluation.source_resamples` and the table of the same clips."""
+    groups_by = source_groups(per_clip)
+    return pandas.DataFrame(
+        [
+            {"by": by, "group": group, "clips": int((groups_by[by] == group).sum())} | _with_limits(values)
+            for (by, group), values in resamples.items()
+        ]
+    )
 
 
 def resampling_interval(values: np.ndarray) -> dict[str, float | None]:

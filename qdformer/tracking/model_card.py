@@ -105,8 +105,10 @@ def _limits(settings: Settings) -> list[str]:
     limits = []
     if settings.download.dataset not in PUBLISHED:
         limits.append(f"The scores are on `{settings.download.dataset}`: do not compare them with AVSBench's.")
+    condition = settings.train.condition
+    sound = "without added noise" if condition == "clean" else f"with added noise ({condition})"
     limits.append(
-        f"It was trained on clips without added noise, on images of {settings.train.image_size} pixels, and processes "
+        f"It was trained on clips {sound}, on images of {settings.train.image_size} pixels, and processes "
         "one frame per second."
     )
     if settings.pretrain.weights == "pretrained_here":

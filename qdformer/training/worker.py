@@ -45,6 +45,7 @@ def train_worker(config: dict[str, Any]) -> None:
         recipe.seed,
         resize=recipe.resize,
         task=recipe.task,
+        frames=recipe.frames,
     )
     model = build_model(recipe.model, len(classes)).to(device)
     criterion = model.build_criterion(recipe.loss).to(device)

@@ -121,6 +121,8 @@ def test_audioset_s_settings_are_valid(values):
         ("evaluate.controls", ["noisy"], r"evaluate\.controls\.0: .*'silence', 'noise', 'offscreen' or 'untrained'"),
         ("sweep.conditions", ["clean", "snr7"], r"sweep\.conditions must hold clean.*; snr7 is not"),
         ("sweep.conditions", ["snr0"], r"sweep\.conditions must hold clean, and only names of mix\.conditions$"),
+        ("train.condition", "snr7", r"train\.condition must be one of mix\.conditions \(clean, .*\), not snr7"),
+        ("train.condition", "snr0", r"train\.condition: snr0 needs the split train in mix\.noisy_splits"),
         ("evaluate.split", "val", r"mix\.noisy_splits must hold evaluate\.split \(val\)"),
     ],
 )

@@ -170,6 +170,26 @@ def test_collate_pads_and_marks(manifest):
     assert batch.to("cpu").uids == batch.uids and batch.to("meta").labels_BTHW.device.type == "meta"
 
 
+def test_training_can_draw_fewer_frames_of_a_clip(manifest):
+    numbered = {uid: np.arange(FRAMES, dtype=np.float32)[:, None].repeat(128, axis=1) for uid in features()}
+    whole = AVSDataset(manifest, numbered, 48)[0]
+    cut = AVSDataset(manifest, numbered, 48, frames=2)
+    drawn = {}
+    for epoch in range(20):
+        sample = cut[epoch, 0]
+        start = int(sample.audio_TA[0, 0])
+        drawn[start] = drawn.get(start, 0) + 1
+        window = slice(start, start + 2)
+        assert torch.equal(sample.images_TCHW, whole.images_TCHW[window])
+        assert torch.equal(sample.labels_THW, whole.labels_THW[window])
+        assert torch.equal(sample.audio_TA, whole.audio_TA[window]) and sample.labeled == 2
+    assert set(drawn) == {0, 1}
+    first_labeled = manifest.assign(labeled=1)
+    only = AVSDataset(first_labeled, numbered, 48, frames=2)
+    assert {int(only[epoch, 0].audio_TA[0, 0]) for epoch in range(20)} == {0} and only[0].labeled == 1
+    assert torch.equal(AVSDataset(manifest, numbered, 48, frames=9)[0].images_TCHW, whole.images_TCHW)
+
+
 def test_missing_or_misshapen_features_name_the_clip(manifest):
     partial = features()
     del partial["b"]

@@ -199,7 +199,8 @@ def test_table_by_number_of_sources():
     sounding = [(), ("dog", "bell"), ("dog",), ("dog", "bell", "drum"), ("dog",), ("dog", "bell")]
     off_screen = [True, False, True, False, False, False]
     manifest = manifest_of(batch, classes=sounding, off_screen=off_screen)
-    table = evaluate(blurred_truth, [batch], CLASSES, manifest=manifest, bootstrap=20).per_source
+    result = evaluate(blurred_truth, [batch], CLASSES, manifest=manifest, bootstrap=20)
+    table = result.per_source
     groups = list(zip(table["by"], table["group"], table["clips"], strict=True))
     expected = [("sources", "0", 1), ("sources", "1", 2), ("sources", "2", 2), ("sources", "3+", 1)]
     assert groups == [*expected, ("off_screen", "no", 4), ("off_screen", "yes", 2)]
@@ -209,6 +210,7 @@ def test_table_by_number_of_sources():
         assert (row[key], row[f"{key}_low"], row[f"{key}_high"]) == tuple(
             pair.intervals[key][end] for end in ("value", "low", "high")
         )
+        np.testing.assert_array_equal(result.source_resamples["sources", "2"][key], pair.resamples[key])
     assert np.isnan(table.loc[0, "avsbench_f"]) and table.loc[0, "davis_j"] == 1
 
 
