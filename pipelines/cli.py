@@ -11,9 +11,9 @@ from typing import NoReturn
 from pipelines.environment import tracking_environment
 from qdformer.config.base import SettingsError
 from qdformer.config.settings import Settings, load_settings
-from qdformer.utils.errors import InputError
+from qdformer.utils.errors import InputError, TransientError
 
-FAILED, BAD_SETTINGS, INTERRUPTED = 1, 2, 130
+FAILED, BAD_SETTINGS, TRANSIENT, INTERRUPTED = 1, 2, 75, 130
 
 
 class CommandError(RuntimeError):
@@ -42,8 +42,9 @@ def stage_main(run: Callable[[Settings], None]) -> NoReturn:
 def command_main(run: Callable[[], object]) -> NoReturn:
     """Run a command and exit.
 
-    The exit code is 2 for settings that are not valid, 1 for input that is not usable (one line says which) and 130
-    for Ctrl-C. An error of the program itself keeps its traceback.
+    The exit code is 2 for settings that are not valid, 1 for input that is not usable (one line says which), 75
+    (EX_TEMPFAIL) if something outside of this machine does not answer, and 130 for Ctrl-C. An error of the program
+    itself keeps its traceback.
     """
     try:
         run()
@@ -51,6 +52,8 @@ def command_main(run: Callable[[], object]) -> NoReturn:
         _fail(BAD_SETTINGS, f"error: {error}")
     except CommandError as error:
         _fail(error.exit_code, f"error: {error.message}")
+    except TransientError as error:
+        _fail(TRANSIENT, f"error: {error}")
     except (InputError, OSError) as error:
         _fail(FAILED, f"error: {error}")
     except KeyboardInterrupt:

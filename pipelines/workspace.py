@@ -27,6 +27,7 @@ from qdformer.utils.files import write_text
 
 CHECKPOINT = Path("models", "qdformer", "model.safetensors")
 REPORTS = Path("reports")
+ACCEPTED = Path("accepted")
 PAGE = Path("report.html")
 """Paths of results, relative to the workspace."""
 
@@ -55,7 +56,7 @@ def open_workspace(name: str = "", project: Path = PROJECT) -> Path:
     if is_default(name, project):
         return project
     workspace = project / "workspaces" / name
-    workspace.mkdir(parents=True, exist_ok=True)
+    (workspace / ACCEPTED).mkdir(parents=True, exist_ok=True)
     for linked in LINKED:
         link, target = workspace / linked, Path("..", "..", linked)
         if not link.is_symlink() and (project / linked).exists():

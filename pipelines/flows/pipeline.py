@@ -23,7 +23,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
-from pipelines.cli import BAD_SETTINGS, FAILED, CommandError
+from pipelines.cli import BAD_SETTINGS, FAILED, TRANSIENT, CommandError
 from pipelines.environment import dvc_command, dvc_environment
 from pipelines.workspace import REPORTS
 from qdformer.utils.files import write_rows
@@ -60,9 +60,9 @@ class StageError(CommandError):
 
 
 def _is_worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
-    """Only the stage that uses the network is retried, and not if its settings are wrong."""
+    """Only a stage that waits for something outside of this machine is retried."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageError) and error.stage == "download" and error.code != BAD_SETTINGS
+    return isinstance(error, StageError) and error.code == TRANSIENT
 
 
 @task(

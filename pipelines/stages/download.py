@@ -1,4 +1,4 @@
-"""Stage `download`: downloads, the user's files, or nothing -> data/dataset, data/sounds, data/digests.json."""
+"""Stage `download`: downloads, the user's files or nothing, and accepted -> data/dataset, data/sounds and digests."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from qdformer.audio.io.sound_table import write_sound_table
 from qdformer.config.base import SettingsError
 from qdformer.config.download import Download
 from qdformer.config.settings import Settings
+from qdformer.data.accepted import join_accepted
 from qdformer.data.published import import_published
 from qdformer.data.readers.toy import compose_toy
 from qdformer.utils.digests import tree_sha256
 from qdformer.utils.files import new_folder, write_text
 
 
-def download(settings: Download, data: Path, cache: Path) -> None:
+def download(settings: Download, data: Path, cache: Path, accepted: Path | None = None) -> None:
     """Write `data/dataset` and `data/sounds`, either both complete or neither, and then their digests.
 
-    The published data sets have no single sounds: their `data/sounds` is an empty table.
+    The published data sets have no single sounds: their `data/sounds` is an empty table. The clips in `accepted`, which
+    arrived later, join the training split.
 
     The later stages depend on digests in place of the folders, because DVC would look at each of their files again for
     every stage. The stage `check` passes the digests on. Downloads are kept below `cache`, because DVC empties the outs
@@ -27,6 +29,8 @@ def download(settings: Download, data: Path, cache: Path) -> None:
     """
     with new_folder(data / "dataset") as dataset, new_folder(data / "sounds") as sounds:
         _fill(settings, dataset, sounds, cache)
+        if accepted and (joined := join_accepted(dataset, accepted)):
+            print(f"{joined} accepted clips joined the training split")
     digests = {folder: tree_sha256(data / folder) for folder in ("dataset", "sounds")}
     write_text(data / "digests.json", json.dumps(digests, indent=1) + "\n")
 
@@ -56,7 +60,7 @@ def _fill(settings: Download, dataset: Path, sounds: Path, cache: Path) -> None:
 
 
 def main(settings: Settings) -> None:
-    download(settings.download, Path("data"), Path(".cache"))
+    download(settings.download, Path("data"), Path(".cache"), Path("accepted"))
 
 
 if __name__ == "__main__":

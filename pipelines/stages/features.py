@@ -45,7 +45,7 @@ def features(settings: Settings, condition: str, workspace: Path) -> None:
     )
     for uid, problem in summary.left_out:
         print(f"left out: clip {uid}: {problem}")
-    resumed = f", {summary.resumed} of them from a run before" if summary.resumed else ""
+    resumed = f", {summary.resumed} of them from an earlier run" if summary.resumed else ""
     left_out = f", {len(summary.left_out)} left out" if summary.left_out else ""
     print(f"{condition}: {summary.written} clips{resumed}{left_out}")
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _Content = TypeVar("_Content")
 REMEDY = "`make repro` writes it"
+RESAMPLES = "resamples.npz"
+RESAMPLED = (*SCORES, "predicted_area")
+"""The metrics whose resamples are kept."""
 
 
 class ReportError(InputError):
@@ -56,6 +59,8 @@ def write_result(results: Mapping[str, Evaluation], classes: Classes, reports: P
     - `intervals.json`: value and 95 % interval of every metric.
     - `clips.csv`, `clips.parquet`, `classes.csv`, `sources.csv`: the tables of all conditions.
     - `negatives.csv`, `robustness.csv`: the negative conditions; the scores by signal-to-noise ratio.
+    - `resamples.npz`: `CONDITION/METRIC` float64 [1 + bootstrap] of each of `RESAMPLED`: the metric of all clips, then
+      of every resample. Evaluations of the same clips have the same resamples, so their differences are paired.
     - `confusion.csv`, `pictures.npz`: of the clean condition. The latter holds for each selected clip
       `UID/images` uint8 [T, H, W, 3], `UID/truth` and `UID/prediction` uint8 [T, H, W] (class ids, 255 in `truth`
       where there is no label) and `UID/class_probs` float32 [T, C].
@@ -74,6 +79,10 @@ def write_result(results: Mapping[str, Evaluation], classes: Classes, reports: P
     _concatenate(results, "per_source").to_csv(reports / "sources.csv", index=False)
     negative.to_csv(reports / "negatives.csv", index=False)
     summaries = {name: result.summary for name, result in results.items()}
+    resamples: dict[str, Any] = {
+        f"{name}/{key}": result.resamples[key] for name, result in results.items() for key in RESAMPLED
+    }
+    np.savez_compressed(reports / RESAMPLES, **resamples)
     by_snr = pandas.DataFrame(_scores_by_snr(summaries), columns=["snr", *SCORES, "clips"])
     by_snr.to_csv(reports / "robustness.csv", index=False)
     figures = reports / "figures"
@@ -125,6 +134,15 @@ def read_result(reports: Path) -> Result:
         figures=figures,
         pictures=_pictures(reports / "pictures.npz"),
     )
+
+
+def read_resamples(reports: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The resamples of each metric, by condition and metric; raises `ReportError` if they are missing or damaged."""
+    resamples: dict[str, dict[str, np.ndarray]] = {}
+    for key, values in _read(reports / RESAMPLES, _arrays, "NPZ").items():
+        condition, _, metric = key.partition("/")
+        resamples.setdefault(condition, {})[metric] = values
+    return resamples
 
 
 def _write_json(path: Path, content: object) -> None:

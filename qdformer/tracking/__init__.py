@@ -28,7 +28,7 @@ from qdformer.tracking.runs import (
     parent_run,
     training_run,
 )
-from qdformer.tracking.store import TrackingError, tracking_uri
+from qdformer.tracking.store import TrackingError, tracking_uri, warn_if_unreachable
 from qdformer.tracking.views import dashboard_url, runs_url, save_comparison
 
 __all__ = [
@@ -51,4 +51,5 @@ __all__ = [
     "save_comparison",
     "tracking_uri",
     "training_run",
+    "warn_if_unreachable",
 ]

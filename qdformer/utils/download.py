@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,15 +13,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 from qdformer.utils.digests import file_sha256, short_digest
-from qdformer.utils.errors import InputError
+from qdformer.utils.errors import InputError, TransientError
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
 _PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP codes of a server that may answer later
+_LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 
 class DownloadError(InputError):
     """A file cannot be downloaded or is not the expected one; the message names its URL or path."""
+
+
+class InterruptedDownloadError(DownloadError, TransientError):
+    """The server did not answer or broke off; another try may succeed."""
 
 
 def is_url(source: str) -> bool:
@@ -39,6 +47,7 @@ def download(url: str, cache: str | Path, sha256: str = "", progress: bool = Tru
     Raises:
         DownloadError: the file cannot be downloaded (the bytes received are kept), or has another digest (they are
             removed).
+        InterruptedDownloadError: the server did not answer or broke off.
     """
     name = f"{sha256[:16] or short_digest([url])}-{url.split('?')[0].rsplit('/', 1)[-1]}"
     target = Path(cache) / name
@@ -96,15 +105,23 @@ def _resume(url: str, partial: Path, version: Path, progress: bool) -> None:
     except urllib.error.HTTPError as error:
         if error.code == _RANGE_NOT_SATISFIABLE and _full_size(error) in (None, received):
             return  # the file is complete already; its digest is checked next
-        raise DownloadError(f"{url}: cannot be downloaded: {error}") from None
+        kind = InterruptedDownloadError if error.code in _TRANSIENT else DownloadError
+        raise kind(f"{url}: cannot be downloaded: {error}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise DownloadError(
+        kind = InterruptedDownloadError if _is_transient(error) else DownloadError
+        raise kind(
             f"{url}: cannot be downloaded: {error}; the bytes received are kept, and another try resumes from them"
         ) from None
     if expected is not None and written < int(expected):
-        raise DownloadError(
+        raise InterruptedDownloadError(
             f"{url}: received {written} of {expected} bytes; they are kept, and another try resumes from them"
         )
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether another try may succeed: not for a full disk or a certificate that is not accepted."""
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return not isinstance(reason, ssl.SSLCertVerificationError) and getattr(reason, "errno", None) not in _LOCAL
 
 
 def _full_size(error: urllib.error.HTTPError) -> int | None:

@@ -69,7 +69,7 @@ def test_a_bad_clip_fails_the_stage_unless_it_is_allowed(workspace):
     done = run(workspace)
     assert done.returncode == 0, done.stderr
     assert "left out: clip clip3: " in done.stdout
-    assert "clean: 5 clips, 5 of them from a run before, 1 left out" in done.stdout
+    assert "clean: 5 clips, 5 of them from an earlier run, 1 left out" in done.stdout
     assert FeatureStore(workspace / "data" / "features" / "clean.h5").left_out == {"clip3"}
 
 

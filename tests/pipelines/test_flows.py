@@ -84,9 +84,12 @@ def test_reproduce_runs_stale_stages_and_shows_metrics_and_record(project, prefe
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "code", "tries", "exits"), [("download", 1, 3, 1), ("download", 2, 1, 2), ("train", 1, 1, 1)]
+    ("stage", "code", "tries", "exits"),
+    [("download", 75, 3, 1), ("download", 1, 1, 1), ("download", 2, 1, 2), ("train", 1, 1, 1)],
 )
-def test_only_a_download_is_retried_and_a_failure_is_reported(project, prefect_api, stage, code, tries, exits):
+def test_only_an_unreachable_source_is_retried_and_a_failure_is_reported(
+    project, prefect_api, stage, code, tries, exits
+):
     (project.root / f"fail-{stage}").write_text(str(code))
     done = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
     assert done.returncode == exits

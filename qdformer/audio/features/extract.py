@@ -28,6 +28,7 @@ from qdformer.audio.vggish.log_mel import PATCH_SAMPLES, centered_patches, log_m
 from qdformer.audio.vggish.log_mel_pickle import is_log_mel_file, read_log_mel
 from qdformer.audio.vggish.model import load_pca, load_vggish
 from qdformer.utils.constants import EMBEDDING_SIZE, SAMPLE_RATE
+from qdformer.utils.digests import file_sha256
 
 PATCHES_PER_BATCH = 16  # as fast as larger batches, with a quarter of the memory of 64
 CLIPS_PER_CHUNK = 16  # 16 clips of T frames fill T batches
@@ -41,12 +42,11 @@ class Clip(NamedTuple):
     frames: int
 
     def stamp(self) -> str:
-        """A text that changes with the audio file and the number of frames; empty for a missing file."""
+        """A text that changes with the content of the audio file and the number of frames; empty for a missing file."""
         try:
-            status = self.path.stat()
+            return f"{self.frames} {file_sha256(self.path)}"
         except OSError:
             return ""
-        return f"{self.frames} {status.st_size} {status.st_mtime_ns}"
 
 
 class Embedding(NamedTuple):
@@ -178,7 +178,7 @@ def embed_in_threads(config: EmbedderConfig, chunks: Iterable[list[Clip]]) -> It
 
 @dataclass(frozen=True)
 class ExtractionSummary:
-    """Number of clips written, number of them from an interrupted run, and (uid, reason) of clips left out."""
+    """Number of clips written, number of them from an earlier run, and (uid, reason) of clips left out."""
 
     written: int
     resumed: int
@@ -195,14 +195,15 @@ def extract_features(
     executor: Executor = embed_in_threads,
     progress: bool = True,
 ) -> ExtractionSummary:
-    """Write the feature file `path` of a condition; a run that was interrupted is resumed.
+    """Write the feature file `path` of a condition; clips of an earlier run are reused.
 
     Args:
         path: the HDF5 file, written atomically. Its bytes depend on `clips`, `config` and `condition` only.
         clips: the clips, in the order of the file.
         config: files and settings of the embedder.
         condition: name of the condition.
-        cache: folder of the journal, which keeps finished clips until the file is written.
+        cache: folder of the journal, which keeps finished clips: those whose audio stays the same are not embedded
+            again when other clips join them.
         bad_clips: share of the clips whose audio may be unusable; they are left out.
         executor: computes the embeddings.
         progress: show a progress bar.
@@ -233,7 +234,7 @@ def extract_features(
         _check_share(left_out, len(clips), bad_clips)
         usable = (clip.uid for clip in clips if clip.uid not in problems)
         written = write_features(path, ((uid, journal.read(uid)) for uid in usable), info, [uid for uid, _ in left_out])
-        journal.finish()
+        journal.finish(len(clips))
     return ExtractionSummary(written, len(clips) - len(missing), left_out)
 
 

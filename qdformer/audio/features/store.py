@@ -193,7 +193,7 @@ class FeatureStore(Mapping[str, np.ndarray]):
 
 
 class Journal:
-    """The finished clips of a run, kept until its feature file is written; a context manager.
+    """The finished clips of a run, kept for the next one; a context manager.
 
     A journal is locked by one process at a time. Its content is discarded if it has another `info`, and a clip is
     ignored if its stamp has changed.
@@ -249,10 +249,11 @@ class Journal:
             raise FeatureError(f"{self.path}: the features of clip {uid} are damaged; run the stage again")
         return entry[2]
 
-    def finish(self) -> None:
-        """Empty the journal after its clips were written to the feature file."""
-        self._offsets.clear()
-        self._file.truncate(0)
+    def finish(self, clips: int) -> None:
+        """Call it after `clips` clips were written to the feature file. A journal with twice as many is emptied."""
+        if len(self._offsets) > 2 * clips:
+            self._offsets.clear()
+            self._file.truncate(0)
 
     def _recover(self) -> None:
         header = json.dumps(asdict(self._info)).encode() + b"\n"

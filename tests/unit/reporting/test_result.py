@@ -8,7 +8,7 @@ import numpy as np
 
 from qdformer.evaluation.evaluate import evaluate
 from qdformer.evaluation.result import DECOMPOSITION, SCORES
-from qdformer.reporting.result import read_result, write_result
+from qdformer.reporting.result import RESAMPLED, read_resamples, read_result, write_result
 from tests.unit.evaluation.test_evaluate import CLASSES, blurred_truth, drawn, manifest_of
 
 
@@ -26,3 +26,10 @@ def test_written_result_is_read_again(tmp_path):
     (picture,) = read.pictures
     assert picture.uid == "clip1" and np.array_equal(picture.truth_THW, results["clean"].pictures[0].truth_THW)
     assert {"confusion", "robustness", "pictures", "classes"} <= set(read.figures)
+
+    resamples = read_resamples(tmp_path)
+    assert list(resamples) == ["clean", "silence", "snr-5"]
+    for name, result in results.items():
+        assert set(resamples[name]) == set(RESAMPLED)
+        assert all(len(values) == 21 for values in resamples[name].values())
+        assert np.array_equal(resamples[name]["davis_jf"], result.resamples["davis_jf"], equal_nan=True)

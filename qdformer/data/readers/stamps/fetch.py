@@ -29,7 +29,7 @@ from typing import IO, Literal, NamedTuple
 from tqdm import tqdm
 
 from qdformer.utils.digests import file_sha256
-from qdformer.utils.errors import InputError
+from qdformer.utils.errors import InputError, TransientError
 from qdformer.utils.files import write_bytes
 
 OFFLINE_HINT = "make repro DATA=toy needs no download and works offline"
@@ -46,6 +46,10 @@ _TAR_MODES: dict[str, Literal["r|", "r|gz", "r|bz2", "r|xz"]] = {
 
 class FetchError(InputError):
     """A picture or sound of the catalogue cannot be fetched; the message names the file and the reason."""
+
+
+class NetworkError(FetchError, TransientError):
+    """The package archive does not answer or broke off; another try may succeed."""
 
 
 class Source(NamedTuple):
@@ -284,7 +288,9 @@ def _download(packages: list[str], cache: Path, progress: bool) -> dict[str, Pat
     if listing.returncode or len(sizes) != len(packages):
         reason = _cause(listing.stderr) or "apt knows no such package"
         if update.returncode or "Failed to fetch" in update.stderr:
-            reason = f"{_cause(update.stderr)}; {reason}"
+            raise NetworkError(
+                f"cannot download {wanted}: {_cause(update.stderr)}; {reason}. Is the network up? {OFFLINE_HINT}"
+            )
         raise FetchError(f"cannot download {wanted}: {reason}. Is the network up? {OFFLINE_HINT}")
 
     folder = cache / "downloading"
@@ -294,7 +300,7 @@ def _download(packages: list[str], cache: Path, progress: bool) -> dict[str, Pat
             break
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        raise FetchError(f"cannot download {wanted}: {problem}. Is the network up? {OFFLINE_HINT}")
+        raise NetworkError(f"cannot download {wanted}: {problem}. Is the network up? {OFFLINE_HINT}")
     debs: dict[str, Path] = {}
     (cache / "packages").mkdir(exist_ok=True)
     for name in sizes:

@@ -181,6 +181,23 @@ def test_unusable_audio_is_reported_and_the_rest_is_kept(tmp_path, echo, monkeyp
     assert (summary.written, summary.left_out) == (25, [])
 
 
+def test_only_clips_that_are_new_or_changed_are_embedded_again(tmp_path, echo):
+    clips, cache = write_clips(tmp_path, 6), tmp_path / "cache"
+    path = tmp_path / "clean.h5"
+    extract_features(path, clips[:4], CONFIG, "clean", cache, progress=False)
+    summary = extract_features(path, clips, CONFIG, "clean", cache, progress=False)
+    assert (summary.written, summary.resumed) == (6, 4)
+    fresh = tmp_path / "fresh" / "clean.h5"
+    extract_features(fresh, clips, CONFIG, "clean", tmp_path / "other", progress=False)
+    assert path.read_bytes() == fresh.read_bytes()
+
+    status = clips[0].path.stat()
+    samples, _ = soundfile.read(clips[0].path)
+    soundfile.write(clips[0].path, samples[::-1], 16000)
+    os.utime(clips[0].path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert extract_features(path, clips, CONFIG, "clean", cache, progress=False).resumed == 5
+
+
 def test_two_processes_cannot_extract_the_same_features(tmp_path, echo):
     path, clips = tmp_path / "clean.h5", write_clips(tmp_path, 3)
     extract_features(path, clips, CONFIG, "clean", tmp_path / "cache", progress=False)
@@ -267,7 +284,7 @@ if moment == "hdf5":
 if moment == "replace":
     store.os.replace = counted(store.os.replace)
 if moment == "finish":
-    store.Journal.finish = lambda journal: die()
+    store.Journal.finish = lambda journal, clips: die()
 features.extract_features(folder / "clean.h5", read_clips(folder), CONFIG, "clean", folder / "cache", progress=False)
 print("saved")
 """
