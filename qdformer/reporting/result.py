@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _Content = TypeVar("_Content")
 REMEDY = "`make repro` writes it"
 RESAMPLES = "resamples.npz"
-RESAMPLED = (*SCORES, "predicted_area")
-"""The metrics whose resamples are kept."""
 
 
 class ReportError(InputError):
@@ -59,8 +57,9 @@ def write_result(results: Mapping[str, Evaluation], classes: Classes, reports: P
     - `intervals.json`: value and 95 % interval of every metric.
     - `clips.csv`, `clips.parquet`, `classes.csv`, `sources.csv`: the tables of all conditions.
     - `negatives.csv`, `robustness.csv`: the negative conditions; the scores by signal-to-noise ratio.
-    - `resamples.npz`: `CONDITION/METRIC` float64 [1 + bootstrap] of each of `RESAMPLED`: the metric of all clips, then
-      of every resample. Evaluations of the same clips have the same resamples, so their differences are paired.
+    - `resamples.npz`: `CONDITION/METRIC` float64 [1 + bootstrap]: the metric of all clips, then of every resample;
+      `CONDITION/SCORE_sources_2` is that of the clips with two sources alone, and so on for every group of clips.
+      Evaluations of the same clips have the same resamples, so their differences are paired.
     - `confusion.csv`, `pictures.npz`: of the clean condition. The latter holds for each selected clip
       `UID/images` uint8 [T, H, W, 3], `UID/truth` and `UID/prediction` uint8 [T, H, W] (class ids, 255 in `truth`
       where there is no label) and `UID/class_probs` float32 [T, C].
@@ -79,9 +78,7 @@ def write_result(results: Mapping[str, Evaluation], classes: Classes, reports: P
     _concatenate(results, "per_source").to_csv(reports / "sources.csv", index=False)
     negative.to_csv(reports / "negatives.csv", index=False)
     summaries = {name: result.summary for name, result in results.items()}
-    resamples: dict[str, Any] = {
-        f"{name}/{key}": result.resamples[key] for name, result in results.items() for key in RESAMPLED
-    }
+    resamples: dict[str, Any] = dict(_resample_arrays(results))
     np.savez_compressed(reports / RESAMPLES, **resamples)
     by_snr = pandas.DataFrame(_scores_by_snr(summaries), columns=["snr", *SCORES, "clips"])
     by_snr.to_csv(reports / "robustness.csv", index=False)
@@ -127,10 +124,10 @@ def read_result(reports: Path) -> Result:
     return Result(
         metrics={name: metrics[name] for name in intervals},
         intervals=intervals,
-        clips=_table(reports / "clips.csv", ("uid", "condition")),
-        classes=_table(reports / "classes.csv", ("name", "iou", "condition")),
-        sources=_table(sources, ("by", "group", "clips")) if sources.is_file() else None,
-        robustness=_table(reports / "robustness.csv", ("snr",)),
+        clips=read_table(reports / "clips.csv", ("uid", "condition")),
+        classes=read_table(reports / "classes.csv", ("name", "iou", "condition")),
+        sources=read_table(sources, ("by", "group", "clips")) if sources.is_file() else None,
+        robustness=read_table(reports / "robustness.csv", ("snr",)),
         figures=figures,
         pictures=_pictures(reports / "pictures.npz"),
     )
@@ -163,6 +160,15 @@ def _picture_arrays(pictures: Iterable[Picture]) -> Iterator[tuple[str, np.ndarr
         yield f"{picture.uid}/class_probs", picture.class_probs_TC.astype(np.float32)
 
 
+def _resample_arrays(results: Mapping[str, Evaluation]) -> Iterator[tuple[str, np.ndarray]]:
+    for name, result in results.items():
+        for key, values in result.resamples.items():
+            yield f"{name}/{key}", values
+        for (by, group), scores in result.source_resamples.items():
+            for key, values in scores.items():
+                yield f"{name}/{key}_{by}_{group}", values
+
+
 def _scores_by_snr(summaries: Mapping[str, Mapping[str, float | None]]) -> Iterator[dict[str, float | None]]:
     for name, summary in summaries.items():
         if name.startswith("snr"):
@@ -183,7 +189,8 @@ def _json(path: Path) -> dict[str, Any]:
     return _read(path, lambda path: json.loads(path.read_text(encoding="utf-8")), "JSON")
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> pandas.DataFrame:
+def read_table(path: Path, columns: tuple[str, ...]) -> pandas.DataFrame:
+    """A CSV file with at least these `columns`; raises `ReportError`."""
     table = _read(path, pandas.read_csv, "CSV")
     if missing := [name for name in columns if name not in table.columns]:
         raise ReportError(f"{path}: no column {', '.join(missing)}; {REMEDY}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from qdformer.evaluation.evaluate import evaluate
 from qdformer.evaluation.result import DECOMPOSITION, SCORES
-from qdformer.reporting.result import RESAMPLED, read_resamples, read_result, write_result
+from qdformer.reporting.result import read_resamples, read_result, write_result
 from tests.unit.evaluation.test_evaluate import CLASSES, blurred_truth, drawn, manifest_of
 
 
@@ -30,6 +30,7 @@ def test_written_result_is_read_again(tmp_path):
     resamples = read_resamples(tmp_path)
     assert list(resamples) == ["clean", "silence", "snr-5"]
     for name, result in results.items():
-        assert set(resamples[name]) == set(RESAMPLED)
+        groups = {f"{key}_{by}_{group}" for (by, group), scores in result.source_resamples.items() for key in scores}
+        assert groups and set(resamples[name]) == {*result.resamples, *groups}
         assert all(len(values) == 21 for values in resamples[name].values())
         assert np.array_equal(resamples[name]["davis_jf"], result.resamples["davis_jf"], equal_nan=True)
