@@ -1,8 +1,8 @@
 """Training on Ray Train: worker processes on CPUs or GPUs, resumed from the last checkpoint after a crash.
 
 The environment determines where it runs: `RAY_ADDRESS` (a cluster; the default is a new local session),
-`QDFORMER_WORKERS` (default: one per GPU, or one without GPUs) and `QDFORMER_CPUS_PER_WORKER` (default: the cluster's
-CPUs divided by the number of workers).
+`QDFORMER_WORKERS` (default: one per GPU, or one without GPUs), `QDFORMER_CPUS_PER_WORKER` (default: the cluster's
+CPUs divided by the number of workers) and `QDFORMER_GPUS_PER_WORKER` (default: 1; 0.5 lets two trainings share a GPU).
 """
 
 from __future__ import annotations
@@ -78,13 +78,14 @@ def launch(job: Job, out: Path) -> list[dict[str, float]]:
         gpus = int(resources.get("GPU", 0))
         workers = int(os.environ.get("QDFORMER_WORKERS", max(gpus, 1)))
         cpus = int(os.environ.get("QDFORMER_CPUS_PER_WORKER", max(int(resources["CPU"]) // workers, 1)))
+        share = {"GPU": float(os.environ.get("QDFORMER_GPUS_PER_WORKER", 1))} if gpus else {}
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job, "cpus": cpus},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus > 0,
-                resources_per_worker={"CPU": cpus, "GPU": 1} if gpus else {"CPU": cpus},
+                resources_per_worker={"CPU": cpus, **share},
             ),
             run_config=ray.train.RunConfig(
                 name=digest,
