@@ -18,6 +18,7 @@ from qdformer.config.settings import Settings
 from qdformer.models.backbones import build_backbone
 from qdformer.training.job import Job
 from qdformer.training.launch import launch
+from qdformer.training.loop import TIMES
 
 
 def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) -> None:
@@ -43,7 +44,7 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     )
     history = launch(job, out)
     # without times: DVC compares the checksum of this file, which must be the same for the same training
-    pandas.DataFrame(history).drop(columns="seconds").to_csv(out / "history.csv", index=False)
+    pandas.DataFrame(history).drop(columns=list(TIMES)).to_csv(out / "history.csv", index=False)
 
 
 def log_epoch(uri: str, run_id: str, metrics: Mapping[str, float]) -> None:

@@ -1,17 +1,17 @@
 """Loads the clips of a manifest into batches.
 
 No global random state is used: the content of an item depends only on (seed, epoch, index), so neither the number of
-workers nor the number of processes changes a result.
+loader processes nor the number of ranks (`qdformer.utils.distributed`) changes a result.
 
 Shapes: B clips, T frames (one per second), H W pixels, A = 128 dimensions of the VGGish embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas
@@ -23,6 +23,7 @@ from qdformer.data.augment import View, sample_view
 from qdformer.data.labels import open_label_map
 from qdformer.data.layout import DataError
 from qdformer.utils.constants import EMBEDDING_SIZE, IGNORE_INDEX
+from qdformer.utils.errors import InputError
 
 if TYPE_CHECKING:
     from qdformer.config.train import Augment, Resize, Task
@@ -30,11 +31,32 @@ if TYPE_CHECKING:
 _SIZE_STEP = 32  # height and width of batches are multiples of the coarsest stride of the model
 
 
+class ClipKey(NamedTuple):
+    """A clip of an epoch, and which part of it a rank needs."""
+
+    epoch: int
+    clip: int
+    """Its index in the manifest."""
+    part: Literal["whole", "size", "filler"] = "whole"
+    """`size`: another rank has the clip, but it influences the padding of the batch. `filler`: the rank has no clip of
+    the global batch, and takes another rank's clip without counting it.
+    """
+
+
+class ClipSize(NamedTuple):
+    """Number of frames, and their height and width after resizing."""
+
+    frames: int
+    height: int
+    width: int
+
+
 @dataclass(frozen=True)
 class Sample:
     """One clip: images uint8 [T, 3, H, W], audio float32 [T, A] and labels uint8 [T, H, W].
 
-    Labels are 255 where there is no ground truth. The first `labeled` frames have ground truth.
+    Labels are 255 where there is no ground truth. The first `labeled` frames have ground truth. A clip that is not
+    `counted` has no valid frame in its batch.
     """
 
     uid: str
@@ -42,11 +64,16 @@ class Sample:
     audio_TA: torch.Tensor
     labels_THW: torch.Tensor
     labeled: int
+    counted: bool = True
+
+    @property
+    def size(self) -> ClipSize:
+        return ClipSize(*self.labels_THW.shape)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips padded to the longest and largest of them.
+    """Clips padded to the longest and largest of the global batch.
 
     images_BTCHW uint8; audio_BTA float32; labels_BTHW int64: 0 background, 1..C classes, 255 not labeled or padding;
     valid_BT bool: the frame exists; labeled_BT bool: the frame has ground truth.
@@ -61,8 +88,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        names = [field.name for field in fields(self) if field.name != "uids"]
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which `to` copies asynchronously; `DataLoader` calls this."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed: dict[str, Any] = {
+            field.name: change(getattr(self, field.name)) for field in fields(self) if field.name != "uids"
+        }
+        return replace(self, **changed)
 
 
 class AVSDataset(Dataset):
@@ -98,10 +134,12 @@ class AVSDataset(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The clip at `index` or (epoch, index). Without an epoch, the view is that of epoch 0."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: int | tuple) -> Sample | ClipSize:
+        """The clip at `index`, (epoch, index) or `ClipKey`. Without an epoch, the view is that of epoch 0."""
+        epoch, index, part = ClipKey(*key) if isinstance(key, tuple) else ClipKey(0, key)
         clip = self.clips[index]
+        if part == "size":
+            return self._size(clip)
         view = sample_view(self.augment, np.random.default_rng([self.seed, epoch, index])) if self.augment else None
         shown = self._window(clip, epoch, index)
 
@@ -118,6 +156,7 @@ class AVSDataset(Dataset):
             audio_TA=self._read_features(clip)[shown],
             labels_THW=torch.from_numpy(np.ascontiguousarray(labels)),
             labeled=min(clip.labeled - shown.start, len(images)),
+            counted=part != "filler",
         )
 
     def _window(self, clip: Any, epoch: int, index: int) -> slice:
@@ -126,6 +165,13 @@ class AVSDataset(Dataset):
         starts = min(clip.frames - self.frames + 1, max(clip.labeled, 1))
         start = int(np.random.default_rng([self.seed, epoch, index, 1]).integers(starts))
         return slice(start, start + self.frames)
+
+    def _size(self, clip: Any) -> ClipSize:
+        with Image.open(clip.images[0]) as image:  # reads the header only
+            (width, height), _ = resize_geometry(image.size, self.image_size, self.resize)
+        square = (self.image_size, self.image_size)
+        frames = clip.frames if self.frames is None else min(clip.frames, self.frames)
+        return ClipSize(frames, *(square if self.resize == "crop" else (height, width)))
 
     def _read_image(self, path: Path, view: View | None) -> np.ndarray:
         return self._resize(Image.open(path).convert("RGB"), view, labels=False)
@@ -144,15 +190,19 @@ class AVSDataset(Dataset):
         return torch.from_numpy(features.copy())
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack clips into a batch. Shorter or smaller clips are padded with zeros at the end, right and bottom."""
-    count, frames = len(samples), max(len(sample.audio_TA) for sample in samples)
-    height, width = (_round_up(max(sample.labels_THW.shape[axis] for sample in samples), _SIZE_STEP) for axis in (1, 2))
+def collate(items: Sequence[Sample | ClipSize]) -> Batch:
+    """Stack clips into a batch. Clips that are shorter or smaller than another one, or than one of the sizes among the
+    items, are padded with zeros at the end, right and bottom.
+    """
+    samples = [item for item in items if isinstance(item, Sample)]
+    sizes = [item.size if isinstance(item, Sample) else item for item in items]
+    count, frames = len(samples), max(size.frames for size in sizes)
+    height, width = (_round_up(max(size[axis] for size in sizes), _SIZE_STEP) for axis in (1, 2))
     images = torch.zeros((count, frames, 3, height, width), dtype=torch.uint8)
     audio = torch.zeros((count, frames, EMBEDDING_SIZE))
     labels = torch.full((count, frames, height, width), IGNORE_INDEX, dtype=torch.int64)
-    lengths = torch.tensor([[len(sample.audio_TA)] for sample in samples])
-    labeled = torch.tensor([[sample.labeled] for sample in samples])
+    lengths = torch.tensor([[len(sample.audio_TA) * sample.counted] for sample in samples])
+    labeled = torch.tensor([[sample.labeled * sample.counted] for sample in samples])
     for item, sample in enumerate(samples):
         time, high, wide = sample.labels_THW.shape
         images[item, :time, :, :high, :wide] = sample.images_TCHW
@@ -162,37 +212,59 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(images, audio, labels, steps < lengths, steps < labeled, [sample.uid for sample in samples])
 
 
-class EpochSampler(Sampler):
-    """Yields (epoch, index), so that persistent workers know the epoch.
+class EpochSampler(Sampler[list[ClipKey]]):
+    """Yields this rank's part of every global batch of an epoch.
 
-    With `shuffle` the order is drawn from (seed, epoch). Each of several processes takes every `world_size`-th clip;
-    when shuffling, the first clips are repeated so that all processes take the same number.
+    The global batches have `batch_size` clips, the last one fewer if that does not divide the number of clips. They are
+    the same for any number of ranks: with `shuffle` their order is drawn from (seed, epoch). Rank r takes the clips r,
+    r + `world_size` .. of each. Raises `InputError` if a whole batch has fewer clips than there are ranks.
     """
 
-    def __init__(self, length: int, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, length: int, batch_size: int, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        check_batch_size(batch_size, world_size)
         self.length = length
+        self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.first_batch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch. Call it before each epoch."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Set the epoch, and the batch with which it continues after an interruption. Call it before each epoch."""
+        self.epoch, self.first_batch = epoch, first_batch
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for index in self._order()[self.rank :: self.world_size].tolist():
-            yield self.epoch, index
+    def __iter__(self) -> Iterator[list[ClipKey]]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        for start in range(self.first_batch * self.batch_size, self.length, self.batch_size):
+            yield self._part(order[start : start + self.batch_size].tolist())
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self._order()), self.world_size))
+        """Number of batches of a whole epoch."""
+        return -(-self.length // self.batch_size)
 
-    def _order(self) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.length)
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return np.resize(order, _round_up(self.length, self.world_size))
+    def _part(self, batch: list[int]) -> list[ClipKey]:
+        keys = [
+            ClipKey(self.epoch, index, "whole" if place % self.world_size == self.rank else "size")
+            for place, index in enumerate(batch)
+        ]
+        if self.rank >= len(batch):
+            keys.append(ClipKey(self.epoch, batch[0], "filler"))
+        return keys
+
+
+def check_batch_size(batch_size: int, ranks: int) -> None:
+    """Raise `InputError` if a global batch has fewer clips than there are ranks."""
+    if ranks > batch_size:
+        raise InputError(
+            f"train.batch_size: {batch_size} clips cannot be divided among {ranks} workers; "
+            f"use at most {batch_size} workers or a larger batch"
+        )
 
 
 def build_loader(
@@ -204,14 +276,13 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """A loader of batches, which are prepared by `workers` processes (0: by the calling process).
+    """A loader of one rank's part of batches of `batch_size` clips, which `workers` processes prepare (0: the caller).
 
-    Call `loader.sampler.set_epoch(epoch)` before each training epoch. The batches do not depend on `workers`.
+    Call `loader.batch_sampler.set_epoch(epoch)` before each training epoch. The batches do not depend on `workers`.
     """
     return DataLoader(
         dataset,
-        batch_size,
-        sampler=EpochSampler(len(dataset), shuffle, dataset.seed, rank, world_size),
+        batch_sampler=EpochSampler(len(dataset), batch_size, shuffle, dataset.seed, rank, world_size),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),

@@ -21,6 +21,7 @@ CODE = (
     "data/readers/avsbench.py",
     "models",
     "training",
+    "utils/distributed.py",
     "utils/precision.py",
     "utils/tables.py",
 )

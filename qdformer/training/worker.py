@@ -51,7 +51,7 @@ def train_worker(config: dict[str, Any]) -> None:
     criterion = model.build_criterion(recipe.loss).to(device)
     network = ray.train.torch.prepare_model(model)
     loader = build_loader(data, recipe.batch_size, shuffle=True, rank=rank, world_size=context.get_world_size())
-    sampler = loader.sampler
+    sampler = loader.batch_sampler
     assert isinstance(sampler, EpochSampler)
     state = TrainingState(model, recipe, len(loader))
 
@@ -68,6 +68,7 @@ def train_worker(config: dict[str, Any]) -> None:
         sampler.set_epoch(epoch)
         batches = report_progress(loader) if rank == 0 else loader
         metrics = train_epoch(state, network, criterion, batches, recipe, device)
+        assert metrics is not None  # nothing stops an epoch
         if rank != 0:
             ray.train.report(metrics)
             continue

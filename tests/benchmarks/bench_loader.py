@@ -74,9 +74,9 @@ def _trainer(recipe: Train, root: Path, clips: pandas.DataFrame, features: Mappi
     torch.manual_seed(recipe.seed)
     model = QDFormer(recipe.model, classes).to(device)
     criterion = Criterion(recipe.loss, classes).to(device)
-    state = TrainingState(model, recipe, steps_per_epoch=1000)
     few = clips.head(STEPS * recipe.batch_size)
     batches: list[Batch] = list(_loader(recipe, few, features, 0))
+    state = TrainingState(model, recipe.model_copy(update={"epochs": 1000}), steps_per_epoch=len(batches))
 
     def step() -> float:
         started = time.perf_counter()

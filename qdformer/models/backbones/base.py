@@ -15,6 +15,10 @@ class Backbone(nn.Module, ABC):
     """Number of channels of each map, by stride."""
     stem: nn.Module
     stages: nn.ModuleList
+    frames_per_clip: int = 1
+    """Number of consecutive images that belong to one clip; with several ranks, stochastic depth needs to know which
+    images of the global batch it has.
+    """
 
     @abstractmethod
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:

@@ -25,10 +25,12 @@ from transformers import (
     SwinBackbone,
     SwinConfig,
 )
+from transformers.models.swin.modeling_swin import SwinDropPath
 from transformers.utils import logging
 
 from qdformer.models.backbones.base import Backbone
 from qdformer.models.backbones.weights import BackboneError, Weights
+from qdformer.utils.distributed import own_clips, rank, world_size
 
 Network = TypeVar("Network", bound=PreTrainedModel)
 
@@ -105,6 +107,30 @@ class ResNet50(_TransformersBackbone):
         return maps
 
 
+class StochasticDepth(SwinDropPath):
+    """Drops a residual branch of a frame with probability `drop_prob`, alike for any number of ranks.
+
+    Every rank draws one seed from torch's random state, which must be the same on all ranks, and from it the numbers of
+    the global batch up to its own last frame.
+    """
+
+    def __init__(self, drop_prob: float, backbone: Backbone) -> None:
+        super().__init__(drop_prob)
+        self._frames_per_clip = lambda: backbone.frames_per_clip  # an attribute would make the backbone a submodule
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return hidden_states
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        frames = self._frames_per_clip()
+        clips = len(hidden_states) // frames
+        last = rank() + world_size() * (clips - 1)
+        numbers_F = own_clips(torch.rand(last + 1, frames, generator=generator)).flatten().to(hidden_states)
+        keep = 1 - self.drop_prob
+        kept_F = torch.floor(numbers_F + keep)
+        return hidden_states.div(keep) * kept_F.view(-1, *[1] * (hidden_states.ndim - 1))
+
+
 class SwinTiny(_TransformersBackbone):
     """Swin-T (Liu et al., 2021) with windows of 7 x 7.
 
@@ -114,6 +140,9 @@ class SwinTiny(_TransformersBackbone):
 
     def __init__(self, network: SwinBackbone) -> None:
         super().__init__(network.channels)
+        for module in network.modules():
+            if isinstance(drop_path := getattr(module, "drop_path", None), SwinDropPath):
+                module.drop_path = StochasticDepth(drop_path.drop_prob, self)
         self.stem = network.swin.embeddings
         self.stages = network.swin.encoder.layers
         self.norms = nn.ModuleList(network.hidden_states_norms[name] for name in STAGE_NAMES)

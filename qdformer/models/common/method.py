@@ -53,7 +53,12 @@ class Method(nn.Module, ABC):
 
     The rest has defaults: `parameter_groups` (parameters named in `no_decay` have no weight decay) and the hooks
     `on_epoch_start`, `on_step_end` and `on_epoch_end`, by which a method takes part in training beyond its gradient and
-    adds its own metrics to the history. Parameters must be created in a fixed order: the seed determines their values.
+    adds its own metrics to the history. `epoch_state` and `load_epoch_state` save and restore what these hooks keep
+    during an epoch. Parameters must be created in a fixed order: the seed determines their values.
+
+    With several ranks (`qdformer.utils.distributed`), losses and statistics are those of the global batch: the losses
+    of a rank are its share of the sum, divided by counts over all ranks. A rank that has no clip of a step gets one
+    without a valid frame, which must not influence the losses or the statistics.
     """
 
     settings: ModelSettings
@@ -102,7 +107,7 @@ class Method(nn.Module, ABC):
     # Hooks of the training loop that a method may leave as they are.
 
     def on_epoch_start(self) -> None:  # noqa: B027
-        """Called before the first step of an epoch, also of the first epoch after an interruption."""
+        """Called before the first step of an epoch."""
 
     def on_step_end(self, output: Any, step: int, total_steps: int) -> None:  # noqa: B027
         """Called after the optimizer's step with the output it was computed from; `step` steps are done."""
@@ -110,3 +115,10 @@ class Method(nn.Module, ABC):
     def on_epoch_end(self, step: int, total_steps: int) -> dict[str, float]:
         """Called after the last step of an epoch; returns the method's metrics of that epoch."""
         return {}
+
+    def epoch_state(self) -> dict[str, Any]:
+        """What the hooks have kept since the epoch's start, for all ranks; tensors are on the CPU."""
+        return {}
+
+    def load_epoch_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Continue an epoch from what `epoch_state` returned, on any number of ranks."""

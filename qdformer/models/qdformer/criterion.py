@@ -12,7 +12,7 @@ J matched pairs of a query and a target, over all layers and clips.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn import functional
 from qdformer.models.common.boxes import generalized_iou
 from qdformer.models.common.targets import Targets, build_targets
 from qdformer.models.qdformer.matcher import match
+from qdformer.utils.distributed import sum_over_ranks
 
 if TYPE_CHECKING:
     from qdformer.config.train import Loss
@@ -31,6 +32,22 @@ FOCAL_GAMMA = 2.0
 """Exponent of the focal loss (Lin et al., 2017)."""
 
 
+@dataclass
+class _Counts:
+    """What the losses are divided by: sums over the global batch, that is, over the batches of all ranks."""
+
+    clips: torch.Tensor
+    valid_frames: torch.Tensor
+    targets: torch.Tensor
+    target_frames: torch.Tensor
+    """Frames in which a target is present, summed over the targets."""
+
+    @classmethod
+    def of(cls, targets: Targets, valid_BT: torch.Tensor) -> _Counts:
+        own = (valid_BT.any(-1), valid_BT, targets.is_real_BG, targets.present_BGT)
+        return cls(*sum_over_ranks(torch.stack([x.sum() for x in own])))
+
+
 class Criterion(nn.Module):
     """Matches queries to targets over the whole clip and computes the losses of class, box and mask.
 
@@ -38,6 +55,9 @@ class Criterion(nn.Module):
     must predict "no object" and an empty mask; queries without a target must predict "no object" in all frames. Their
     focal loss has the weight `no_object`. BCE and Dice are computed over the labeled pixels of the clip, and the box
     losses over the frames in which the target is present. Each decoder layer is matched separately.
+
+    With several ranks, each of them returns its share of the losses of the global batch: the sum over the ranks is what
+    one process gives for the whole batch.
     """
 
     def __init__(self, settings: Loss, num_classes: int) -> None:
@@ -65,13 +85,16 @@ class Criterion(nn.Module):
             targets = build_targets(labels_BTHW, valid_BT & labeled_BT, self.num_classes)
             # A query's masks over the clip: [L, B, N, T, P].
             masks = masks.flatten(-2).transpose(2, 3)
+            counts = _Counts.of(targets, valid_BT)
             token_cost_BNG = self._token_cost(output, targets)
-            losses, matched_LBN = self._segmentation_losses(class_logits, boxes, masks, targets, token_cost_BNG)
+            losses, matched_LBN = self._segmentation_losses(class_logits, boxes, masks, targets, counts, token_cost_BNG)
             losses |= self._token_losses(output, matched_LBN[-1:], targets)
-            losses |= self._quantization_losses(output, valid_BT)
+            losses |= self._quantization_losses(output, valid_BT, counts)
             return losses | {"total": sum(losses.values(), start=masks.new_zeros(()))}
 
-    def _quantization_losses(self, output: QDFormerOutput, valid_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _quantization_losses(
+        self, output: QDFormerOutput, valid_BT: torch.Tensor, counts: _Counts
+    ) -> dict[str, torch.Tensor]:
         """The weighted terms of Eq. 9, as means over the clips: `codebook` is the first, `commitment` the other two.
 
         Padding frames have no commitment loss.
@@ -79,15 +102,16 @@ class Criterion(nn.Module):
         settings, stats = self.settings, output.quantization
         if stats is None or output.tokens_BND is None:
             return {}
-        codebook = stats.codebook_errors_BN.sum(-1).mean()
-        commitment = stats.commitment_errors_BN.sum(-1).mean()
+        counted_B = valid_BT.any(-1)
+        codebook = (stats.codebook_errors_BN.sum(-1) * counted_B).sum() / counts.clips
+        commitment = (stats.commitment_errors_BN.sum(-1) * counted_B).sum() / counts.clips
         local = torch.zeros_like(commitment)
         if stats.local_commitment_errors_BTN is not None:
-            local = (stats.local_commitment_errors_BTN.sum(-1) * valid_BT).sum(-1).mean()
+            local = (stats.local_commitment_errors_BTN.sum(-1) * valid_BT).sum(-1).sum() / counts.clips
         if settings.quantize_reduction == "mean":
             N, D = output.tokens_BND.shape[1:]
             codebook, commitment = codebook / (N * D), commitment / (N * D)
-            local = local / (valid_BT.sum(-1, dtype=torch.float32).mean() * N * D)
+            local = local / (counts.valid_frames / counts.clips * N * D)
         return {
             "codebook": settings.quantize * codebook,
             "commitment": settings.quantize * settings.commitment * (commitment + local),
@@ -139,6 +163,7 @@ class Criterion(nn.Module):
         boxes_LBTN4: torch.Tensor,
         masks_LBNTP: torch.Tensor,
         targets: Targets,
+        counts: _Counts,
         token_cost_BNG: torch.Tensor | float,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The weighted losses of Eq. 10 for the best assignment, and the assignment [L, B, N]."""
@@ -154,7 +179,7 @@ class Criterion(nn.Module):
         layer_J, clip_J, query_J, target_J, matched = (
             x.to(device) for x in (layer_J, clip_J, query_J, target_J, matched)
         )
-        pairs = targets.is_real_BG.sum().clamp(min=1)
+        pairs, frames = counts.targets.clamp(min=1), counts.target_frames.clamp(min=1)
 
         def per_layer(loss_J: torch.Tensor) -> torch.Tensor:
             return loss_J.new_zeros(L).index_add(0, layer_J, loss_J)
@@ -162,7 +187,6 @@ class Criterion(nn.Module):
         present_JT = targets.present_BGT[clip_J, target_J].float()
         boxes_JT4 = boxes_LBTN4[layer_J, clip_J, :, query_J]
         wanted_JT4 = targets.boxes_BGT4[clip_J, target_J]
-        frames = targets.present_BGT.sum().clamp(min=1)
         l1_J = ((boxes_JT4 - wanted_JT4).abs().sum(-1) * present_JT).sum(-1)
         giou_J = ((1 - generalized_iou(boxes_JT4, wanted_JT4)) * present_JT).sum(-1)
 
@@ -222,7 +246,7 @@ class Criterion(nn.Module):
     def _class_loss(
         self, class_logits_LBTNC: torch.Tensor, matched_LBN: torch.Tensor, targets: Targets
     ) -> torch.Tensor:
-        """Softmax focal loss [L]: the weighted mean over the queries of all frames with ground truth."""
+        """Softmax focal loss [L]: the weighted mean over the queries of all frames with ground truth of all ranks."""
         has_target_LBN = matched_LBN >= 0
         clips_B1 = torch.arange(len(targets.labeled_BT), device=matched_LBN.device)[:, None]
         if targets.classes_BG.shape[1]:
@@ -236,4 +260,5 @@ class Criterion(nn.Module):
         focal_LBTN = -((1 - log_p_LBTN.exp()) ** FOCAL_GAMMA) * log_p_LBTN
         weights_LBTN = torch.where(has_target_LBN[:, :, None], 1.0, self.settings.no_object)
         weights_LBTN = weights_LBTN * targets.labeled_BT[None, :, :, None]
-        return (focal_LBTN * weights_LBTN).sum((1, 2, 3)) / weights_LBTN.sum((1, 2, 3)).clamp(min=1e-6)
+        weight_L = sum_over_ranks(weights_LBTN.sum((1, 2, 3))).clamp(min=1e-6)
+        return (focal_LBTN * weights_LBTN).sum((1, 2, 3)) / weight_L

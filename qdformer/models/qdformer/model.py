@@ -6,8 +6,7 @@ D hidden dimension, C object classes, H W pixels (mask logits: a quarter, rounde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from qdformer.models.qdformer.output import LayerOutput, QDFormerOutput
 from qdformer.models.qdformer.quantizer import Quantizer, QuantizerStats, perplexity
 from qdformer.models.qdformer.recombination import Recombination
 from qdformer.utils.constants import EMBEDDING_SIZE
+from qdformer.utils.distributed import rank, sum_over_ranks
 
 if TYPE_CHECKING:
     from qdformer.config.model import QDFormerSettings
@@ -37,16 +37,6 @@ FOREGROUND_THRESHOLD = 0.4
 It is below one half because the focal loss keeps probabilities low; chosen from 0.3 to 0.6 on the validation split of
 `stamps`.
 """
-
-
-@dataclass
-class _EpochMetrics:
-    """Sums over the steps of one epoch."""
-
-    steps: int = 0
-    token_similarity: float = 0.0
-    global_counts_K: torch.Tensor | int = 0
-    local_counts_K: torch.Tensor | int = 0
 
 
 class QDFormer(Method):
@@ -115,7 +105,7 @@ class QDFormer(Method):
         self.mask_decoder = MaskDecoder(
             hidden_dim, num_heads, ffn_dim, layers, num_classes, settings.mask_dim, settings.mask_head
         )
-        self._epoch = _EpochMetrics()
+        self._epoch_sums: dict[str, torch.Tensor] = {}  # over the clips that this rank has processed
 
     def forward(
         self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor | None = None
@@ -123,23 +113,26 @@ class QDFormer(Method):
         """Frames with pixel values 0..255 and one VGGish embedding per frame -> `QDFormerOutput`.
 
         With `separate`, the embeddings are those of N separated signals, [B, T, N, A]. `valid_BT` is false for padding
-        frames; no other frame attends to them. In training mode the output contains the predictions of every decoder
-        layer. Raises `ValueError` for shapes that do not fit.
+        frames; no other frame attends to them. A clip without a valid frame is computed, but influences no statistics.
+        In training mode the output contains the predictions of every decoder layer. Raises `ValueError` for shapes that
+        do not fit.
         """
         B, T = self._check(images_BTCHW, audio_BTA)
         if valid_BT is None:
             valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
+        attended_BT = valid_BT | ~valid_BT.any(-1, keepdim=True)  # attention to no frame at all would be NaN
+        self.backbone.frames_per_clip = T
         maps = self.backbone(images_BTCHW.flatten(0, 1))
         visual_FSD, position_SD, sizes = self.pixel_encoder(maps)  # F_v
         audio_BTD = self.audio_projection(audio_BTA)  # F_a
 
         fused = self.pixel_encoder.token_slice(sizes, self.settings.fusion_stride)
         fused_BTD = self.fusion(  # Eq. 3: F'_a
-            audio_BTD, visual_FSD[:, fused].unflatten(0, (B, T)), position_SD[fused], valid_BT
+            audio_BTD, visual_FSD[:, fused].unflatten(0, (B, T)), position_SD[fused], attended_BT
         )
         global_BND = local_BTND = None
         if self.global_decoder is not None:
-            global_BND = self.global_decoder(self.prototypes_ND, fused_BTD, ~valid_BT)  # Eq. 4
+            global_BND = self.global_decoder(self.prototypes_ND, fused_BTD, ~attended_BT)  # Eq. 4
         if self.local_decoder is not None:
             frames_BTD = audio_BTD if self.settings.calibrate_from == "audio" else fused_BTD
             local_FND = self.local_decoder(self._local_prototypes(), frames_BTD.flatten(0, 1)[:, None])  # Eq. 6
@@ -169,6 +162,7 @@ class QDFormer(Method):
             last.mask_logits_BTNHW,
             auxiliary,
             quantization,
+            valid_BT,
             fused_BTD,
             global_BND,
             local_BTND,
@@ -180,35 +174,57 @@ class QDFormer(Method):
         return Criterion(loss, self.num_classes)
 
     def on_epoch_start(self) -> None:
-        self._epoch = _EpochMetrics()
+        self._epoch_sums = {}
         if self.quantizer is not None:
             self.quantizer.clear_token_buffer()
 
     def on_step_end(self, output: QDFormerOutput, step: int, total_steps: int) -> None:
         """Update the codebook outside of the gradient, start quantization when it is due, and collect metrics."""
-        epoch, stats = self._epoch, output.quantization
-        if self.quantizer is not None and output.tokens_BND is not None and stats is not None:
-            self.quantizer.update(output.tokens_BND, stats.global_codes_BN)
-            if self._quantization_is_due(step, total_steps):
-                self.quantizer.start_quantizing()
-        epoch.steps += 1
-        if output.tokens_BND is not None:
-            epoch.token_similarity += float(mean_cosine_similarity(output.tokens_BND))
+        tokens_BND, stats = output.tokens_BND, output.quantization
+        if tokens_BND is None:
+            return
+        assert output.valid_BT is not None
+        counted_B = output.valid_BT.any(-1)
+        tokens_BND = tokens_BND[counted_B]
+        self._add("clips", counted_B.sum())
+        similarity = mean_cosine_similarity(tokens_BND).double() * len(tokens_BND)
+        self._add("token_similarity", similarity if len(tokens_BND) else torch.zeros_like(similarity))
         if stats is not None:
-            epoch.global_counts_K = epoch.global_counts_K + stats.global_counts_K
-            epoch.local_counts_K = epoch.local_counts_K + stats.local_counts_K
+            self._add("global_counts", stats.global_counts_K)
+            self._add("local_counts", stats.local_counts_K)
+            if self.quantizer is not None:
+                self.quantizer.update(tokens_BND, stats.global_codes_BN[counted_B])
+                if self._quantization_is_due(step, total_steps):
+                    self.quantizer.start_quantizing()
 
     def on_epoch_end(self, step: int, total_steps: int) -> dict[str, float]:
         """`token_similarity` with `decompose`, and with `quantize` the perplexity of the codes that the tokens used."""
         if self.quantizer is not None and self._quantization_is_due(step, total_steps):
             self.quantizer.start_quantizing(force=True)  # the epoch had too few tokens for k-means
-        epoch, metrics = self._epoch, {}
+        metrics: dict[str, float] = {}
         if self.global_decoder is not None:
-            metrics["token_similarity"] = epoch.token_similarity / epoch.steps
-        if isinstance(epoch.global_counts_K, torch.Tensor) and isinstance(epoch.local_counts_K, torch.Tensor):
-            metrics["codebook_perplexity"] = perplexity(epoch.global_counts_K)
-            metrics["codebook_perplexity_local"] = perplexity(epoch.local_counts_K)
+            sums = self._global_sums()
+            metrics["token_similarity"] = float(sums["token_similarity"] / sums["clips"])
+            if self.quantizer is not None:
+                metrics["codebook_perplexity"] = perplexity(sums["global_counts"])
+                metrics["codebook_perplexity_local"] = perplexity(sums["local_counts"])
         return metrics
+
+    def epoch_state(self) -> dict[str, Any]:
+        buffer = self.quantizer.buffered_tokens() if self.quantizer is not None else []
+        return {"sums": self._global_sums(), "token_buffer": buffer}
+
+    def load_epoch_state(self, state: dict[str, Any]) -> None:
+        device = self.prototypes_ND.device
+        self._epoch_sums = {name: (value * (rank() == 0)).to(device) for name, value in state["sums"].items()}
+        if self.quantizer is not None:
+            self.quantizer.restore_token_buffer(state["token_buffer"])
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        self._epoch_sums[name] = self._epoch_sums.get(name, 0) + value
+
+    def _global_sums(self) -> dict[str, torch.Tensor]:
+        return {name: sum_over_ranks(value).cpu() for name, value in sorted(self._epoch_sums.items())}
 
     def _quantization_is_due(self, step: int, total_steps: int) -> bool:
         waiting = self.quantizer is not None and not self.quantizer.started
@@ -224,8 +240,9 @@ class QDFormer(Method):
         quantizer = self.quantizer
         if quantizer is None or global_BND is None:
             return global_BND, local_BTND, None
-        quantized_BND, codes_BN = quantizer(global_BND)
-        global_counts_K = quantizer.count_codes(codes_BN)
+        counted_B = valid_BT.any(-1)
+        quantized_BND, codes_BN = quantizer(global_BND, counted_B)
+        global_counts_K = quantizer.count_codes(codes_BN, counted_B[:, None].expand_as(codes_BN))
         stats = QuantizerStats(
             codebook_errors_BN=quantizer.codebook_errors(global_BND, codes_BN),
             commitment_errors_BN=quantizer.commitment_errors(global_BND, codes_BN),
@@ -237,7 +254,7 @@ class QDFormer(Method):
         )
         if local_BTND is None:
             return quantized_BND, None, stats
-        quantized_BTND, local_codes_BTN = quantizer(local_BTND)
+        quantized_BTND, local_codes_BTN = quantizer(local_BTND, counted_B)
         stats.local_codes_BTN = local_codes_BTN
         stats.local_commitment_errors_BTN = quantizer.commitment_errors(local_BTND, local_codes_BTN)
         stats.local_counts_K = quantizer.count_codes(local_codes_BTN, valid_BT[..., None].expand_as(local_codes_BTN))

@@ -33,6 +33,8 @@ class QDFormerOutput(LayerOutput):
     auxiliary: list[LayerOutput] = field(default_factory=list)
     """The predictions of the earlier decoder layers, in training mode."""
     quantization: QuantizerStats | None = None
+    valid_BT: torch.Tensor | None = None
+    """The frames that exist; a clip without any is left out of all statistics."""
     fused_BTD: torch.Tensor | None = None
     """The audio features after fusion (F'_a, Eq. 3), before decomposition."""
     tokens_BND: torch.Tensor | None = None

@@ -12,8 +12,17 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional
+
+from qdformer.utils.distributed import (
+    from_first_rank,
+    gather_clips,
+    own_clips,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
 
 MIN_TOKENS_PER_CODE = 4
 """Minimum number of tokens per code for k-means."""
@@ -94,10 +103,14 @@ class Quantizer(nn.Module):
             else self.codebook_weight
         )
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [..., D] -> quantized tokens [..., D], with gradient to the tokens only, and code indices [...]."""
+    def forward(self, tokens: torch.Tensor, counted_B: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [..., D] -> quantized tokens [..., D], with gradient to the tokens only, and code indices [...].
+
+        If the first dimension is that of clips, only the clips in `counted_B` are used to initialize the codes.
+        """
         if self.training and not self.started:
-            self._token_buffer.append(tokens.detach().flatten(0, -2).float())
+            kept = tokens.detach() if counted_B is None else tokens.detach()[counted_B]
+            self._token_buffer.append(kept.float())
         # In half precision, close codes would have equal distances.
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             codebook_KD, values = self.codebook_KD, tokens.float()
@@ -124,17 +137,15 @@ class Quantizer(nn.Module):
     def update(self, tokens: torch.Tensor, codes: torch.Tensor) -> None:
         """Update the codes outside of the gradient: running means, and the reset of dead codes.
 
-        Takes `tokens` [..., D] and their `codes` [...]; in distributed training, all processes form one batch.
+        Takes `tokens` [..., D] and their `codes` [...]. With several ranks, the first dimension is that of their clips,
+        which form one batch.
         """
         if not self.started or (self.running_use_K is None and self.idle_K is None):
             return
         tokens_SD, use_K = tokens.detach().flatten(0, -2).float(), self.count_codes(codes)
         sums_KD = torch.zeros_like(self.codebook_weight).index_add_(0, codes.flatten(), tokens_SD)
-        drawn_KD = tokens_SD[torch.randint(len(tokens_SD), use_K.shape, device=tokens.device)]
-        if _is_distributed():
-            distributed.all_reduce(use_K)
-            distributed.all_reduce(sums_KD)
-            distributed.broadcast(drawn_KD, 0)
+        use_K, sums_KD = sum_over_ranks(use_K), sum_over_ranks(sums_KD)
+        drawn_KD = self._draw_tokens(tokens)
         if self.running_use_K is not None and self.running_sum_KD is not None:
             self.running_use_K.lerp_(use_K, 1 - EMA_DECAY)
             self.running_sum_KD.lerp_(sums_KD, 1 - EMA_DECAY)
@@ -145,26 +156,45 @@ class Quantizer(nn.Module):
             self._set_codes(torch.where(dead_K[:, None], drawn_KD, self.codebook_weight), dead_K)
             self.idle_K.masked_fill_(dead_K, 0)
 
+    def _draw_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """A random token of the global batch for each code, [K, D]; the draw does not depend on the number of ranks."""
+        tokens_SD = tokens.detach().flatten(0, -2).float()
+        clips = int(sum_over_ranks(torch.tensor(len(tokens), device=tokens.device)))
+        per_clip = from_first_rank(len(tokens_SD) // max(len(tokens), 1))  # rank 0 has clips in every step
+        index_K = from_first_rank(torch.randint(clips * per_clip, self.codebook_weight.shape[:1])).to(tokens.device)
+        clip_K, place_K = index_K // per_clip, index_K % per_clip
+        own_K = clip_K % world_size() == rank()
+        drawn_KD = torch.zeros_like(self.codebook_weight)
+        row_K = clip_K // world_size() * per_clip + place_K
+        drawn_KD[own_K] = tokens_SD[row_K[own_K]]
+        return sum_over_ranks(drawn_KD)
+
     def clear_token_buffer(self) -> None:
-        """Drop the buffered tokens, so that `start_quantizing` does not depend on an earlier interruption."""
+        """Drop the buffered tokens, so that `start_quantizing` uses tokens of one epoch only."""
         self._token_buffer.clear()
+
+    def buffered_tokens(self) -> list[torch.Tensor]:
+        """The buffered batches of all ranks, on the CPU; every rank must call this."""
+        return gather_clips([tokens.cpu() for tokens in self._token_buffer])
+
+    def restore_token_buffer(self, batches: list[torch.Tensor]) -> None:
+        """Fill the buffer with this rank's part of `batches`, as `buffered_tokens` returned them."""
+        self.clear_token_buffer()
+        self._token_buffer.extend(own_clips(tokens).to(self.codebook_weight.device) for tokens in batches)
 
     @torch.no_grad()
     def start_quantizing(self, force: bool = False) -> None:
         """Initialize the codes by k-means over the buffered tokens, and quantize from now on.
 
         With too few tokens nothing changes, unless `force` is true: then quantization starts with the codes as they
-        are. In distributed training every process gets the codes of rank 0.
+        are. With several ranks, the tokens of all of them are used.
         """
-        tokens_SD = torch.cat([*self._token_buffer, self.codebook_weight[:0]])
-        enough = torch.tensor(
-            len(tokens_SD) >= MIN_TOKENS_PER_CODE * len(self.codebook_weight), device=self.codebook_weight.device
-        ).int()
-        if _is_distributed():
-            distributed.all_reduce(enough, distributed.ReduceOp.MIN)
+        batches = gather_clips(list(self._token_buffer))
+        tokens_SD = torch.cat([*(tokens.flatten(0, -2) for tokens in batches), self.codebook_weight[:0].cpu()])
+        enough = len(tokens_SD) >= MIN_TOKENS_PER_CODE * len(self.codebook_weight)
         if enough:
             self._set_codes(
-                _kmeans_centers(tokens_SD, len(self.codebook_weight)),
+                _kmeans_centers(tokens_SD, len(self.codebook_weight)).to(self.codebook_weight.device),
                 torch.ones_like(self.codebook_weight[:, 0], dtype=torch.bool),
             )
         if enough or force:
@@ -186,18 +216,11 @@ class Quantizer(nn.Module):
 
 
 def _kmeans_centers(tokens_SD: torch.Tensor, codes: int) -> torch.Tensor:
-    """Cluster centers of k-means [K, D]; in distributed training, those of rank 0."""
+    """Cluster centers of k-means [K, D], on the CPU; with several ranks, those of rank 0."""
     from scipy.cluster.vq import kmeans2  # only training needs SciPy
 
-    codes_KD, _ = kmeans2(tokens_SD.cpu().numpy(), codes, minit="++", rng=0)
-    codes_KD = torch.from_numpy(codes_KD).to(tokens_SD.device)
-    if _is_distributed():
-        distributed.broadcast(codes_KD, 0)
-    return codes_KD
-
-
-def _is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    codes_KD, _ = kmeans2(tokens_SD.numpy(), codes, minit="++", rng=0)
+    return from_first_rank(torch.from_numpy(codes_KD))
 
 
 def perplexity(use_K: torch.Tensor) -> float:

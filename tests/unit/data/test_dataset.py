@@ -10,6 +10,7 @@ from qdformer.data.labels import open_label_map
 from qdformer.data.layout import DataError
 from qdformer.data.manifest import Classes, read_manifest, task_classes
 from qdformer.evaluation.controls import Constant, Shuffled
+from qdformer.utils.errors import InputError
 from tests.helpers.dataset import FRAMES, write_small
 
 
@@ -208,7 +209,7 @@ def test_batches_do_not_depend_on_workers_nor_on_torch_state(manifest):
         loader = build_loader(dataset, 2, shuffle=True, workers=workers)
         batches = []
         for epoch in range(2):
-            loader.sampler.set_epoch(epoch)
+            loader.batch_sampler.set_epoch(epoch)
             batches += list(loader)
         assert torch.initial_seed() == state
         return batches
@@ -219,24 +220,66 @@ def test_batches_do_not_depend_on_workers_nor_on_torch_state(manifest):
         assert torch.equal(one.images_BTCHW, two.images_BTCHW) and torch.equal(one.labels_BTHW, two.labels_BTHW)
 
 
-def test_processes_share_the_clips_evenly():
-    shares = [EpochSampler(7, shuffle=True, seed=0, rank=rank, world_size=3) for rank in range(3)]
-    for sampler in shares:
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_divide_the_batches_that_one_process_has(shuffle):
+    alone = EpochSampler(9, 4, shuffle, seed=0)
+    shares = [EpochSampler(9, 4, shuffle, seed=0, rank=rank, world_size=3) for rank in range(3)]
+    for sampler in (alone, *shares):
         sampler.set_epoch(4)
-    drawn = [list(sampler) for sampler in shares]
-    assert [len(share) for share in drawn] == [len(sampler) for sampler in shares] == [3, 3, 3]
-    assert {index for share in drawn for _, index in share} == set(range(7))
-    assert {epoch for share in drawn for epoch, _ in share} == {4}
-    in_order = [list(EpochSampler(7, shuffle=False, seed=0, rank=rank, world_size=3)) for rank in range(3)]
-    assert sorted(index for share in in_order for _, index in share) == list(range(7))
+    assert [len(sampler) for sampler in (alone, *shares)] == [3, 3, 3, 3]
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert all(key.part == "whole" and key.epoch == 4 for key in whole)
+        for rank, part in enumerate(parts):
+            assert [key.clip for key in part if key.part == "whole"] == [key.clip for key in whole][rank::3]
+            assert {key.clip for key in part} == {key.clip for key in whole}  # all sizes are known
+            assert len([key for key in part if key.part != "size"]) == max(1, len(whole[rank::3]))
+    assert [[key.part for key in part] for part in parts] == [["whole"], ["size", "filler"], ["size", "filler"]]
+    assert sorted(key.clip for batch in alone for key in batch) == list(range(9))
+
+
+def test_an_epoch_continues_at_a_batch():
+    sampler = EpochSampler(9, 2, shuffle=True, seed=0)
+    whole = list(sampler)
+    sampler.set_epoch(0, first_batch=2)
+    assert list(sampler) == whole[2:] and len(sampler) == len(whole) == 5
+
+
+def test_more_ranks_than_clips_of_a_batch_are_refused():
+    with pytest.raises(InputError, match=r"train.batch_size: 4 clips cannot be divided among 5 workers; use at most 4"):
+        EpochSampler(100, 4, shuffle=True, seed=0, rank=0, world_size=5)
+
+
+@pytest.mark.parametrize("resize", ["longest", "squash", "crop"])
+def test_a_part_of_a_batch_is_padded_as_the_whole(manifest, tmp_path, resize):
+    tall = tmp_path / "tall.png"
+    Image.new("RGB", (20, 90)).save(tall)
+    clips = manifest.copy()
+    clips.at[clips.index[1], "images"] = [tall]
+    clips.at[clips.index[1], "frames"] = clips.at[clips.index[1], "labeled"] = 1
+    clips.at[clips.index[1], "labels"] = [None]
+    sounds = features() | {clips["uid"].iloc[1]: np.zeros((1, 128), np.float32)}
+    dataset = AVSDataset(clips, sounds, 64, Augment(flip=0.5, crop=0.5, color=0.3), resize=resize)
+    whole = collate([dataset[0, index] for index in range(3)])
+    for rank in range(2):
+        sampler = EpochSampler(3, 3, shuffle=False, seed=0, rank=rank, world_size=2)
+        part = collate([dataset[key] for key in next(iter(sampler))])
+        assert part.uids == whole.uids[rank::2]
+        for name in ("images_BTCHW", "audio_BTA", "labels_BTHW", "valid_BT", "labeled_BT"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[rank::2]), name
+
+
+def test_a_filler_has_no_valid_frame(manifest):
+    dataset = AVSDataset(manifest, features(), 48)
+    batch = collate([dataset[0, 1, "size"], dataset[0, 0, "filler"]])
+    assert batch.uids == ["a"] and not batch.valid_BT.any() and not batch.labeled_BT.any()
 
 
 def test_order_changes_with_the_epoch():
-    sampler = EpochSampler(50, shuffle=True, seed=0)
+    sampler = EpochSampler(50, 4, shuffle=True, seed=0)
     first = list(sampler)
     assert first == list(sampler)
     sampler.set_epoch(1)
-    assert [index for _, index in first] != [index for _, index in sampler]
+    assert [key.clip for batch in first for key in batch] != [key.clip for batch in sampler for key in batch]
 
 
 def test_shuffled_gives_every_clip_anothers_sound_once():
