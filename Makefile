@@ -12,7 +12,7 @@ VIDEO ?=
 AUDIO ?=
 OUT ?=
 MODEL ?=
-OVERLAP ?= 0
+HOP ?=
 PORT ?= 5000
 BENCH ?=
 DATASET ?=
@@ -80,8 +80,8 @@ bench: setup .cache/bench/.ready ## Measure the speed of the parts, and compare 
 listen: setup ## Write a noisy clip as sound and spectrogram (CLIP=test-00004 SNR=5, or SNR=clean)
 	@python -m pipelines.listen --data "$(DATA)" --clip="$(CLIP)" --snr="$(SNR)"
 
-predict: setup ## Segment your own videos (VIDEO="clip.mp4 more/*.mp4", AUDIO=sound.wav OUT=folder MODEL=checkpoint)
-	@python -m pipelines.predict --data "$(DATA)" --audio="$$AUDIO" --out="$$OUT" --model="$$MODEL" --overlap="$(OVERLAP)" -- "$$VIDEO"
+predict: setup ## Segment your own videos (VIDEO="clip.mp4 more/*.mp4", AUDIO=sound.wav OUT=folder MODEL=champion|path|run)
+	@python -m pipelines.predict --data "$(DATA)" --audio="$$AUDIO" --out="$$OUT" --model="$$MODEL" --hop="$(HOP)" -- "$$VIDEO"
 
 report: setup ## Write the results as one HTML page with playable clips: report.html
 	@python -m pipelines.report --data "$(DATA)"

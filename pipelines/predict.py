@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pipelines.cli import command_main, preset_parser
-from pipelines.environment import shown_path
+from pipelines.environment import PROJECT, shown_path, tracking_environment
 from pipelines.settings import preset_settings
-from pipelines.workspace import CHECKPOINT, locked_settings, open_workspace
+from pipelines.workspace import CHECKPOINT, VGGISH, locked_settings, open_workspace
 from qdformer.config.settings import Settings
 from qdformer.utils.errors import InputError
 from qdformer.utils.files import new_folder
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from qdformer.inference import SecondResult, Segmenter
 
 RESULT = "result.json"
-CLIP_SECONDS = {"s4": 5, "ms3": 5, "avss": 10}
-"""Frames of a clip of the published data sets; those of other data sets are in their settings."""
-SECTIONS = ("download", "features", "train")
-"""Sections of the settings from which the input rules come."""
+CHAMPION = "champion"
+INPUT_RULES = {
+    "download": ("dataset", "frames"),
+    "features": ("pca", "short_clips", "center"),
+    "train": ("image_size", "resize"),
+}
+"""Keys of the settings that say how a model's input is made, by section."""
 RULE = "the frame in the middle of each second is segmented; the mask holds for the whole second"
 
 
@@ -91,37 +95,59 @@ def check_inputs(videos: Sequence[Path], audio: Path | None) -> None:
         Sound(audio).close()
 
 
-def load_segmenter(settings: Settings, workspace: Path, model: Path | None = None, overlap: int = 0) -> Segmenter:
-    """The model of a workspace, or the checkpoint `model`, with the workspace's VGGish.
+def load_segmenter(
+    settings: Settings, workspace: Path, model: str = "", hop: int | None = None, project: Path = PROJECT
+) -> Segmenter:
+    """The segmenter of a model.
 
-    The input rules are those that the workspace's results were computed with, before any result those of `settings`.
+    Args:
+        settings: those of the preset; the input rules of the model are taken from the workspace's results, where there
+            are any, and from the record for a model of the record.
+        workspace: where the preset's results are.
+        model: empty for the model of the workspace; `champion`; a checkpoint, for which the workspace's VGGish is used;
+            a folder written by `make export`; or the id of an MLflow run.
+        hop: seconds from one window to the next, None for the default.
+        project: where the models of the record are looked for.
+
+    Raises:
+        InputError: the model is not at hand, or does not fit the hop.
     """
-    from pipelines.stages.features import WEIGHTS
     from qdformer.inference import Segmenter  # imports torch
 
-    locked = {} if model else locked_settings(workspace)
-    update = {name: type(getattr(settings, name)).model_validate(locked[name]) for name in SECTIONS if name in locked}
-    settings = settings.model_copy(update=update)
-    if settings.features.pca:
-        raise InputError("features.pca: the command predicts without VGGish's PCA step; expected null")
-    checkpoint = model or workspace / CHECKPOINT
-    vggish = workspace / WEIGHTS
-    for path in (checkpoint, vggish):
-        if not path.is_file():
-            raise InputError(f"{shown_path(path)}: no such file; `make repro` computes it")
-    clip_frames = settings.download.frames or CLIP_SECONDS[settings.download.dataset]
-    if not 0 <= overlap < clip_frames:
-        raise InputError(f"OVERLAP={overlap}: expected 0 to {clip_frames - 1}; the model sees {clip_frames} s at once")
-    return Segmenter.from_checkpoint(
-        checkpoint,
-        vggish,
-        clip_frames=clip_frames,
-        overlap=overlap,
-        image_size=settings.train.image_size,
-        resize=settings.train.resize,
-        short_clips=settings.features.short_clips,
-        center=settings.features.center,
-    )
+    try:
+        if model == CHAMPION or re.fullmatch("[0-9a-f]{32}", model):
+            os.environ.update(tracking_environment())
+            from qdformer import tracking
+            from qdformer.tracking import recorded
+
+            if model == CHAMPION:
+                return recorded.from_champion(tracking.experiment_name(settings), project=project, hop=hop)
+            return recorded.from_run(model, project=project, hop=hop)
+        path = Path(model).expanduser()
+        checkpoint, vggish = path if model else workspace / CHECKPOINT, workspace / VGGISH
+        if model and not path.is_file():
+            raise InputError(
+                f"MODEL={model}: no such file; expected {CHAMPION}, the id of an MLflow run, or a checkpoint"
+            )
+        for file in (checkpoint, vggish):
+            if not file.is_file():
+                raise InputError(f"{shown_path(file)}: no such file; `make repro` computes it")
+        if not model:
+            settings = _as_computed(settings, workspace)
+        return Segmenter.from_settings(checkpoint, vggish, settings, hop=hop)
+    except ValueError as error:
+        if hop is not None and str(error).startswith("hop is"):
+            raise InputError(f"HOP={hop}: {error}") from None
+        raise
+
+
+def _as_computed(settings: Settings, workspace: Path) -> Settings:
+    """The settings with the input rules that the results of the workspace were computed with."""
+    locked, sections = locked_settings(workspace), {}
+    for name, keys in INPUT_RULES.items():
+        values = {key: locked[name][key] for key in keys if key in locked.get(name, {})}
+        sections[name] = getattr(settings, name).model_copy(update=values)
+    return settings.model_copy(update=sections)
 
 
 def predict(segmenter: Segmenter, video: Path, folder: Path, audio: Path | None = None) -> Path:
@@ -172,7 +198,8 @@ def _write_head(file: TextIO, segmenter: Segmenter, video: Path, audio: Path | N
         "height": height,
         "classes": segmenter.classes,
         "clip_frames": segmenter.clip_frames,
-        "overlap": segmenter.overlap,
+        "hop": segmenter.hop,
+        "merge": segmenter.merge,
         "rule": RULE,
     }
     file.write(f'{json.dumps(about, ensure_ascii=False)[:-1]}, "seconds": [')
@@ -204,8 +231,12 @@ def main() -> None:
     parser.add_argument("videos", nargs="*", help="video files or patterns")
     parser.add_argument("--audio", default="", help="a file with the sound, for one video (default: the video's own)")
     parser.add_argument("--out", default="", help="where the folders are written (default: predictions)")
-    parser.add_argument("--model", default="", help="a checkpoint (default: that of the workspace)")
-    parser.add_argument("--overlap", type=int, default=0, help="seconds that neighboring windows share (default: 0)")
+    parser.add_argument(
+        "--model",
+        default="",
+        help="champion, the id of an MLflow run, or a checkpoint (default: the workspace's)",
+    )
+    parser.add_argument("--hop", default="", help="seconds from one window to the next (default: see docs/predict.md)")
     arguments = parser.parse_args()
     videos = find_videos([argument for argument in arguments.videos if argument])
     audio = Path(arguments.audio).expanduser() if arguments.audio else None
@@ -217,8 +248,10 @@ def main() -> None:
     targets = folders(videos, out, audio)
     warnings.showwarning = _show_warning
     check_inputs(videos, audio)
-    model = Path(arguments.model).expanduser() if arguments.model else None
-    segmenter = load_segmenter(settings, workspace, model, arguments.overlap)
+    if arguments.hop and not re.fullmatch("[0-9]+", arguments.hop):
+        raise InputError(f"HOP={arguments.hop}: expected a whole number of seconds")
+    hop = int(arguments.hop) if arguments.hop else None
+    segmenter = load_segmenter(settings, workspace, arguments.model, hop)
     for video, target in zip(videos, targets, strict=True):
         print(shown_path(predict(segmenter, video, target, audio)), flush=True)
 

@@ -26,6 +26,7 @@ from qdformer.utils.errors import InputError
 from qdformer.utils.files import write_text
 
 CHECKPOINT = Path("models", "qdformer", "model.safetensors")
+VGGISH = Path("models", "vggish", "vggish.safetensors")
 REPORTS = Path("reports")
 ACCEPTED = Path("accepted")
 PAGE = Path("report.html")
@@ -106,7 +107,8 @@ def is_up_to_date(workspace: Path) -> bool:
 def provenance(workspace: Path) -> dict[str, str]:
     """The origin of the workspace's results: Git commit, and digests of data, features, `dvc.lock` and code.
 
-    `data_digest` covers everything below `data/`, `dataset_digest` the data set and `features_digest` the features.
+    `vggish_sha256` is that of the VGGish of the features, empty before there is one. `data_digest` covers everything
+    below `data/`, `dataset_digest` the data set and `features_digest` the features.
     """
     lock, lock_file = locked_outs(workspace), workspace / "dvc.lock"
 
@@ -119,6 +121,7 @@ def provenance(workspace: Path) -> dict[str, str]:
         "dataset_digest": outs("data/dataset"),
         "features_digest": outs("data/features"),
         "dvc_lock_digest": file_sha256(lock_file)[:16] if lock_file.is_file() else "",
+        "vggish_sha256": file_sha256(workspace / VGGISH) if (workspace / VGGISH).is_file() else "",
         "code_digest": tree_sha256(PROJECT / "qdformer")[:16],
     }
     with contextlib.suppress(OSError, subprocess.CalledProcessError):

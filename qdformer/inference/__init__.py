@@ -2,6 +2,15 @@
 
 from qdformer.inference.predictor import ClipPrediction, Predictor
 from qdformer.inference.segmenter import SecondResult, Segmenter, SoundingObject
+from qdformer.inference.sound import SoundStream
 from qdformer.inference.video import VideoError
 
-__all__ = ["ClipPrediction", "Predictor", "SecondResult", "Segmenter", "SoundingObject", "VideoError"]
+__all__ = [
+    "ClipPrediction",
+    "Predictor",
+    "SecondResult",
+    "Segmenter",
+    "SoundStream",
+    "SoundingObject",
+    "VideoError",
+]

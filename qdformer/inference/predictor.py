@@ -79,7 +79,7 @@ class Predictor:
         (`features.pca`) is not applied. Raises `CheckpointError` or `WeightsError` if a file cannot be used.
         """
         model, classes = load_model(Path(checkpoint))
-        embedder = Embedder(load_vggish(vggish), short_clips, center)
+        embedder = Embedder(load_vggish(vggish), short_clips, center, patches_per_batch=None)
         return cls(model.to(device), classes, embedder, image_size, resize)
 
     def predict(self, frames: np.ndarray, waveform: np.ndarray, sample_rate: int) -> ClipPrediction:

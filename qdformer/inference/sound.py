@@ -5,7 +5,7 @@ Shapes: S samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,39 @@ from qdformer.audio.io.read import AudioError
 LARGEST_GAP = 0.1
 """Seconds by which time stamps may differ from the number of samples; a larger gap is filled, a larger overlap cut."""
 _STEP = 65536  # samples of silence that are made at a time
+
+
+class SoundStream:
+    """Sound that comes as arrays, as from a microphone; it begins with the first frame of the video.
+
+    Args:
+        blocks: float arrays [samples] or [samples, channels] in -1..1 of any lengths; channels are averaged.
+        rate: their sample rate in Hz.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray], rate: int) -> None:
+        if rate != int(rate) or rate < 1:
+            raise ValueError(f"rate is {rate}; expected a positive integer, in Hz")
+        self.rate = int(rate)
+        self._blocks = iter(blocks)
+        self._rest_CS = np.zeros((1, 0), np.float32)
+
+    def read(self, count: int) -> np.ndarray:
+        """The next `count` samples, float32 [1, S]; waits for blocks; zeros follow the end of the stream."""
+        taken_CS, self._rest_CS = _take((self._mono(block) for block in self._blocks), self._rest_CS, count)
+        return taken_CS
+
+    @staticmethod
+    def _mono(block: np.ndarray) -> np.ndarray:
+        if block.ndim not in (1, 2) or not np.issubdtype(block.dtype, np.floating) or not np.isfinite(block).all():
+            raise AudioError(
+                f"a block of sound is {block.dtype} {list(block.shape)}; expected finite float [samples] or "
+                "[samples, channels]"
+            )
+        return np.asarray(block if block.ndim == 1 else block.mean(axis=1), np.float32)[None]
+
+    def close(self) -> None:
+        """There is nothing to close: the blocks are the caller's."""
 
 
 class Sound:
@@ -67,16 +100,8 @@ class Sound:
 
         Raises `AudioError` for a sample that is NaN or infinite.
         """
-        parts, length = [self._rest_CS], self._rest_CS.shape[1]
-        while length < count:
-            block_CS = next(self._blocks, None)
-            if block_CS is None:
-                block_CS = np.zeros((self.channels, count - length), np.float32)
-            parts.append(block_CS)
-            length += block_CS.shape[1]
-        joined_CS = np.concatenate(parts, axis=1)
-        self._rest_CS = joined_CS[:, count:].copy()
-        return np.ascontiguousarray(joined_CS[:, :count])
+        taken_CS, self._rest_CS = _take(self._blocks, self._rest_CS, count)
+        return taken_CS
 
     def _aligned(self) -> Iterator[np.ndarray]:
         """The decoded blocks, with gaps of the time stamps filled by silence and overlaps cut."""
@@ -122,3 +147,16 @@ class Sound:
                         time = None
         except (av.FFmpegError, OSError) as error:
             raise AudioError(f"{self.path}: cannot be read as audio: {error.strerror or error}") from None
+
+
+def _take(blocks: Iterator[np.ndarray], rest_CS: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The next `count` samples of `rest_CS` and the blocks that follow it, and the new rest; zeros follow the end."""
+    parts, length = [rest_CS], rest_CS.shape[1]
+    while length < count:
+        block_CS = next(blocks, None)
+        if block_CS is None:
+            block_CS = np.zeros((len(rest_CS), count - length), np.float32)
+        parts.append(block_CS)
+        length += block_CS.shape[1]
+    joined_CS = np.concatenate(parts, axis=1)
+    return np.ascontiguousarray(joined_CS[:, :count]), joined_CS[:, count:].copy()

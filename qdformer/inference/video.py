@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from qdformer.audio.io.container import open_container
-from qdformer.inference.sound import Sound
+from qdformer.inference.sound import Sound, SoundStream
 from qdformer.utils.constants import SAMPLE_RATE
 from qdformer.utils.errors import InputError
 
@@ -130,11 +130,14 @@ def iter_frames(path: str | Path, frame_at: float = FRAME_AT) -> Iterator[np.nda
         index += 1
 
 
-def iter_seconds(video: str | Path, audio: str | Path | None = None, frame_at: float = FRAME_AT) -> Iterator[Second]:
-    """The seconds of a video with its own sound, or with the sound of another file that begins with the first frame.
+def iter_seconds(
+    video: str | Path, audio: str | Path | SoundStream | None = None, frame_at: float = FRAME_AT
+) -> Iterator[Second]:
+    """The seconds of a video with its own sound, or with that of another file or of a stream.
 
-    The start offsets of the tracks are respected. Where there is no sound, the samples are zeros; a video without an
-    audio track gives a warning. Raises `VideoError` or `AudioError` for a file that cannot be used.
+    The sound of a file or stream begins with the first frame. The start offsets of a video's own tracks are respected.
+    Where there is no sound, the samples are zeros; a video without an audio track gives a warning. Raises `VideoError`
+    or `AudioError` for a file that cannot be used.
     """
     info = read_info(video)
     if audio is None and not info.has_audio:
@@ -142,7 +145,7 @@ def iter_seconds(video: str | Path, audio: str | Path | None = None, frame_at: f
         for index, frame_HWC in enumerate(iter_frames(video, frame_at)):
             yield Second(index, frame_HWC, np.zeros(SAMPLE_RATE, np.float32), SAMPLE_RATE)
         return
-    with open_sound(info, audio) as sound:
+    with closing(audio if isinstance(audio, SoundStream) else open_sound(info, audio)) as sound:
         for index, frame_HWC in enumerate(iter_frames(video, frame_at)):
             yield Second(index, frame_HWC, sound.read(sound.rate)[0], sound.rate)
 

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -170,6 +171,12 @@ class Store:
     @_retried
     def log_text(self, run_id: str, text: str, file: str) -> None:
         self._client.log_text(run_id, text, file)
+
+    @_retried
+    def load_text(self, run_id: str, file: str) -> str:
+        """The content of a file of the run."""
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self._client.download_artifacts(run_id, file, folder)).read_text(encoding="utf-8")
 
     @_retried
     def log_file(self, run_id: str, path: Path) -> None:

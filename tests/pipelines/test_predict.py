@@ -34,7 +34,7 @@ class DogThenNothing:
 
 @pytest.fixture
 def segmenter() -> Segmenter:
-    return Segmenter(DogThenNothing(), clip_frames=2)
+    return Segmenter(DogThenNothing(), clip_frames=2, hop=2)
 
 
 def test_all_files_of_a_video(segmenter, tmp_path):
@@ -114,6 +114,8 @@ def test_a_missing_model_says_how_to_get_one(tmp_path):
         (["clip.mp4", "clip.mp4 params.yaml", "--audio=a.wav"], "AUDIO=a.wav: given for 2 videos"),
         (["clip.mp4", "--audio=none.wav"], "none.wav: no such file"),
         (["clip.mp4"], "model.safetensors: no such file"),
+        (["clip.mp4", "--model=none.safetensors"], "MODEL=none.safetensors: no such file; expected champion, "),
+        (["clip.mp4", "--hop=half"], "HOP=half: expected a whole number of seconds"),
     ],
 )
 def test_wrong_input_is_one_line(project, options, words):

@@ -88,12 +88,21 @@ class Embedder:
     Frame i gets patch i: 0.96 s from 0.96 i s on, as published; with `center`, the patch centered on i + 0.5 s. Patches
     beyond the number of frames are not used. If the audio is shorter, the last embedding is repeated or zeros are
     appended, according to `short_clips`. Audio shorter than one patch is padded with silence.
+
+    The network runs on batches filled up to `patches_per_batch`, which makes an embedding independent of the other
+    clips. None runs it on the patches as they come, which is faster for one short clip and differs in the last bits.
     """
 
     def __init__(
-        self, vggish: nn.Module, short_clips: ShortClips, center: bool = False, pca: nn.Module | None = None
+        self,
+        vggish: nn.Module,
+        short_clips: ShortClips,
+        center: bool = False,
+        pca: nn.Module | None = None,
+        patches_per_batch: int | None = PATCHES_PER_BATCH,
     ) -> None:
         self.vggish, self.short_clips, self.pca = vggish, short_clips, pca
+        self.patches_per_batch = patches_per_batch
         self.center = center
         self._cut = centered_patches if center else log_mel_patches
 
@@ -137,10 +146,10 @@ class Embedder:
 
     @torch.inference_mode()
     def _run(self, patches_P1FM: Tensor) -> Tensor:
-        """The embeddings [P, 128], computed in batches of a fixed shape."""
-        results = []
-        for batch in patches_P1FM.split(PATCHES_PER_BATCH):
-            filled = torch.cat([batch, batch.new_zeros(PATCHES_PER_BATCH - len(batch), *batch.shape[1:])])
+        """The embeddings [P, 128], computed in batches of a fixed shape unless `patches_per_batch` is None."""
+        results, size = [], self.patches_per_batch or len(patches_P1FM)
+        for batch in patches_P1FM.split(size):
+            filled = torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])])
             embeddings = self.vggish(filled)
             results.append((self.pca(embeddings) if self.pca else embeddings)[: len(batch)])
         return torch.cat(results)

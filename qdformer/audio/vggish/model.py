@@ -139,7 +139,7 @@ def _read_state(path: Path, sha256: str | None) -> dict[str, Tensor]:
     if sha256 is not None and not (found := file_sha256(path)).startswith(sha256):
         raise WeightsError(f"{path}: SHA-256 is {found}, expected {sha256}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix in (".safetensors", ""):  # DVC's cache has no suffixes
             from safetensors.torch import load_file
 
             return load_file(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -11,14 +10,16 @@ import pytest
 import torch
 
 from qdformer.audio.features.extract import Embedder
+from qdformer.audio.io.read import AudioError
 from qdformer.audio.vggish import VGGish
 from qdformer.data.manifest import Classes
-from qdformer.inference import ClipPrediction, Predictor, Segmenter
+from qdformer.inference import ClipPrediction, Predictor, Segmenter, SoundStream
 from qdformer.inference.masks import decode_rle
-from qdformer.inference.overlay import Overlay, video_codec, write_overlay
+from qdformer.inference.overlay import Overlay, write_overlay
 from qdformer.inference.predictor import _resize_labels
 from qdformer.inference.segmenter import windows
-from qdformer.inference.video import iter_seconds
+from qdformer.inference.video import Second, iter_seconds
+from qdformer.inference.writer import video_codec
 from tests.helpers.model import CLASSES, PARAMS, make_model
 from tests.helpers.video import HEIGHT, WIDTH, write_video
 
@@ -42,35 +43,98 @@ class BrightHalf:
 
 @pytest.fixture
 def segmenter() -> Segmenter:
-    return Segmenter(BrightHalf(), clip_frames=2)
+    return Segmenter(BrightHalf(), clip_frames=2, hop=2)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
-@pytest.mark.parametrize("overlap", [0, 1, 2, 3])
-def test_windows_cover_every_second_once(length, overlap):
-    if overlap >= length:
+@pytest.mark.parametrize("hop", [1, 2, 3, 5])
+def test_windows_cover_every_second_and_complete_it_once(length, hop):
+    if hop > length:
         return
     for count in range(1, 14):
-        used = []
-        for window, first, end in windows(range(count), length, overlap):
-            assert len(window) == min(length, count) and window == list(range(window[0], window[0] + len(window)))
-            used += window[first:end]
-        assert used == list(range(count))
-    assert not list(windows([], length, overlap))
+        complete = []
+        for window, start, end in windows(range(count), length, hop):
+            assert window == list(range(start, start + min(length, count)))
+            assert all(start <= index < start + length for index in range(len(complete), end))
+            complete += range(len(complete), end)
+        assert complete == list(range(count))
+    assert not list(windows([], length, hop))
 
 
-def test_an_overlapped_second_is_taken_from_the_window_with_more_context():
-    taken = [(window[0], window[first:end]) for window, first, end in windows(range(11), 5, 2)]
-    assert taken == [(0, [0, 1, 2, 3]), (3, [4, 5, 6]), (6, [7, 8, 9, 10])]
-    taken = [(window[0], window[first:end]) for window, first, end in windows(range(7), 5, 0)]
-    assert taken == [(0, [0, 1, 2, 3, 4]), (2, [5, 6])]  # the last window has the full length
+class WindowNumber:
+    """In place of a predictor: window k gives its k-th label to every pixel of all its seconds."""
+
+    classes = NAMES
+
+    def __init__(self, *labels: int) -> None:
+        self.labels = iter(labels)
+
+    def predict(self, frames, waveform, sample_rate):
+        label, count = next(self.labels), len(frames)
+        probs = np.full((count, CLASSES), label / 8, np.float32)
+        return ClipPrediction(NAMES.names, np.full((count, 2, 2), label, np.uint8), np.ones((count, 2, 2)), probs)
+
+
+def stream(count: int) -> list[Second]:
+    return [Second(index, np.zeros((2, 2, 3), np.uint8), np.zeros(8, np.float32), 8) for index in range(count)]
+
+
+def labels_of(count: int, hop: int, merge: str, *labels: int) -> list[int]:
+    """The label of each second from windows of 5 seconds."""
+    segmenter = Segmenter(WindowNumber(*labels), 5, hop, merge)
+    results = list(segmenter.segment_seconds(stream(count)))
+    assert [result.index for result in results] == list(range(count))
+    return [int(result.semantic_HW[0, 0]) for result in results]
+
+
+def test_an_overlapped_second_is_taken_from_the_window_in_which_it_is_farther_from_the_ends():
+    assert labels_of(11, 3, "center", 1, 2, 3) == [1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert labels_of(7, 5, "center", 1, 2) == [1] * 5 + [2] * 2  # what was given before stays
+    assert labels_of(3, 2, "center", 4) == [4] * 3
+
+
+def test_overlapping_windows_vote():
+    # seconds 0..8 lie in the windows from 0, 1, 2, 3 and 4 on; the last second of the video is in one window
+    assert labels_of(9, 1, "vote", 1, 1, 2, 2, 2) == [1, 1, 1, 1, 2, 2, 2, 2, 2]
+    assert labels_of(9, 1, "vote", 0, 0, 3, 3, 3)[3:6] == [0, 3, 3]
+    segmenter = Segmenter(WindowNumber(1, 3), 5, 3, "vote")
+    probs = [float(result.class_probs_C[0]) for result in segmenter.segment_seconds(stream(8))]
+    assert probs == [1 / 8, 1 / 8, 1 / 8, 2 / 8, 2 / 8, 3 / 8, 3 / 8, 3 / 8]
+
+
+def test_results_come_while_the_stream_goes_on():
+    taken = []
+
+    def camera():
+        for second in stream(20):
+            taken.append(second.index)
+            yield second
+
+    results = Segmenter(WindowNumber(*[1] * 9), 5, 2).segment_seconds(camera())
+    assert next(results).index == 0 and len(taken) == 6
+    assert next(results).index == 1 and len(taken) == 6
+    assert next(results).index == 2 and len(taken) == 8
+
+
+def test_the_sound_may_be_a_stream_of_arrays(segmenter, tmp_path):
+    video = write_video(tmp_path / "a.mp4", sound=False)
+    blocks = [np.full((3000, 2), 0.25)] * 11 + [np.zeros(10)]  # ends after 33010 samples, 2.06 s
+    results = list(segmenter.segment(video, SoundStream(blocks, 16000)))
+    assert [bool(result.objects) for result in results] == [True, True, True]
+    assert [float(np.abs(result.second.sound_S).mean()) for result in results] == pytest.approx(
+        [0.25, 0.25, 0.0156], abs=0.001
+    )
+    with pytest.raises(AudioError, match="a block of sound is int64"):
+        list(segmenter.segment(video, SoundStream([np.zeros(8, int)], 16000)))
+    with pytest.raises(ValueError, match="rate is 0; expected a positive integer"):
+        SoundStream(blocks, 0)
 
 
 def test_results_are_the_predictors_on_each_window(tmp_path):
     torch.manual_seed(0)
     predictor = Predictor(make_model().eval(), NAMES, Embedder(VGGish().eval(), "repeat"), image_size=64)
     video = write_video(tmp_path / "a.mp4")
-    results = list(Segmenter(predictor, clip_frames=2).segment(video))
+    results = list(Segmenter(predictor, clip_frames=2, hop=2).segment(video))
     assert [result.time for result in results] == [0.0, 1.0, 2.0]
     seconds = list(iter_seconds(video))
     for window, places, own in ((seconds[:2], [0, 1], results[:2]), (seconds[1:], [1], results[2:])):
@@ -103,7 +167,9 @@ def test_settings_that_do_not_fit_are_errors():
     predictor = BrightHalf()
     for wrong, words in (
         ({"clip_frames": 0}, "clip_frames is 0; expected at least 1"),
-        ({"clip_frames": 5, "overlap": 5}, "overlap is 5; expected 0 to clip_frames - 1 = 4"),
+        ({"clip_frames": 5, "hop": 0}, "hop is 0; expected 1 to clip_frames = 5"),
+        ({"clip_frames": 5, "hop": 6}, "hop is 6; expected 1 to clip_frames = 5"),
+        ({"merge": "mean"}, "merge is 'mean'; expected center or vote"),
         ({"frame_at": 2}, "frame_at is 2; expected 0 to 1"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -140,8 +206,7 @@ def test_overlay_tints_objects_only():
     labels = np.zeros((200, 300), np.uint8)
     labels[100:180, 50:150] = 1
     labels[30:33, 250:253] = 1  # a small part has no name of its own
-    item = SimpleNamespace(name="dog", score=0.5, class_id=1, mask_HW=labels == 1)
-    overlay = Overlay(SimpleNamespace(semantic_HW=labels, objects=(item,)), np.array([[0, 0, 0], [1.0, 0, 0]]))
+    overlay = Overlay(labels, {1: "dog 0.50"}, np.array([[0, 0, 0], [1.0, 0, 0]]))
     image = np.full((200, 300, 3), 100, np.uint8)
     drawn = overlay.draw(image)
     assert (image == 100).all() and (drawn[190] == 100).all()
@@ -156,3 +221,8 @@ def test_defaults_are_those_of_the_settings():
         expected = {**PARAMS.train.model_dump(), **PARAMS.features.model_dump(), "clip_frames": PARAMS.download.frames}
         for name in defaults.keys() & {"image_size", "resize", "short_clips", "center", "clip_frames"}:
             assert defaults[name] == expected[name], name
+
+
+def test_five_windows_vote_by_default():
+    assert [Segmenter(BrightHalf(), frames).hop for frames in (1, 3, 5, 10)] == [1, 1, 1, 2]
+    assert Segmenter(BrightHalf()).merge == "vote"

@@ -112,6 +112,17 @@ def test_an_embedding_does_not_depend_on_its_batch(tmp_path):
         assert np.array_equal(alone.embeddings, together[clip])
 
 
+def test_batches_that_are_not_filled_give_the_same_embeddings():
+    torch.manual_seed(0)
+    network, seen = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(96 * 64, 128)), []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    filled, as_they_come = Embedder(network, "repeat"), Embedder(network, "repeat", patches_per_batch=None)
+    sound = noise(3.0)
+    (expected,), (found,) = (own.embed_waveforms([sound], [3]) for own in (filled, as_they_come))
+    assert seen == [16, 3]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_number_of_workers_changes_no_byte(tmp_path, echo, monkeypatch):
     clips = write_clips(tmp_path, 50)
     written = []
