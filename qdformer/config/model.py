@@ -61,8 +61,11 @@ class MethodSettings(Section):
 class QDFormerSettings(MethodSettings):
     """QDFormer's architecture. The last five keys switch the parts that Table 2 of the paper ablates.
 
-    `encoder`: see `qdformer.models.common.pixel_encoder`. `fusion_stride`: stride of the feature map that the audio
-    attends to in Eq. 3; the paper does not specify it. `share_prototypes`: Eq. 4 and Eq. 6 decode the same prototypes,
+    `encoder`: see `qdformer.models.common.pixel_encoder`. `mask_stride`: stride of the mask features and of the
+    predicted masks; the maps of the encoder have 2, 4 and 8 times this stride. A frozen backbone recognizes small
+    objects better in large frames, and with a stride of 8 the layers on top of it cost no more than with 4 in frames of
+    half the size. `fusion_stride`: stride of the feature map that the audio attends to in Eq. 3; the paper does not
+    specify it. `share_prototypes`: Eq. 4 and Eq. 6 decode the same prototypes,
     as the paper writes {p_i} in both.
 
     `filters_from`: the filters w_i of Eq. 5 are made from the quantized tokens VQ(g) or from the continuous tokens g.
@@ -86,7 +89,8 @@ class QDFormerSettings(MethodSettings):
 
     name: Literal["qdformer"]
     encoder: Literal["light", "deformable"]
-    fusion_stride: Literal[8, 16, 32]
+    mask_stride: Literal[4, 8]
+    fusion_stride: Literal[8, 16, 32, 64]
     hidden_dim: Annotated[int, Field(ge=16, multiple_of=16)]
     num_heads: Positive
     ffn_dim: Positive
@@ -115,6 +119,13 @@ class QDFormerSettings(MethodSettings):
     def _check_parts(self) -> QDFormerSettings:
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})")
+        if self.mask_stride > 4 and self.encoder == "deformable":
+            raise ValueError(f"mask_stride ({self.mask_stride}) must be 4 with encoder: deformable")
+        if not 2 <= self.fusion_stride // self.mask_stride <= 8:
+            strides = ", ".join(str(factor * self.mask_stride) for factor in (2, 4, 8))
+            raise ValueError(
+                f"fusion_stride ({self.fusion_stride}) with mask_stride {self.mask_stride}: expected {strides}"
+            )
         if not self.decompose and (self.quantize or self.recombine or self.calibrate):
             raise ValueError("quantize, recombine and calibrate need decompose: true")
         if self.query_residual_dim > self.hidden_dim:

@@ -52,7 +52,7 @@ class Predictor:
     """
 
     def __init__(
-        self, model: Method, classes: Classes, embedder: Embedder, image_size: int = 128, resize: Resize = "longest"
+        self, model: Method, classes: Classes, embedder: Embedder, image_size: int = 224, resize: Resize = "longest"
     ) -> None:
         if getattr(model.settings, "separate", False):
             raise ValueError("the model takes separated sounds (train.model.separate); expected one without separation")
@@ -66,7 +66,7 @@ class Predictor:
         checkpoint: str | Path,
         vggish: str | Path,
         *,
-        image_size: int = 128,
+        image_size: int = 224,
         resize: Resize = "longest",
         short_clips: ShortClips = "repeat",
         center: bool = False,

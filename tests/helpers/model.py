@@ -23,6 +23,8 @@ SMALL = PARAMS.train.model.model_copy(
         "query_residual_dim": 0,
         "num_prototypes": 3,
         "encoder": "light",
+        "mask_stride": 4,
+        "fusion_stride": 32,
         "decompose": True,
         "quantize": True,
         "recombine": True,
@@ -41,6 +43,7 @@ ROWS = {
 READINGS = {
     "deformable": {"encoder": "deformable"},
     "fused at stride 8": {"fusion_stride": 8},
+    "masks at stride 8": {"mask_stride": 8, "fusion_stride": 64},
     "prototypes of their own": {"share_prototypes": False},
     "filters from g": {"filters_from": "continuous"},
     "batch norm": {"recombination_norm": "batch"},

@@ -1,7 +1,7 @@
-"""Feature pyramid: mask features at stride 4, from the visual tokens and the backbone's map at stride 4.
+"""Feature pyramid: mask features from the visual tokens and the backbone's finest map that is used.
 
 Shapes: F frames, S tokens of a frame (all maps, fine to coarse), D hidden dimension, C channels of the backbone's map,
-M mask channels, H W size of the map at stride 4.
+M mask channels, H W size of that map.
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ from qdformer.models.common.transformer import flatten_map, unflatten_map, upsam
 if TYPE_CHECKING:
     from qdformer.models.common.pixel_encoder import EncoderKind, Sizes
 
-MASK_STRIDE = 4
-"""Stride of the mask features and of the predicted masks."""
-
 
 class FeaturePyramid(nn.Module):
     """Feature pyramid (Lin et al., 2017) on the visual tokens: F_v^out = FPN(F'_v) in the paper.
 
-    In the last step, the map of stride 8 is upsampled, added to the backbone's map of stride 4 and smoothed by a 3x3
-    convolution. To save computation, the maps at stride 4 have `hidden_dim` / 4 channels.
+    In the last step, the finest map of the visual tokens is upsampled, added to the backbone's map at the masks' stride
+    and smoothed by a 3x3 convolution. To save computation, these maps have `hidden_dim` / 4 channels.
 
     After the encoder `deformable`, whose layers have already exchanged features between the scales, this is the only
     step (as in Mask2Former, Cheng et al., 2022). After `light` there is a step for each scale: each coarser map is
-    upsampled, added to the next finer one and smoothed by a 3x3 convolution, down to stride 8.
+    upsampled, added to the next finer one and smoothed by a 3x3 convolution.
     """
 
     def __init__(
@@ -48,8 +45,8 @@ class FeaturePyramid(nn.Module):
     def forward(
         self, visual_FSD: torch.Tensor, sizes: Sizes, finest_FCHW: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Visual tokens, and the backbone's map at stride 4 -> tokens of the pyramid [F, S, D], which are the visual
-        tokens without `light`, and mask features [F, M, H, W].
+        """Visual tokens and the backbone's map at the masks' stride -> tokens of the pyramid [F, S, D], which are the
+        visual tokens without `light`, and mask features [F, M, H, W].
         """
         levels = [
             unflatten_map(level_FSD, size)

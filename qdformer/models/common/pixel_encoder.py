@@ -22,11 +22,12 @@ class PixelEncoder(nn.Module):
     """Backbone maps -> visual tokens F_v. The paper's visual encoder is "a backbone with a transformer encoder on top
     of the backbone"; this is the transformer encoder.
 
-    `deformable` is Deformable DETR's encoder (Zhu et al., 2021) over the tokens of strides 8, 16, 32 and 64. The paper
-    names a transformer encoder without details.
+    `deformable` is Deformable DETR's encoder (Zhu et al., 2021) over the tokens of four maps, whose strides
+    are 2, 4, 8 and 16 times that of the masks (with masks at stride 4: 8, 16, 32 and 64). The paper names a transformer
+    encoder without details.
 
-    `light` applies self-attention to the tokens of stride 32 only and leaves the exchange between the scales to the
-    feature pyramid. It needs far fewer operations than `deformable`.
+    `light` applies self-attention to the coarsest of three such maps only and leaves the exchange between the scales to
+    the feature pyramid. It needs far fewer operations than `deformable`.
     """
 
     def __init__(
@@ -37,17 +38,19 @@ class PixelEncoder(nn.Module):
         num_heads: int,
         ffn_dim: int,
         layers: int,
+        mask_stride: int = 4,
     ) -> None:
         super().__init__()
         self.kind = kind
-        self.strides = [8, 16, 32, 64] if kind == "deformable" else [8, 16, 32]
+        self.strides = [mask_stride * factor for factor in ((2, 4, 8, 16) if kind == "deformable" else (2, 4, 8))]
         self.projections = nn.ModuleDict(
             {str(s): nn.Linear(channels[s], hidden_dim) for s in self.strides if s in channels}
         )
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in self.strides)
         self.level_LD = nn.Parameter(torch.randn(len(self.strides), hidden_dim) * 0.02)
-        if kind == "deformable":
+        if self.strides[-1] > 32:
             self.beyond = nn.Conv2d(channels[32], hidden_dim, 3, stride=2, padding=1)
+        if kind == "deformable":
             self.layers = nn.ModuleList(
                 DeformableLayer(hidden_dim, num_heads, ffn_dim, len(self.strides)) for _ in range(layers)
             )
@@ -105,7 +108,7 @@ class PixelEncoder(nn.Module):
         return slice(sum(counts[:level]), sum(counts[: level + 1]))
 
     def memory_slice(self, sizes: Sizes) -> slice:
-        """The tokens that the mask decoder attends to: all, or with `light` those of strides 16 and 32 (a quarter)."""
+        """The tokens that the mask decoder attends to: all, or with `light` all but the finest map (a quarter)."""
         return slice(sizes[0][0] * sizes[0][1] if self.kind == "light" else 0, None)
 
 

@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional
 
 from qdformer.models.common.boxes import masks_to_boxes
-from qdformer.models.common.fpn import MASK_STRIDE
 from qdformer.utils.constants import IGNORE_INDEX
 from qdformer.utils.errors import InputError
 
@@ -37,8 +36,10 @@ class Targets:
     """Whether the frame has ground truth."""
 
 
-def build_targets(labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_classes: int) -> Targets:
-    """Targets at the masks' stride; raises `InputError` for a class id that the model does not have.
+def build_targets(
+    labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_classes: int, mask_stride: int = 4
+) -> Targets:
+    """Targets with masks at `mask_stride`; raises `InputError` for a class id that the model does not have.
 
     All objects of one class form one target, because the labels do not distinguish them.
     """
@@ -63,17 +64,16 @@ def build_targets(labels_BTHW: torch.Tensor, labeled_BT: torch.Tensor, num_class
     return Targets(
         classes_BG=classes_BG,
         is_real_BG=is_real_BG,
-        masks_BGTP=_shrink(masks_BGTHW),
-        weights_BTP=_shrink(judged_BTHW),
+        masks_BGTP=_shrink(masks_BGTHW, mask_stride),
+        weights_BTP=_shrink(judged_BTHW, mask_stride),
         present_BGT=present_BGT,
         boxes_BGT4=masks_to_boxes(masks_BGTHW),
         labeled_BT=labeled_BT,
     )
 
 
-def _shrink(masks_HW: torch.Tensor) -> torch.Tensor:
-    """Masks [..., H, W] -> [..., P]: the mean of each block of `MASK_STRIDE` x `MASK_STRIDE` pixels."""
-    stride = MASK_STRIDE
+def _shrink(masks_HW: torch.Tensor, stride: int) -> torch.Tensor:
+    """Masks [..., H, W] -> [..., P]: the mean of each block of `stride` x `stride` pixels."""
     *rest, H, W = masks_HW.shape
     if not all(rest):
         return torch.zeros(*rest, -(-H // stride) * -(-W // stride), device=masks_HW.device)

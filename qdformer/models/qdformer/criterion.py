@@ -60,10 +60,11 @@ class Criterion(nn.Module):
     one process gives for the whole batch.
     """
 
-    def __init__(self, settings: Loss, num_classes: int) -> None:
+    def __init__(self, settings: Loss, num_classes: int, mask_stride: int = 4) -> None:
         super().__init__()
         self.settings = settings
         self.num_classes = num_classes
+        self.mask_stride = mask_stride
 
     def forward(
         self,
@@ -82,7 +83,7 @@ class Criterion(nn.Module):
             class_logits = torch.stack([layer.class_logits_BTNC for layer in layers])
             boxes = torch.stack([layer.boxes_BTN4 for layer in layers])
             masks = torch.stack([layer.mask_logits_BTNHW for layer in layers])
-            targets = build_targets(labels_BTHW, valid_BT & labeled_BT, self.num_classes)
+            targets = build_targets(labels_BTHW, valid_BT & labeled_BT, self.num_classes, self.mask_stride)
             # A query's masks over the clip: [L, B, N, T, P].
             masks = masks.flatten(-2).transpose(2, 3)
             counts = _Counts.of(targets, valid_BT)

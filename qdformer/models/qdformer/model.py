@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from qdformer.models.backbones import build_backbone
-from qdformer.models.common.fpn import MASK_STRIDE, FeaturePyramid
+from qdformer.models.common.fpn import FeaturePyramid
 from qdformer.models.common.method import Method, Prediction
 from qdformer.models.common.pixel_encoder import PixelEncoder
 from qdformer.models.common.transformer import LinearBottleneck
@@ -69,12 +69,18 @@ class QDFormer(Method):
         self.num_classes = num_classes
         self.backbone = build_backbone(settings)
         self.pixel_encoder = PixelEncoder(
-            settings.encoder, self.backbone.channels, hidden_dim, num_heads, ffn_dim, settings.encoder_layers
+            settings.encoder,
+            self.backbone.channels,
+            hidden_dim,
+            num_heads,
+            ffn_dim,
+            settings.encoder_layers,
+            settings.mask_stride,
         )
         self.feature_pyramid = FeaturePyramid(
             settings.encoder,
             self.pixel_encoder.strides,
-            self.backbone.channels[MASK_STRIDE],
+            self.backbone.channels[settings.mask_stride],
             hidden_dim,
             settings.mask_dim,
         )
@@ -143,7 +149,9 @@ class QDFormer(Method):
             filter_source_BND = clip_tokens_BND if self.settings.filters_from == "quantized" else global_BND
             visual_BTSD = self.recombination(visual_FSD.unflatten(0, (B, T)), filter_source_BND, valid_BT)
             visual_FSD = visual_BTSD.flatten(0, 1)  # Eq. 5: F'_v
-        pyramid_FSD, mask_features_FMHW = self.feature_pyramid(visual_FSD, sizes, maps[MASK_STRIDE])  # F_v^out
+        pyramid_FSD, mask_features_FMHW = self.feature_pyramid(  # F_v^out
+            visual_FSD, sizes, maps[self.settings.mask_stride]
+        )
         memory = self.pixel_encoder.memory_slice(sizes)
         decoded = self.mask_decoder(
             self._queries(fused_BTD, clip_tokens_BND, frame_tokens_BTND).flatten(0, 1),
@@ -171,7 +179,7 @@ class QDFormer(Method):
         )
 
     def build_criterion(self, loss: Loss) -> Criterion:
-        return Criterion(loss, self.num_classes)
+        return Criterion(loss, self.num_classes, self.settings.mask_stride)
 
     def on_epoch_start(self) -> None:
         self._epoch_sums = {}
@@ -302,7 +310,7 @@ class QDFormer(Method):
         H, W = images_BTCHW.shape[-2:]
         logits_FNHW = output.mask_logits_BTNHW.flatten(0, 1)
         masks_FNHW = functional.interpolate(
-            logits_FNHW, scale_factor=MASK_STRIDE, mode="bilinear", align_corners=False
+            logits_FNHW, scale_factor=self.settings.mask_stride, mode="bilinear", align_corners=False
         )[..., :H, :W].sigmoid()
         probs_FNC = output.class_logits_BTNC.flatten(0, 1).softmax(-1)
         class_probs_FNC, object_probs_FN = probs_FNC[..., :-1], 1 - probs_FNC[..., -1]

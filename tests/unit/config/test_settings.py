@@ -84,6 +84,16 @@ def test_audioset_s_settings_are_valid(values):
         ("train.model.backbone_sha256", "123", r"train\.model\.backbone_sha256: .*not '123'"),
         ("train.model.num_heads", 7, r"train\.model: hidden_dim \(\d+\) must be a multiple of num_heads \(7\)"),
         (
+            "train.model.encoder",
+            "deformable",
+            r"train\.model: mask_stride \(8\) must be 4 with encoder: deformable",
+        ),
+        (
+            "train.model.fusion_stride",
+            8,
+            r"train\.model: fusion_stride \(8\) with mask_stride 8: expected 16, 32, 64",
+        ),
+        (
             "train.model.query_residual_dim",
             999,
             r"train\.model: query_residual_dim \(999\) must not be above hidden_dim",

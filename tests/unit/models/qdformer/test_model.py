@@ -12,7 +12,7 @@ from tests.helpers.model import CLASSES, LOSS, READINGS, ROWS, SMALL, make_clips
 
 def losses_of(model, images, audio, labels):
     every_frame = torch.ones(images.shape[:2], dtype=torch.bool)
-    return Criterion(LOSS, CLASSES)(model(images, audio), labels, every_frame, every_frame)
+    return model.build_criterion(LOSS)(model(images, audio), labels, every_frame, every_frame)
 
 
 @pytest.mark.parametrize("changes", [*ROWS.values(), *READINGS.values()], ids=[*ROWS, *READINGS])
@@ -23,7 +23,10 @@ def test_every_variant_predicts_and_every_parameter_has_a_gradient(changes):
     N = SMALL.num_prototypes
     assert output.class_logits_BTNC.shape == (2, 3, N, CLASSES + 1)
     assert output.boxes_BTN4.shape == (2, 3, N, 4)
-    assert output.mask_logits_BTNHW.shape == (2, 3, N, 19, 23)
+    size = (19, 23) if model.settings.mask_stride == 4 else (10, 12)
+    assert output.mask_logits_BTNHW.shape == (2, 3, N, *size)
+    assert model.eval().predict(images, audio).semantic_BTHW.shape == (2, 3, 75, 90)
+    model.train()
     assert len(output.auxiliary) == SMALL.decoder_layers - 1
     assert (output.quantization is not None) == model.settings.quantize
     assert (output.local_tokens_BTND is not None) == model.settings.calibrate
