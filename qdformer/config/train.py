@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qdformer.config.base import Count, Positive, Rate, Section, Share, Weight
-from qdformer.config.model import ModelSettings
+from qdformer.config.model import BACKBONE_STAGES, ModelSettings
 
 Task = Literal["avs", "avss"]
 Resize = Literal["longest", "squash", "crop"]
@@ -62,6 +62,10 @@ class Train(Section):
     `train` in `mix.noisy_splits`. `frames`: number of frames in a row that are drawn from each longer training clip in
     each epoch; null takes whole clips. Evaluation uses whole clips.
 
+    `cached_views`: number of random views of each training clip, which are used in turn. The maps that a frozen
+    backbone computes of them are kept on disk during the training, so that it processes each view only once. 0: a new
+    view in every epoch.
+
     `task`: `avs` segments all sounding objects as one class, `avss` classifies them. `resize`: `longest` scales the
     longer side of a frame to `image_size` (as the paper does), `squash` scales both sides to it without keeping the
     ratio, and `crop` scales the shorter side to it and takes the central square; AVSBench's public code has the last
@@ -85,5 +89,16 @@ class Train(Section):
     lr_milestones: Annotated[list[Share], Field(max_length=3)]
     max_grad_norm: Rate
     augment: Augment
+    cached_views: Count
     precision: Literal["float32", "bfloat16"]
     seed: Count
+
+    @model_validator(mode="after")
+    def _check_cached_views(self) -> Train:
+        model, stages = self.model, BACKBONE_STAGES[self.model.backbone]
+        if self.cached_views and (model.backbone_weights is None or model.frozen_stages < stages):
+            raise ValueError(
+                f"cached_views ({self.cached_views}) needs a frozen backbone: backbone_weights and frozen_stages: "
+                f"{stages}; expected 0"
+            )
+        return self

@@ -8,6 +8,7 @@ Shapes: B clips, T frames (one per second), H W pixels, A = 128 dimensions of th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -56,7 +57,8 @@ class Sample:
     """One clip: images uint8 [T, 3, H, W], audio float32 [T, A] and labels uint8 [T, H, W].
 
     Labels are 255 where there is no ground truth. The first `labeled` frames have ground truth. A clip that is not
-    `counted` has no valid frame in its batch.
+    `counted` has no valid frame in its batch. `maps`: the backbone's maps [T, C, h, w] by stride, where they are kept
+    (`qdformer.training.cached_views`).
     """
 
     uid: str
@@ -65,6 +67,7 @@ class Sample:
     labels_THW: torch.Tensor
     labeled: int
     counted: bool = True
+    maps: dict[int, torch.Tensor] | None = None
 
     @property
     def size(self) -> ClipSize:
@@ -76,7 +79,8 @@ class Batch:
     """Clips padded to the longest and largest of the global batch.
 
     images_BTCHW uint8; audio_BTA float32; labels_BTHW int64: 0 background, 1..C classes, 255 not labeled or padding;
-    valid_BT bool: the frame exists; labeled_BT bool: the frame has ground truth.
+    valid_BT bool: the frame exists; labeled_BT bool: the frame has ground truth. `maps`: the backbone's maps
+    [B * T, C, h, w] by stride, where they are kept; the images are then zeros.
     """
 
     images_BTCHW: torch.Tensor
@@ -85,6 +89,7 @@ class Batch:
     valid_BT: torch.Tensor
     labeled_BT: torch.Tensor
     uids: list[str]
+    maps: dict[int, torch.Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -96,12 +101,26 @@ class Batch:
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         changed: dict[str, Any] = {
-            field.name: change(getattr(self, field.name)) for field in fields(self) if field.name != "uids"
+            field.name: change(getattr(self, field.name))
+            for field in fields(self)
+            if field.name not in ("uids", "maps")
         }
+        if self.maps is not None:
+            changed["maps"] = {stride: change(map_FCHW) for stride, map_FCHW in self.maps.items()}
         return replace(self, **changed)
 
 
-class AVSDataset(Dataset):
+class ClipDataset(Dataset, ABC):
+    """What `build_loader` needs of a dataset."""
+
+    seed: int
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of clips."""
+
+
+class AVSDataset(ClipDataset):
     """The clips of a manifest with their audio features.
 
     `features` maps the uid of a clip to float32 [T, A]. Pictures are scaled to `image_size` according to `resize`
@@ -209,7 +228,20 @@ def collate(items: Sequence[Sample | ClipSize]) -> Batch:
         audio[item, :time] = sample.audio_TA
         labels[item, :time, :high, :wide] = sample.labels_THW
     steps = torch.arange(frames)
-    return Batch(images, audio, labels, steps < lengths, steps < labeled, [sample.uid for sample in samples])
+    uids = [sample.uid for sample in samples]
+    maps = None if samples[0].maps is None else _stack_maps(samples, sizes, height, width)
+    return Batch(images, audio, labels, steps < lengths, steps < labeled, uids, maps)
+
+
+def _stack_maps(samples: list[Sample], sizes: list[ClipSize], height: int, width: int) -> dict[int, torch.Tensor]:
+    if any(size != (sizes[0].frames, height, width) for size in sizes):
+        listed = ", ".join(sorted({"x".join(map(str, size)) for size in sizes}))
+        raise InputError(
+            f"train.cached_views: the clips of a batch have {listed} frames and pixels; expected clips of one size, "
+            f"whose sides are multiples of {_SIZE_STEP} (resize: squash or crop), or cached_views: 0"
+        )
+    maps = [sample.maps for sample in samples if sample.maps is not None]
+    return {stride: torch.cat([clip[stride] for clip in maps]).float() for stride in maps[0]}
 
 
 class EpochSampler(Sampler[list[ClipKey]]):
@@ -268,7 +300,7 @@ def check_batch_size(batch_size: int, ranks: int) -> None:
 
 
 def build_loader(
-    dataset: AVSDataset,
+    dataset: ClipDataset,
     batch_size: int,
     *,
     shuffle: bool = False,

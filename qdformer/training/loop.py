@@ -162,7 +162,7 @@ def _train_step(
     device = batch.images_BTCHW.device
     try:
         with autocast(device.type, recipe.precision):
-            output = network(batch.images_BTCHW, batch.audio_BTA, batch.valid_BT)
+            output = network(batch.images_BTCHW, batch.audio_BTA, batch.valid_BT, batch.maps)
         losses = criterion(output, batch.labels_BTHW, batch.valid_BT, batch.labeled_BT)
         state.optimizer.zero_grad(set_to_none=True)
         # The distributed wrapper averages the gradients over the ranks; that of the global batch is their sum.

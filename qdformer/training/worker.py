@@ -13,9 +13,10 @@ import ray.train.torch
 import torch
 
 from qdformer.audio.features.store import FeatureStore
-from qdformer.data.dataset import AVSDataset, EpochSampler, build_loader
+from qdformer.data.dataset import AVSDataset, ClipDataset, EpochSampler, build_loader
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
 from qdformer.models.registry import build_model
+from qdformer.training.cached_views import CachedViews
 from qdformer.training.checkpoint import load_state, save_model, save_state
 from qdformer.training.loop import TrainingState, train_epoch
 
@@ -50,7 +51,11 @@ def train_worker(config: dict[str, Any]) -> None:
     model = build_model(recipe.model, len(classes)).to(device)
     criterion = model.build_criterion(recipe.loss).to(device)
     network = ray.train.torch.prepare_model(model)
-    loader = build_loader(data, recipe.batch_size, shuffle=True, rank=rank, world_size=context.get_world_size())
+    clips: ClipDataset = data
+    if recipe.cached_views:
+        folder = job.storage / context.get_experiment_name() / "views"
+        clips = CachedViews(data, model.backbone, recipe, folder, device)
+    loader = build_loader(clips, recipe.batch_size, shuffle=True, rank=rank, world_size=context.get_world_size())
     sampler = loader.batch_sampler
     assert isinstance(sampler, EpochSampler)
     state = TrainingState(model, recipe, len(loader))

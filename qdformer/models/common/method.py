@@ -42,9 +42,10 @@ class Method(nn.Module, ABC):
     2. Model. In `models/mymethod/`, derive a class from `Method`. Its constructor takes `(settings, num_classes)` and
        sets `backbone` (from `build_backbone(settings)`), `settings` and `num_classes`. Implement:
 
-       - `forward(images_BTCHW, audio_BTA, valid_BT)`: frames with pixel values 0..255 and one VGGish embedding per
-         frame; `valid_BT` is false for padding frames, which must not influence other frames. It returns any object;
-         only the method's own code reads it.
+       - `forward(images_BTCHW, audio_BTA, valid_BT, maps)`: frames with pixel values 0..255 and one VGGish embedding
+         per frame; `valid_BT` is false for padding frames, which must not influence other frames; `maps` are those of
+         `backbone` for the frames, if they have been computed before. It returns any object; only the method's own
+         code reads it.
        - `build_criterion(loss)`: a module called with `(output, labels_BTHW, valid_BT, labeled_BT)`, which returns the
          weighted losses by name and their sum as `total`. Labels are class ids 0..C or 255 (ignored).
        - `predict(images_BTCHW, audio_BTA, valid_BT)`: the `Prediction` of a model in evaluation mode.
@@ -68,7 +69,13 @@ class Method(nn.Module, ABC):
     """Last parts of the names of further parameters without weight decay."""
 
     @abstractmethod
-    def forward(self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor | None = None) -> Any:
+    def forward(
+        self,
+        images_BTCHW: torch.Tensor,
+        audio_BTA: torch.Tensor,
+        valid_BT: torch.Tensor | None = None,
+        maps: dict[int, torch.Tensor] | None = None,
+    ) -> Any:
         """Frames and audio features -> the method's output. Raises `ValueError` for shapes that do not fit."""
 
     @abstractmethod

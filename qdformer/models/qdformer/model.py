@@ -114,12 +114,17 @@ class QDFormer(Method):
         self._epoch_sums: dict[str, torch.Tensor] = {}  # over the clips that this rank has processed
 
     def forward(
-        self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor | None = None
+        self,
+        images_BTCHW: torch.Tensor,
+        audio_BTA: torch.Tensor,
+        valid_BT: torch.Tensor | None = None,
+        maps: dict[int, torch.Tensor] | None = None,
     ) -> QDFormerOutput:
         """Frames with pixel values 0..255 and one VGGish embedding per frame -> `QDFormerOutput`.
 
         With `separate`, the embeddings are those of N separated signals, [B, T, N, A]. `valid_BT` is false for padding
         frames; no other frame attends to them. A clip without a valid frame is computed, but influences no statistics.
+        `maps`: the backbone's maps of the frames by stride, [B * T, C, h, w], if they have been computed before.
         In training mode the output contains the predictions of every decoder layer. Raises `ValueError` for shapes that
         do not fit.
         """
@@ -128,7 +133,8 @@ class QDFormer(Method):
             valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
         attended_BT = valid_BT | ~valid_BT.any(-1, keepdim=True)  # attention to no frame at all would be NaN
         self.backbone.frames_per_clip = T
-        maps = self.backbone(images_BTCHW.flatten(0, 1))
+        if maps is None:
+            maps = self.backbone(images_BTCHW.flatten(0, 1))
         visual_FSD, position_SD, sizes = self.pixel_encoder(maps)  # F_v
         audio_BTD = self.audio_projection(audio_BTA)  # F_a
 

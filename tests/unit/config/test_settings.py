@@ -94,6 +94,11 @@ def test_audioset_s_settings_are_valid(values):
             r"train\.model: fusion_stride \(8\) with mask_stride 8: expected 16, 32, 64",
         ),
         (
+            "train.model.frozen_stages",
+            6,
+            r"train: cached_views \(2\) needs a frozen backbone: backbone_weights and frozen_stages: 7; expected 0",
+        ),
+        (
             "train.model.query_residual_dim",
             999,
             r"train\.model: query_residual_dim \(999\) must not be above hidden_dim",
