@@ -25,7 +25,6 @@ from qdformer.config.train import Train
 from qdformer.data.dataset import AVSDataset, Batch, build_loader
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
 from qdformer.evaluation.controls import Constant
-from qdformer.models.qdformer.criterion import Criterion
 from qdformer.models.qdformer.model import QDFormer
 from qdformer.training.loop import TrainingState, train_epoch
 
@@ -73,7 +72,7 @@ def _trainer(recipe: Train, root: Path, clips: pandas.DataFrame, features: Mappi
     classes = len(task_classes(read_classes(root), recipe.task))
     torch.manual_seed(recipe.seed)
     model = QDFormer(recipe.model, classes).to(device)
-    criterion = Criterion(recipe.loss, classes).to(device)
+    criterion = model.build_criterion(recipe.loss).to(device)
     few = clips.head(STEPS * recipe.batch_size)
     batches: list[Batch] = list(_loader(recipe, few, features, 0))
     state = TrainingState(model, recipe.model_copy(update={"epochs": 1000}), steps_per_epoch=len(batches))

@@ -56,7 +56,8 @@ def make_batches(count: int = 2) -> list[Batch]:
 
 def fresh() -> tuple[TrainingState, Criterion]:
     torch.manual_seed(0)
-    return TrainingState(QDFormer(SMALL, 2), RECIPE, 2), Criterion(RECIPE.loss, 2)
+    model = QDFormer(SMALL, 2)
+    return TrainingState(model, RECIPE, 2), model.build_criterion(RECIPE.loss)
 
 
 def run(state: TrainingState, criterion: Criterion, epochs: int) -> None:
