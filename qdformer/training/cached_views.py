@@ -24,13 +24,15 @@ class CachedViews(ClipDataset):
     """The clips of `data` with the maps of the backbone in place of their images.
 
     Epoch e shows view e modulo `recipe.cached_views` of a clip. The first time that a view is needed it is computed and
-    written to `folder`, one file per view, with maps in half precision. An interrupted run finds the files again.
+    written to `folder`, one file per view, with the maps that the model uses in half precision. An interrupted run finds
+    the files again.
     """
 
     def __init__(self, data: AVSDataset, backbone: Backbone, recipe: Train, folder: Path, device: torch.device) -> None:
         self.data = data
         self.seed = data.seed
         self.backbone = backbone
+        self.strides = [stride for stride in backbone.channels if stride >= recipe.model.mask_stride]
         self.views = recipe.cached_views
         self.precision = recipe.precision
         self.folder = folder
@@ -60,7 +62,7 @@ class CachedViews(ClipDataset):
         assert isinstance(sample, Sample)
         with autocast(self.device.type, self.precision):
             maps = self.backbone(sample.images_TCHW.to(self.device))
-        tensors = {str(stride): map_TCHW.half().cpu().contiguous() for stride, map_TCHW in maps.items()}
+        tensors = {str(stride): maps[stride].half().cpu().contiguous() for stride in self.strides}
         labeled = torch.tensor(sample.labeled)
         return safetensors.torch.save(
             tensors | {"audio": sample.audio_TA, "labels": sample.labels_THW, "labeled": labeled}
