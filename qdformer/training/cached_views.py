@@ -24,8 +24,8 @@ class CachedViews(ClipDataset):
     """The clips of `data` with the maps of the backbone in place of their images.
 
     Epoch e shows view e modulo `recipe.cached_views` of a clip. The first time that a view is needed it is computed and
-    written to `folder`, one file per view, with the maps that the model uses in half precision. An interrupted run finds
-    the files again.
+    written to `folder`, one file per view, with the maps that the model uses in half precision. An interrupted run
+    finds the files again.
     """
 
     def __init__(self, data: AVSDataset, backbone: Backbone, recipe: Train, folder: Path, device: torch.device) -> None:
