@@ -14,6 +14,10 @@ OUT ?=
 MODEL ?=
 HOP ?=
 PORT ?= 5000
+GRID ?= table2
+SEEDS ?=
+EPOCHS ?=
+SET ?=
 BENCH ?=
 DATASET ?=
 SOURCE ?=
@@ -21,10 +25,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
-export VIDEO AUDIO OUT MODEL
+export VIDEO AUDIO OUT MODEL SET
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data check test test-slow bench listen predict report sweep retrain schedule ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench listen predict report train sweep retrain schedule ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -86,8 +90,11 @@ predict: setup ## Segment your own videos (VIDEO="clip.mp4 more/*.mp4", AUDIO=so
 report: setup ## Write the results as one HTML page with playable clips: report.html
 	@python -m pipelines.report --data "$(DATA)"
 
-sweep: setup ## Run the ablations of the paper's Table 2 and compare them in MLflow
-	@python -m pipelines.flows sweep --data "$(DATA)"
+train: setup ## Train and evaluate with some settings changed (SET="model.codebook_size=64 epochs=4")
+	@python -m pipelines.flows train --data "$(DATA)" --set="$$SET"
+
+sweep: setup ## Compare the rows of a grid of ablations (GRID=table2 SEEDS=3 EPOCHS=2 SET="image_size=96")
+	@python -m pipelines.flows sweep --data "$(DATA)" --grid="$(GRID)" --seeds="$(SEEDS)" --epochs="$(EPOCHS)" --set="$$SET"
 
 retrain: setup ## Retrain if anything changed; a better model becomes the champion
 	@python -m pipelines.flows retrain --data "$(DATA)"

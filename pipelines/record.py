@@ -61,7 +61,7 @@ def noted_record(settings: Settings, workspace: Path) -> Record | None:
         record = Record(**json.loads((workspace / NOTE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return record if record.identity == _identity(settings, workspace) and _is_in_store(record) else None
+    return record if record.identity == _identity(settings, workspace) and is_in_store(record) else None
 
 
 def current_verdict(settings: Settings, workspace: Path) -> str | None:
@@ -83,7 +83,8 @@ def _identity(settings: Settings, workspace: Path) -> str:
     return short_digest([uri, settings.model_dump_json(), file_sha256(lock) if lock.is_file() else ""])
 
 
-def _is_in_store(record: Record) -> bool:
+def is_in_store(record: Record) -> bool:
+    """Whether the store still holds the record; only a local SQLite store is looked into."""
     if not record.uri.startswith(SQLITE):
         return False
     address = f"file:{quote(record.uri.removeprefix(SQLITE))}?mode=ro"

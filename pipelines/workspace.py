@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,12 @@ def open_workspace(name: str = "", project: Path = PROJECT) -> Path:
     values = preset_values(name, project)
     if is_default(name, project):
         return project
+    header = f"# Written from ../../params.yaml and pipelines/presets/{name}.yaml; edit those instead.\n"
+    return make_workspace(name, values, header, project)
+
+
+def make_workspace(name: str, values: Mapping[str, Any], header: str, project: Path = PROJECT) -> Path:
+    """Prepare `workspaces/NAME` for settings that have been validated; `header` is the comment in its `params.yaml`."""
     workspace = project / "workspaces" / name
     (workspace / ACCEPTED).mkdir(parents=True, exist_ok=True)
     for linked in LINKED:
@@ -66,11 +72,15 @@ def open_workspace(name: str = "", project: Path = PROJECT) -> Path:
     if not config.is_file():
         subprocess.run([dvc_command(), "init", "--no-scm", "--quiet", "--force"], cwd=workspace, check=True)
         write_text(config, DVC_CONFIG)
-    params = workspace / "params.yaml"
-    if not params.is_file() or read_yaml(params) != values:
-        header = f"# Written from ../../params.yaml and pipelines/presets/{name}.yaml; edit those instead.\n"
-        write_text(params, header + yaml.safe_dump(values, sort_keys=False))
+    write_params(workspace, values, header)
     return workspace
+
+
+def write_params(folder: Path, values: Mapping[str, Any], header: str) -> None:
+    """Write `params.yaml`, unless it holds these values already."""
+    params = folder / "params.yaml"
+    if not params.is_file() or read_yaml(params) != values:
+        write_text(params, header + yaml.safe_dump(dict(values), sort_keys=False))
 
 
 @contextlib.contextmanager

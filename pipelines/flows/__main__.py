@@ -1,4 +1,4 @@
-"""Run a flow: `python -m pipelines.flows {reproduce,data,sweep,retrain,schedule} [--data PRESET]`.
+"""Run a flow: `python -m pipelines.flows {reproduce,train,data,sweep,retrain,schedule} [--data PRESET]`.
 
 Settings and the workspace's lock are checked before Prefect and MLflow are imported, which takes seconds: wrong
 settings and a busy workspace are refused at once. If nothing has changed, `reproduce` and `retrain` end without
@@ -12,11 +12,16 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.cells import plan_sweep, write_sweep
 from pipelines.cli import command_main, preset_parser
 from pipelines.record import current_verdict, noted_record, record_results
 from pipelines.results import print_results
 from pipelines.settings import preset_settings
+from pipelines.sweep_status import asked_jobs, is_finished, noted_sweep, show_sweep
+from pipelines.variant import open_variant
 from pipelines.workspace import is_up_to_date, open_workspace, workspace_lock
+from qdformer.config.base import SettingsError
+from qdformer.config.overrides import split_overrides
 from qdformer.utils.download import is_url
 from qdformer.utils.errors import InputError
 
@@ -46,12 +51,36 @@ def retrain(data: str) -> None:
     _run_with_prefect(lambda: flow(data))
 
 
-def sweep(data: str) -> None:
-    """Train, evaluate and compare the rows of the ablation."""
-    _check(data)
+def train(data: str, overrides: str) -> None:
+    """Train and evaluate with some settings changed, in a workspace of its own."""
+    changes = tuple(_overrides(overrides))
+    settings, workspace = open_variant(data, changes)
+    with workspace_lock(workspace):
+        if is_up_to_date(workspace):
+            record = noted_record(settings, workspace) or record_results(settings, workspace)
+            print_results(workspace.name, settings, workspace, record, {})
+            return
+    from pipelines.flows.reproduce import reproduce as flow
+
+    _run_with_prefect(lambda: flow(data, changes))
+
+
+def sweep(data: str, grid: str, seeds: str, epochs: str, overrides: str) -> None:
+    """Train, evaluate and compare the rows of a grid of ablations."""
+    changes = _overrides(overrides) + ([f"epochs={epochs}"] if epochs else [])
+    asked_jobs()
+    count = _count("SEEDS", seeds)
+    plan = plan_sweep(preset_settings(data), grid, count, changes)
+    workspace = open_workspace(data)
+    with workspace_lock(workspace):
+        write_sweep(plan, workspace)
+        if is_finished(plan, workspace) and (record := noted_sweep(plan, workspace)):
+            print(f"{len(plan.cells)} cells, all of them finished before")
+            show_sweep(data, plan, workspace, record)
+            return
     from pipelines.flows.sweep import sweep as flow
 
-    _run_with_prefect(lambda: flow(data))
+    _run_with_prefect(lambda: flow(data, grid, count, changes))
 
 
 def schedule(data: str, cron: str, every: float | None) -> None:
@@ -82,6 +111,13 @@ def parse_source(text: str) -> list[str]:
     return [part if is_url(part) else str(Path(part).expanduser().resolve()) for part in parts]
 
 
+def _overrides(text: str) -> list[str]:
+    try:
+        return split_overrides(text)
+    except ValueError as error:
+        raise SettingsError(f"SET={text}: {error}") from None
+
+
 def _check(data: str) -> None:
     """Raise `SettingsError` or `BusyError` before anything is started."""
     preset_settings(data)
@@ -100,12 +136,28 @@ def _import_tracking() -> None:
     import qdformer.tracking  # noqa: F401
 
 
+def _count(name: str, text: str) -> int | None:
+    """The whole number of a make variable, None if it is empty."""
+    if text and not text.isdecimal():
+        raise SettingsError(f"{name}={text}: expected a whole number")
+    return int(text) if text else None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.flows", description=__doc__)
     flows = parser.add_subparsers(required=True, metavar="FLOW")
     options = preset_parser(add_help=False)
-    for run in (reproduce, retrain, sweep):
+    for run in (reproduce, retrain):
         flows.add_parser(run.__name__, parents=[options], help=run.__doc__).set_defaults(run=run)
+    single = flows.add_parser("train", parents=[options], help=train.__doc__)
+    single.add_argument("--set", dest="overrides", default="", help="the changed settings, KEY=VALUE ...")
+    single.set_defaults(run=train)
+    grids = flows.add_parser("sweep", parents=[options], help=sweep.__doc__)
+    grids.add_argument("--grid", default="table2", help="a grid of sweep.grids (%(default)s)")
+    grids.add_argument("--seeds", default="", help="trainings of each row (default: sweep.seeds)")
+    grids.add_argument("--epochs", default="", help="of every training (default: train.epochs)")
+    grids.add_argument("--set", dest="overrides", default="", help="settings of all rows, KEY=VALUE ...")
+    grids.set_defaults(run=sweep)
     data = flows.add_parser("data", parents=[options], help=import_dataset.__doc__)
     data.add_argument("--source", default="", help="folders, archives or URLs that hold it (default: as saved)")
     data.set_defaults(run=import_dataset)

@@ -163,10 +163,11 @@ def _dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...]) -> Iterator
     try:
         yield _Repro(process, read)
     finally:
-        _stop_group(process)
+        stop_group(process)
 
 
-def _stop_group(process: subprocess.Popen[str]) -> None:
+def stop_group(process: subprocess.Popen[Any]) -> None:
+    """End a process and its group: by SIGINT, and by SIGTERM and SIGKILL if it takes its time."""
     for kind, patience in ((signal.SIGINT, INTERRUPT_SECONDS), (signal.SIGTERM, 5), (signal.SIGKILL, None)):
         if process.poll() is not None:
             break

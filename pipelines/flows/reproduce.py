@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from prefect import flow, task
@@ -12,18 +13,31 @@ from pipelines.flows.pipeline import run_dvc_repro
 from pipelines.record import Record, record_results
 from pipelines.results import print_results, results_title
 from pipelines.settings import preset_settings
+from pipelines.variant import open_variant
 from pipelines.workspace import open_workspace, workspace_lock
 from qdformer.config.settings import Settings
 
 
 @flow(name="reproduce", flow_run_name="reproduce {data}")
-def reproduce(data: str = "") -> None:
-    """Bring the preset's pipeline up to date; show its test metrics and where they are recorded."""
-    settings, workspace = preset_settings(data), open_workspace(data)
+def reproduce(data: str = "", overrides: tuple[str, ...] = ()) -> None:
+    """Bring the preset's pipeline up to date; show its test metrics and where they are recorded.
+
+    With `overrides` (`KEY=VALUE`) the pipeline is that of `open_variant`.
+    """
+    if overrides:
+        settings, workspace = open_variant(data, overrides)
+        data = workspace.name
+    else:
+        settings, workspace = preset_settings(data), open_workspace(data)
     with workspace_lock(workspace) as lock:
         seconds = run_dvc_repro(workspace, lock)
         record = record_in_mlflow(settings, workspace)
     show_results(data, settings, workspace, record, seconds)
+
+
+def artifact_key(*parts: str) -> str:
+    """The key of an artifact: Prefect takes lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower())
 
 
 @task(name="record", cache_policy=NO_CACHE)
@@ -35,5 +49,5 @@ def record_in_mlflow(settings: Settings, workspace: Path) -> Record:
 def show_results(data: str, settings: Settings, workspace: Path, record: Record, seconds: dict[str, float]) -> None:
     """Print the results and keep them as an artifact of the flow run."""
     markdown = print_results(data, settings, workspace, record, seconds)
-    key = f"reproduce-{data or settings.download.dataset}".lower().replace("_", "-")
+    key = artifact_key("reproduce", data or settings.download.dataset)
     create_markdown_artifact(markdown, key=key, description=results_title(data, settings))

@@ -1,161 +1,132 @@
-"""Flow `sweep`: train and evaluate every row of `sweep.rows` in one Ray session, and compare the rows."""
+"""Flow `sweep`: bring every cell of a grid up to date, several at once, and compare the rows."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import shutil
-import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipelines.console import markdown_table, print_table
-from pipelines.environment import shown_path, tracking_environment
+from pipelines.cell_record import PARENT_VARIABLE, POSITION_VARIABLE, cell_record
+from pipelines.cells import Cell, Sweep, data_stage_names, plan_sweep, stage_names, write_sweep
+from pipelines.cli import CommandError
+from pipelines.environment import tracking_environment
 from pipelines.flows.pipeline import run_dvc_repro
-from pipelines.settings import preset_label, preset_settings
-from pipelines.workspace import open_workspace, provenance, workspace_lock
-from qdformer.config.settings import Settings, parse_settings
-from qdformer.utils.digests import short_digest
-from qdformer.utils.files import new_folder, write_rows, write_text
+from pipelines.flows.reproduce import artifact_key
+from pipelines.flows.workers import Workers, jobs_of
+from pipelines.ray_head import shared_ray_session
+from pipelines.record import Record
+from pipelines.settings import preset_settings
+from pipelines.sweep_status import note_sweep, show_sweep, stale_cells, sweep_identity
+from pipelines.workspace import CHECKPOINT, REPORTS, open_workspace, provenance, workspace_lock
 
-CONDITION = "clean"
-COMPARED = ("davis_jf", "miou_dataset", "miou_per_frame", "avsbench_j", "avsbench_f")
+LOGS = Path(".cache", "sweeps")
+"""Where the output of the cells is kept, relative to the workspace."""
 
 
-@flow(name="sweep", flow_run_name="sweep {data}")
-def sweep(data: str = "") -> None:
-    """Compare the rows on the preset's data. Rows that are finished and still valid are not run again."""
+@flow(name="sweep", flow_run_name="sweep {grid} {data}")
+def sweep(data: str, grid: str, seeds: int | None, overrides: list[str]) -> None:
+    """Train and evaluate the stale cells of a grid; compare all rows. A failed cell does not stop the others."""
     settings, workspace = preset_settings(data), open_workspace(data)
-    rows = {name: row_settings(settings, name) for name in settings.sweep.rows}
+    plan = plan_sweep(settings, grid, seeds, overrides)
     with workspace_lock(workspace) as lock:
+        write_sweep(plan, workspace)
         run_dvc_repro(workspace, lock, ("features",))
+        if own := data_stage_names(plan):
+            run_dvc_repro(workspace, lock, tuple(own))
         os.environ.update(tracking_environment())
-        from pipelines.robustness import compare_robustness  # these imports take seconds
+        from pipelines.sweep_report import write_report  # these imports take seconds
         from qdformer import tracking
 
-        tags = provenance(workspace)
-        with tracking.parent_run(settings, tags, "sweep") as parent:
-            with _session_if(not all(is_finished(name, row, workspace) for name, row in rows.items())):
-                for name, row in rows.items():
-                    run_row.with_options(task_run_name=name)(name, row, workspace, parent)
-            table = workspace / "sweeps" / "comparison.csv"
-            lines = compare(workspace, rows, table)
-            curves = workspace / "sweeps" / "robustness.png"
-            compare_robustness({row: workspace / "sweeps" / row / "reports" for row in rows}, curves)
-            for file in (table, table.with_suffix(".md"), curves, curves.with_suffix(".csv")):
+        tags = {**provenance(workspace), "sweep": grid}
+        name = f"sweep {grid} of {data or settings.download.dataset}"
+        with tracking.parent_run(settings, tags, name, plan.identity()) as parent:
+            failed = _run_cells(plan, workspace, lock, parent)
+            for cell in plan.cells:  # DVC's cache may have saved a cell its stages, and so its record
+                if cell.name not in failed:
+                    _record(cell, workspace, parent)
+            report = write_report(plan, workspace, failed)
+            for file in report.files:
                 tracking.log_files(parent, file)
-            text = table.with_suffix(".md").read_text(encoding="utf-8")
-            metrics = [f"{CONDITION}/{key}" for key in COMPARED]
-            page = tracking.save_comparison(parent, list(rows), metrics, f"sweep {parent[:8]}", text)
-    title = (
-        f"Sweep of {preset_label(data)} (data set {settings.download.dataset}): {CONDITION}, ± half of the 95 % "
-        "interval, change from the row above"
-    )
-    print_table(title, ["row", *COMPARED], lines)
-    where = f"{tracking.tracking_uri()} · experiment {tracking.experiment_name(settings)} · run {parent}"
-    print(
-        f"\nTable: {shown_path(table)}\nRobustness: {shown_path(curves)}\n"
-        f"MLflow record: {where}\nOpen it with:  make ui"
-    )
-    print(f"Charts and table of the sweep, while that runs: {tracking.dashboard_url()}{page}")
-    create_markdown_artifact(f"## {title}\n\n{text}\n\nMLflow: {where}", key=f"sweep-{settings.download.dataset}")
+            page = ""
+            if len(failed) < len(plan.cells):
+                page = tracking.save_comparison(
+                    parent, report.recorded_metrics, f"{name} {parent[:8]}", report.markdown, report.colors
+                )
+        record = Record(
+            sweep_identity(plan, workspace),
+            tracking.tracking_uri(),
+            tracking.experiment_name(settings),
+            parent,
+            tracking.dashboard_url() + page,
+        )
+        if not failed:
+            note_sweep(plan, workspace, record)
+        show_sweep(data, plan, workspace, record)
+        key = artifact_key("sweep", grid, data or settings.download.dataset)
+        create_markdown_artifact(report.markdown, key=key, description=report.title)
+    if failed:
+        names = ", ".join(failed)
+        raise CommandError(f"{len(failed)} of {len(plan.cells)} cells failed ({names}); the same command tries again")
 
 
-def row_settings(settings: Settings, name: str) -> Settings:
-    """The settings of one row: parts of the model switched on or off, and `sweep.epochs` epochs."""
-    values = settings.model_dump()
-    values["train"]["model"].update(settings.sweep.rows[name])
-    values["train"]["epochs"] = settings.sweep.epochs
-    return parse_settings(values, f"sweep.rows.{name}")
+def _run_cells(plan: Sweep, workspace: Path, lock: int, parent: str) -> dict[str, str]:
+    """Bring the stale cells up to date; return the reason of each cell that failed, by its name."""
+    stale = stale_cells(plan, workspace)
+    print(f"{len(plan.cells)} cells, {len(plan.cells) - len(stale)} of them finished before", flush=True)
+    if not stale:
+        return {}
+    # the longest first, so that none runs alone at the end
+    stale.sort(key=lambda cell: -cell.settings.train.epochs * cell.settings.train.image_size**2)
+    failed: dict[str, str] = {}
+    with (
+        shared_ray_session() as cluster,
+        ThreadPoolTaskRunner[None](jobs_of(cluster)) as runner,
+        Workers(workspace, lock, cluster) as workers,  # the first to end, so that the runner's threads end
+    ):
+        print(f"{len(stale)} cells to run, {workers}", flush=True)
+        runs = []
+        for cell in stale:
+            of_cell = run_cell.with_options(task_run_name=cell.name)
+            runs.append(runner.submit(of_cell, {"cell": cell, "workers": workers, "parent": parent}))
+        for cell, run in zip(stale, runs, strict=True):
+            error = run.result(raise_on_failure=False)
+            if isinstance(error, BaseException):
+                failed[cell.name] = str(error)
+    return failed
 
 
-@task(name="row", cache_policy=NO_CACHE)
-def run_row(name: str, settings: Settings, workspace: Path, parent: str) -> None:
-    """Train and evaluate one row, as far as that has not been done, and record it under the run `parent`."""
+@task(name="cell", cache_policy=NO_CACHE)
+def run_cell(cell: Cell, workers: Workers, parent: str) -> None:
+    """Train and evaluate one cell, as far as DVC finds it stale; raises `CellError`."""
+    log = workers.workspace / LOGS / cell.grid / f"{cell.name}.log"
+    environment = {PARENT_VARIABLE: parent, POSITION_VARIABLE: str(cell.position)}
+    print(f"{cell.title}: started", flush=True)
+    try:
+        workers.run(stage_names(cell), log, environment)
+        print(f"{cell.title}: finished", flush=True)
+    except CommandError as error:
+        print(f"{cell.title}: failed: {error}", flush=True)
+        raise
+    finally:
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            get_run_logger().info(line)
+
+
+def _record(cell: Cell, workspace: Path, parent: str) -> None:
     from qdformer import tracking
 
-    out, tags = workspace / "sweeps" / name, provenance(workspace)
-    checkpoint, reports = out / "model.safetensors", out / "reports"
-    dataset, seconds = workspace / "data" / "dataset", None
-    if is_finished(name, settings, workspace):
-        print(f"Row {name}: finished before", flush=True)
-    else:
-        from pipelines.stages.evaluate import evaluate_checkpoint
-        from pipelines.stages.train import train
-
-        print(f"Row {name}", flush=True)
-        identity = _identity(settings, workspace)
-        with tracking.training_run(settings, tags, dataset, name, parent) as run_id:
-            if _kept_identity(out) != identity:
-                shutil.rmtree(out, ignore_errors=True)
-                out.mkdir(parents=True)
-                write_text(out / "identity", identity)
-            if not (out / "history.csv").is_file():  # written last
-                train(settings, workspace, out, run_id)
-            tracking.finish_training(run_id, checkpoint)
-            started = time.monotonic()
-            with new_folder(reports) as partial:
-                evaluate_checkpoint(settings, workspace, checkpoint, partial, settings.sweep.conditions)
-            seconds = time.monotonic() - started
-    tracking.log_evaluation(reports, settings, tags, checkpoint, dataset, name=name, parent=parent, seconds=seconds)
-
-
-def is_finished(name: str, settings: Settings, workspace: Path) -> bool:
-    """Whether the row was trained and evaluated with these settings on this data by this code."""
-    out = workspace / "sweeps" / name
-    return (out / "reports").is_dir() and _kept_identity(out) == _identity(settings, workspace)
-
-
-def compare(workspace: Path, rows: Iterable[str], table: Path) -> list[list[str]]:
-    """Write the comparison to `table` (CSV) and beside it in Markdown; return its lines as text."""
-    lines: list[list[str]] = []
-    records: list[dict[str, Any]] = []
-    above: dict[str, Any] = {}
-    for row in rows:
-        intervals = json.loads((workspace / "sweeps" / row / "reports" / "intervals.json").read_text(encoding="utf-8"))
-        line, record = [row], dict[str, Any](row=row)
-        for key in COMPARED:
-            value, low, high = (intervals[CONDITION][key][part] for part in ("value", "low", "high"))
-            change = value - above[key] if key in above else None
-            record |= {key: value, f"{key}_low": low, f"{key}_high": high, f"{key}_change": change}
-            line.append(f"{value:.3f} ± {(high - low) / 2:.3f}" + ("" if change is None else f" ({change:+.3f})"))
-        lines.append(line)
-        records.append(record)
-        above = record
-    write_rows(table, list(records[0]), records)
-    write_text(table.with_suffix(".md"), markdown_table(["row", *COMPARED], lines) + "\n")
-    return lines
-
-
-def _identity(settings: Settings, workspace: Path) -> str:
-    tags = provenance(workspace)
-    parts = [
-        settings.train.model_dump_json(),
-        settings.evaluate.model_dump_json(),
-        *settings.sweep.conditions,
-        tags["data_digest"],
-        tags["code_digest"],
-    ]
-    return short_digest(parts)
-
-
-def _kept_identity(out: Path) -> str | None:
-    path = out / "identity"
-    return path.read_text(encoding="ascii") if path.is_file() else None
-
-
-@contextlib.contextmanager
-def _session_if(needed: bool) -> Iterator[None]:
-    if not needed:
-        yield
-        return
-    from qdformer.utils.ray_session import ray_session  # Ray and torch take seconds to import
-
-    with ray_session():
-        yield
+    folder = workspace / cell.folder
+    record = cell_record(folder, cell.settings, parent, cell.position)
+    tracking.log_evaluation(
+        folder / REPORTS,
+        cell.settings,
+        record.tags,
+        folder / CHECKPOINT,
+        workspace / "data" / "dataset",
+        name=record.name,
+        parent=parent,
+    )

@@ -9,7 +9,7 @@ The rule of merging (`merge`) is the same for every layer:
 - A mapping whose type is a section of settings is merged key by key, at every depth: `download: {clips: {train: 8}}`
   changes `train` and keeps `val` and `test`. Optional sections are no exception.
 - Everything else is replaced as a whole: lists, and mappings with free keys (`mix.conditions`, `noise.count`,
-  `sweep.rows`).
+  `sweep.grids`).
 - A section that has several types, distinguished by the key `name` (`train.model`), is replaced as a whole if `name`
   differs.
 """

@@ -27,6 +27,7 @@ from qdformer.tracking.runs import (
     log_evaluation,
     log_files,
     parent_run,
+    run_name,
     training_run,
 )
 from qdformer.tracking.store import TrackingError, tracking_uri, warn_if_unreachable
@@ -48,6 +49,7 @@ __all__ = [
     "parent_run",
     "promote",
     "register",
+    "run_name",
     "runs_url",
     "save_comparison",
     "tracking_uri",

@@ -43,21 +43,32 @@ def experiment_name(settings: Settings) -> str:
     return f"qdformer-{settings.download.dataset}{'-avs' if binary else ''}"
 
 
+def run_name(settings: Settings, provenance: Mapping[str, str], part: str = "") -> str:
+    """The name of a run: its preset (the data set for the default settings), `part` of a sweep, and its seed."""
+    preset = provenance.get("preset", "default")
+    names = (settings.download.dataset if preset == "default" else preset, part, f"seed {settings.train.seed}")
+    return " ".join(filter(None, names))
+
+
 @contextlib.contextmanager
 def training_run(
-    settings: Settings, provenance: Mapping[str, str], dataset: Path, name: str = "train", parent: str | None = None
+    settings: Settings,
+    provenance: Mapping[str, str],
+    dataset: Path,
+    name: str | None = None,
+    parent: str | None = None,
 ) -> Iterator[str]:
     """Record a training for the duration of the block, with the machine's use of CPU, memory and GPUs; yield the id.
 
-    `provenance` becomes the run's tags, the training split of the data set in the folder `dataset` its input. The run
-    ends as FINISHED, as FAILED after an error, or as KILLED after an interruption. An unfinished run of the same
-    settings, data, code and `parent` is resumed; the metric `seconds/train` is the sum over all attempts. Raises
-    `TrackingError` if the store cannot be reached at the start.
+    The default name is `run_name`. `provenance` becomes the run's tags, the training split of the data set in the
+    folder `dataset` its input. The run ends as FINISHED, as FAILED after an error, or as KILLED after an interruption.
+    An unfinished run of the same settings, data, code and `parent` is resumed; the metric `seconds/train` is the sum
+    over all attempts. Raises `TrackingError` if the store cannot be reached at the start.
     """
     store = Store()
     params = json.dumps(_params(settings), sort_keys=True)
     tags = _run_tags(settings, provenance, [params, *_inputs(provenance), parent])
-    run_id = _start_run(store, settings, name, tags, parent, resume_if=_NOT_FINISHED)
+    run_id = _start_run(store, settings, name or run_name(settings, provenance), tags, parent, _NOT_FINISHED)
     _log_settings(store, run_id, settings, "train")
     _log_input(store, run_id, settings, provenance, dataset, "train", "training")
     seconds_before = store.get_run(run_id).data.metrics.get("seconds/train", 0.0)
@@ -77,13 +88,16 @@ def training_run(
 
 
 @contextlib.contextmanager
-def parent_run(settings: Settings, provenance: Mapping[str, str], name: str) -> Iterator[str]:
+def parent_run(
+    settings: Settings, provenance: Mapping[str, str], name: str, identity: Iterable[str] | None = None
+) -> Iterator[str]:
     """Record a group of runs for the duration of the block; yield the id of their parent.
 
-    A group of the same settings, data and code is resumed, even if it has finished.
+    A group of the same `identity` (default: the settings), data, code and name is resumed, even if it has finished.
     """
     store = Store()
-    tags = _run_tags(settings, provenance, [settings.model_dump_json(), *_inputs(provenance), name])
+    identity = [settings.model_dump_json()] if identity is None else identity
+    tags = _run_tags(settings, provenance, [*identity, *_inputs(provenance), name])
     run_id = _start_run(store, settings, name, tags, parent=None, resume_if=_ANY_STATUS)
     with _ended(store, run_id):
         yield run_id
@@ -126,7 +140,7 @@ def log_evaluation(
     checkpoint: Path,
     dataset: Path,
     *,
-    name: str = "train",
+    name: str | None = None,
     parent: str | None = None,
     seconds: float | None = None,
 ) -> str:
@@ -178,7 +192,7 @@ def _checkpoint_run(
     provenance: Mapping[str, str],
     checkpoint: Path,
     dataset: Path,
-    name: str,
+    name: str | None,
     parent: str | None,
 ) -> str:
     """The id of the run of a checkpoint, created from the files if there is none. A complete checkpoint ends it."""
@@ -186,7 +200,7 @@ def _checkpoint_run(
     run = find_run(experiment_name(settings), checkpoint_sha256, parent)
     if run is None:
         tags = {**provenance, **_protocol_tags(settings), "recorded": "from files"}
-        run_id = _start_run(store, settings, name, tags, parent)
+        run_id = _start_run(store, settings, name or run_name(settings, provenance), tags, parent)
         _log_settings(store, run_id, settings, "train")
         _log_input(store, run_id, settings, provenance, dataset, "train", "training")
         _log_epochs(store, run_id, _history(checkpoint))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -23,29 +24,36 @@ VIEW_TAG = "mlflow.sharedViewState."
 WORKFLOW = "workflowType=machine_learning"  # without it the dashboard opens its pages for language models
 SCORES_VIEW = "scores"
 ROW_TAG = "row"
-"""The tag with a run's position in its sweep, by which the view of the sweep is sorted."""
+"""The tag with the row of a run in its sweep, such as "1 baseline", by which the view of the sweep is grouped."""
+COLOR_TAG = "mlflow.runColor"
+"""The tag from which the dashboard takes the color of a run."""
 
 
-def save_comparison(parent: str, rows: Sequence[str], metrics: Sequence[str], name: str, table: str) -> str:
-    """Save a view that compares the runs named `rows` below `parent`; return its path below the dashboard's address.
+def save_comparison(
+    parent: str, metrics: Sequence[str], name: str, table: str, colors: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Save a view that compares the rows of the sweep `parent`; return its path below the dashboard's address.
 
-    The description of the parent run becomes `table`, in Markdown, with links to the view and to MLflow's own page of
-    comparison. An earlier view of the same parent is replaced. Raises `TrackingError` if a row has no run.
+    The runs below `parent` are grouped by their tag `row`, which begins with the position of the row, so that the view
+    shows the mean over the seeds of each row in the order of the sweep. `colors` maps that tag to the color (#rrggbb)
+    of the row's runs. The description of the parent run becomes `table`, in Markdown, with links to the view and to
+    MLflow's own page of comparison. An earlier view of the same parent is replaced. Raises `TrackingError` if no run
+    below `parent` has the tag.
     """
     store = Store()
     experiment_id = store.get_run(parent).info.experiment_id
     children = store.search_runs(experiment_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'")
-    newest = {run.info.run_name: run.info.run_id for run in reversed(children)}
-    if missing := [row for row in rows if row not in newest]:
-        raise TrackingError(
-            f"run {parent}: no run named {', '.join(missing)} below it; expected one run for each row of the sweep"
-        )
-    for position, row in enumerate(rows, start=1):
-        store.set_tags(newest[row], {ROW_TAG: f"{position:03}"})
+    of_rows = [run for run in children if ROW_TAG in run.data.tags]
+    if not of_rows:
+        raise TrackingError(f"run {parent}: no run with the tag {ROW_TAG} below it; expected those of the sweep's rows")
+    of_rows.sort(key=lambda run: (run.data.tags[ROW_TAG], run.info.run_name))
+    for run in of_rows:
+        if color := colors.get(run.data.tags[ROW_TAG]):
+            store.set_tags(run.info.run_id, {COLOR_TAG: color})
     view = comparison_view(name, parent, metrics, _now_ms())
     store.set_experiment_tag(experiment_id, VIEW_TAG + parent, view)
     path = view_path(experiment_id, parent)
-    compared = compare_path(experiment_id, [newest[row] for row in rows])
+    compared = compare_path(experiment_id, [run.info.run_id for run in of_rows])
     links = f"[Charts and table of the rows]({path}) · [MLflow's comparison of the runs]({compared})"
     store.set_tags(parent, {MLFLOW_RUN_NOTE: f"{links}\n\n{table}"})
     return path
@@ -118,6 +126,8 @@ def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: 
         "searchFilter": f"tags.mlflow.parentRunId = '{parent}'",
         "orderByKey": f"tags.`{ROW_TAG}`",
         "orderByAsc": True,
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ROW_TAG}]},
+        "useGroupedValuesInCharts": True,
         "compareRunCharts": [*bars, differences],
         "compareRunSections": [_section(scores, "Scores", 2, 300), _section(table, "Table", 1, 420)],
         "isAccordionReordered": True,

@@ -58,13 +58,18 @@ if step == "evaluate":
 """
 
 TRAIN = """
-import json
+import time
 from pathlib import Path
 
 def train(settings, workspace, out, run_id):
-    if settings.train.model.recombine and Path("fail-row").exists():
-        raise ValueError("told to fail")
-    (workspace / "trained").open("a").write("x")
+    root = workspace.parents[3]
+    (root / "started").open("a").write(f"{workspace.parent.name}-{settings.train.seed} ")
+    if settings.train.model.recombine and (root / "fail-row").exists():
+        raise OSError("told to fail")
+    if (root / "slow-cell").exists():
+        time.sleep(120)
+    (root / "trained").open("a").write(f"{workspace.parent.name}-{settings.train.seed} ")
+    out.mkdir(parents=True)
     (out / "model.safetensors").write_text(settings.model_dump_json())
     (out / "history.csv").write_text("epoch,total\\n1,2.0\\n")
 """
@@ -72,26 +77,35 @@ def train(settings, workspace, out, run_id):
 EVALUATE = """
 import json
 
+import numpy as np
+
 from qdformer.evaluation.result import SCORES
 
 def evaluate_checkpoint(settings, workspace, checkpoint, out, names=None):
     assert list(names) == settings.sweep.conditions
-    model = settings.train.model
-    score = 0.1 * (1 + model.decompose + model.quantize + model.recombine + model.calibrate)
+    model, seed = settings.train.model, settings.train.seed
+    score = 0.1 * (1 + model.decompose + model.quantize + model.recombine + model.calibrate) + 0.02 * seed
     (out / "metrics").mkdir(parents=True)
     (out / "metrics" / "clean.json").write_text(json.dumps(dict.fromkeys(SCORES, score)))
-    intervals = {"value": score, "low": score - 0.02, "high": score + 0.02}
-    of_names = {name: dict.fromkeys(SCORES, intervals) for name in names}
-    (out / "intervals.json").write_text(json.dumps(of_names))
+    (out / "clips.csv").write_text("uid,condition\\ntest-0,clean\\ntest-1,clean\\n")
+    clips = np.concatenate([[0.0], np.random.default_rng(0).normal(0, 0.01, 50)])
+    np.savez(out / "resamples.npz", **{f"{name}/{key}": score + clips for name in names for key in SCORES})
 """
 
 SESSION = """
 import contextlib
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    cpus: int
+    gpus: int
 
 @contextlib.contextmanager
-def ray_session():
+def shared_ray_session():
     print("a Ray session", flush=True)
-    yield
+    yield Cluster("127.0.0.1:1", 4, 0)
 """
 
 PIPELINE = """
@@ -192,10 +206,10 @@ def project(tmp_path: Path) -> Project:
     (root / "pipelines" / "steps.py").write_text(STEPS, encoding="utf-8")
     (root / ".dvc").mkdir()
     (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
-    # the sweep calls these functions to train and evaluate its rows
+    # the stages of a sweep's cells call these functions to train and evaluate
     (root / "pipelines" / "stages" / "train.py").write_text(TRAIN, encoding="utf-8")
     (root / "pipelines" / "stages" / "evaluate.py").write_text(EVALUATE, encoding="utf-8")
-    (root / "qdformer" / "utils" / "ray_session.py").write_text(SESSION, encoding="utf-8")
+    (root / "pipelines" / "ray_head.py").write_text(SESSION, encoding="utf-8")
     small = Project(root)
     small.set_score(0.3)
     return small

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -17,6 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pipelines.flows.schedule import serve_retrain
 from pipelines.workspace import workspace_lock
 from qdformer.utils.errors import InputError
+from tests.helpers.processes import left_behind
 
 REPRODUCE = ("-m", "pipelines.flows", "reproduce")
 RETRAIN = ("-m", "pipelines.flows", "retrain")
@@ -31,18 +31,6 @@ def task_runs(api: str) -> list[tuple[str, str]]:
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
         answer = client.request("POST", "/task_runs/filter", json={"limit": 200})
         return [(run["name"], run["state_name"]) for run in answer.json()]
-
-
-def left_behind(project) -> str:
-    """Processes whose working directory is in the project."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if Path(os.readlink(process / "cwd")).is_relative_to(project.root):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return "\n".join(found)
 
 
 @pytest.mark.parametrize("flow", ["reproduce", "sweep", "retrain", "schedule"])
@@ -122,7 +110,7 @@ def test_an_interrupted_run_leaves_no_process_and_can_be_continued(project, kind
     if to_group:
         assert output.endswith("interrupted: run the same command again to continue\n")
     time.sleep(1)
-    assert left_behind(project) == ""
+    assert left_behind(project.root) == ""
 
     (project.root / "slow-train").unlink()
     again = project.python(*REPRODUCE)
@@ -168,46 +156,6 @@ def test_retrain_compares_each_checkpoint_once(project, prefect_api):
         ["grep", "-o", "[0-9a-f]*[.]dir", "dvc.lock"], cwd=project.root, capture_output=True, text=True
     )
     assert champion.source.removeprefix("dvc://").split("/")[0] in md5.stdout.split()
-
-
-@pytest.mark.slow
-def test_a_sweep_continues_where_it_stopped_and_compares_its_rows(project, prefect_api):
-    def sweep():
-        return project.python("-m", "pipelines.flows", "sweep", PREFECT_API_URL=prefect_api)
-
-    def rows_trained() -> int:
-        return len((project.root / "trained").read_text())
-
-    (project.root / "fail-row").touch()
-    assert sweep().returncode == 1
-    assert rows_trained() == 3
-    (project.root / "fail-row").unlink()
-
-    second = sweep()
-    assert second.returncode == 0, second.stderr
-    assert second.stdout.count("finished before") == 3
-    assert second.stdout.count("a Ray session") == 1
-    assert rows_trained() == 5
-    assert re.search(r"baseline +0\.100 ± 0\.020 ", second.stdout)
-    assert re.search(r"full +0\.500 ± 0\.020 \(\+0\.100\) ", second.stdout)
-    client = record(project)
-    runs = client.search_runs([client.get_experiment_by_name("qdformer-stamps").experiment_id])
-    (parent,) = [run for run in runs if run.info.run_name == "sweep"]
-    rows = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert {run.info.run_name for run in rows} == {"baseline", "decomposed", "quantized", "recombined", "full"}
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert len(runs) == 6
-    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert files == {"comparison.csv", "comparison.md", "robustness.csv", "robustness.png"}
-
-    third = sweep()
-    assert third.stdout.count("finished before") == 5
-    assert "a Ray session" not in third.stdout
-    assert f"run {parent.info.run_id}" in third.stdout
-
-    project.edit("params.yaml", "max_grad_norm: 0.1", "max_grad_norm: 0.2")
-    assert sweep().returncode == 0
-    assert rows_trained() == 10
 
 
 @pytest.mark.parametrize("flow", ["reproduce", "retrain", "sweep"])

@@ -53,12 +53,12 @@ def test_lists_and_free_mappings_are_replaced_as_a_whole(values):
     overlay = {
         "mix": {"conditions": {"clean": None}},
         "noise": {"count": {"test": 5}, "labels": ["Wind"]},
-        "sweep": {"rows": {"one": {"quantize": False}}},
+        "sweep": {"grids": {"one": {"row": ["epochs=1"]}}},
     }
     merged = merge(values, overlay)
     assert merged["mix"]["conditions"] == {"clean": None} and merged["mix"]["seed"] == values["mix"]["seed"]
     assert merged["noise"]["count"] == {"test": 5} and merged["noise"]["labels"] == ["Wind"]
-    assert merged["sweep"]["rows"] == {"one": {"quantize": False}}
+    assert merged["sweep"]["grids"] == {"one": {"row": ["epochs=1"]}}
 
 
 def test_null_replaces_an_optional_section_and_a_section_replaces_null(values):

@@ -106,6 +106,7 @@ def test_a_training_run_has_settings_epochs_and_system_metrics(client, settings,
             tracking.log_epoch(tracking.tracking_uri(), run_id, {"epoch": epoch, "total": 1 / epoch})
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == "toy seed 0"
     assert run.data.params["train.model.hidden_dim"] == str(settings.train.model.hidden_dim)
     assert run.data.tags["data_digest"] == "d1"
     assert [(metric.step, metric.value) for metric in client.get_metric_history(run_id, "train/total")] == [
@@ -146,10 +147,14 @@ def test_last_dvc_lock_is_recorded(client, settings, dataset, tmp_path):
 
 def test_sweep_is_compared_in_a_saved_view_and_in_its_description(client, settings, dataset, tmp_path):
     with tracking.parent_run(settings, PROVENANCE, "sweep") as parent:
+        with pytest.raises(tracking.TrackingError, match="no run with the tag row below it"):
+            tracking.save_comparison(parent, [], "", "")
         rows = {name: trained(settings, dataset, tmp_path / name, score, parent, name)[0] for name, score in ROWS}
-        page = tracking.save_comparison(parent, list(rows), ["clean/miou_dataset"], "sweep 1", "| row |")
-        with pytest.raises(tracking.TrackingError, match="no run named full"):
-            tracking.save_comparison(parent, ["full"], [], "", "")
+        tags = {name: f"{position} {name}" for position, name in enumerate(rows, start=1)}
+        for name, run_id in rows.items():
+            client.set_tag(run_id, "row", tags[name])
+        colors = dict(zip(tags.values(), ("#0072b2", "#e69f00"), strict=True))
+        page = tracking.save_comparison(parent, ["clean/miou_dataset"], "sweep 1", "| row |", colors)
     experiment = client.get_experiment_by_name(MODEL)
     envelope = json.loads(experiment.tags[f"mlflow.sharedViewState.{parent}"])
     view = json.loads(envelope["state"])
@@ -157,6 +162,8 @@ def test_sweep_is_compared_in_a_saved_view_and_in_its_description(client, settin
     order = [view["orderByKey"] + " ASC"]
     shown = client.search_runs([experiment.experiment_id], view["searchFilter"], order_by=order)
     assert [run.info.run_id for run in shown] == list(rows.values())
+    assert [run.data.tags["mlflow.runColor"] for run in shown] == list(colors.values())
+    assert view["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "row"}]
     assert view["compareRunCharts"][0]["metricKey"] == "clean/miou_dataset"
     note = client.get_run(parent).data.tags["mlflow.note.content"]
     assert note.endswith("| row |") and page in note and all(run_id in note for run_id in rows.values())

@@ -1,0 +1,75 @@
+"""One local Ray session for many processes: `python -m pipelines.ray_head` runs it until its standard input closes.
+
+The session is in a process of its own, so that it ends with the process that started it, whatever ends that one, and
+so that Ray does not change how that one handles signals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from pipelines.cli import CommandError
+from pipelines.environment import PROJECT, dvc_environment
+
+STOP_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The address of a Ray session, and what it has."""
+
+    address: str
+    cpus: int
+    gpus: int
+
+
+@contextlib.contextmanager
+def shared_ray_session() -> Iterator[Cluster]:
+    """Yield a Ray session for the block: the one that `RAY_ADDRESS` names, or a new local one.
+
+    Raises `CommandError` if there is none.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.ray_head"],
+        cwd=PROJECT,
+        env=dvc_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin and process.stdout
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise CommandError(f"the Ray session did not start (exit code {process.wait()})")
+        yield Cluster(**json.loads(line))
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    import ray
+
+    from qdformer.utils.ray_session import ray_session
+
+    with ray_session():
+        resources = ray.cluster_resources()
+        address = ray.get_runtime_context().gcs_address
+        cluster = Cluster(address, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        print(json.dumps(asdict(cluster)), flush=True)
+        sys.stdin.read()  # returns when the parent closes it or has ended
+
+
+if __name__ == "__main__":
+    main()
