@@ -239,8 +239,8 @@ def test_a_row_that_changes_mix_or_features_has_data_of_its_own(project, tmp_pat
 
 
 def test_plain_dvc_repro_runs_no_cell(project):
-    write_sweep(plan_sweep(preset_settings("toy"), "resolution"), open_workspace("toy", project.root))
-    write_sweep(plan_sweep(preset_settings(), "resolution"), project.root)
+    write_sweep(plan_sweep(preset_settings("toy", project.root), "resolution"), open_workspace("toy", project.root))
+    write_sweep(plan_sweep(preset_settings("", project.root), "resolution"), project.root)
     for folder in (project.root, project.root / "workspaces" / "toy"):
         assert "px96" not in project.dvc_repro(folder)
     assert trained(project) == []
