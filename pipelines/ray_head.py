@@ -17,6 +17,7 @@ from pipelines.cli import CommandError
 from pipelines.environment import PROJECT, dvc_environment
 
 STOP_SECONDS = 15
+START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,32 @@ class Cluster:
 def shared_ray_session() -> Iterator[Cluster]:
     """Yield a Ray session for the block: the one that `RAY_ADDRESS` names, or a new local one.
 
-    Raises `CommandError` if there is none.
+    Raises `CommandError` if there is none after `START_ATTEMPTS`: Ray gives a new session 30 s to start, which is not
+    enough on a machine that is busy with other work.
     """
-    process = subprocess.Popen(
+    for _ in range(START_ATTEMPTS):
+        process = _start()
+        assert process.stdout
+        if line := process.stdout.readline():
+            break
+        code = process.wait()
+        print(f"the Ray session did not start (exit code {code})", file=sys.stderr, flush=True)
+    else:
+        raise CommandError(f"the Ray session did not start in {START_ATTEMPTS} attempts; its last error is above")
+    try:
+        yield Cluster(**json.loads(line))
+    finally:
+        assert process.stdin
+        process.stdin.close()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _start() -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "pipelines.ray_head"],
         cwd=PROJECT,
         env=dvc_environment(),
@@ -43,19 +67,6 @@ def shared_ray_session() -> Iterator[Cluster]:
         text=True,
         start_new_session=True,
     )
-    assert process.stdin and process.stdout
-    try:
-        line = process.stdout.readline()
-        if not line:
-            raise CommandError(f"the Ray session did not start (exit code {process.wait()})")
-        yield Cluster(**json.loads(line))
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def main() -> None:

@@ -106,21 +106,13 @@ def compare_path(experiment_id: str, run_ids: Sequence[str]) -> str:
 
 
 def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: int) -> str:
-    """The tag's value for a view of the runs below `parent`: a bar chart of each metric, and a table of differences.
+    """The tag's value for a view of the runs below `parent`: a bar chart of each metric, with the mean of each row.
 
-    The metrics are the columns of its list of runs. `created_ms` is in milliseconds since 1970.
+    The metrics are the columns of its list of runs. `created_ms` is in milliseconds since 1970. MLflow's table of
+    differences stays empty for grouped runs; the page of `compare_path` has their numbers.
     """
-    scores, table = "scores", "table"
+    scores = "scores"
     bars = [{"type": "BAR", "metricKey": metric, **_card(metric, scores)} for metric in metrics]
-    differences = {
-        "type": "DIFFERENCE",
-        "chartName": "Rows side by side",
-        "compareGroups": ["Model metrics", "Parameters"],
-        "showChangeFromBaseline": False,
-        "showDifferencesOnly": True,
-        "baselineColumnUuid": "",
-        **_card(table, table),
-    }
     state = {
         "selectedColumns": _columns(metrics),
         "searchFilter": f"tags.mlflow.parentRunId = '{parent}'",
@@ -128,8 +120,8 @@ def comparison_view(name: str, parent: str, metrics: Sequence[str], created_ms: 
         "orderByAsc": True,
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ROW_TAG}]},
         "useGroupedValuesInCharts": True,
-        "compareRunCharts": [*bars, differences],
-        "compareRunSections": [_section(scores, "Scores", 2, 300), _section(table, "Table", 1, 420)],
+        "compareRunCharts": bars,
+        "compareRunSections": [_section(scores, "Scores", 2, 300)],
         "isAccordionReordered": True,
         "runsHiddenMode": "SHOW_ALL",
         "autoRefreshEnabled": False,
