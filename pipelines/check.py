@@ -10,7 +10,7 @@ from pipelines.cli import CommandError, command_main, preset_parser
 from pipelines.environment import dvc_command, dvc_environment
 from pipelines.findings import load_reports, save_reports, show_reports
 from pipelines.settings import preset_settings
-from pipelines.workspace import REPORTS, open_workspace, workspace_lock
+from pipelines.workspace import REPORTS, locked_workspace, open_workspace
 from qdformer.data.checks import check_clip_list, check_dataset, raise_on_errors
 from qdformer.data.layout import DataError
 from qdformer.utils.digests import tree_sha256
@@ -44,7 +44,7 @@ def check_workspace(name: str) -> None:
             f"make repro{f' DATA={name}' if name else ''} restores what was written"
         )
     before = _written(reports)
-    with workspace_lock(workspace) as lock:
+    with locked_workspace(name) as (_, workspace, lock):
         command = [dvc_command(), "repro", "check"]
         if subprocess.run(command, cwd=workspace, env=dvc_environment(), pass_fds=(lock,)).returncode:
             raise CommandError("stage check failed")

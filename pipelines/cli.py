@@ -11,8 +11,11 @@ from typing import NoReturn
 from pipelines.environment import tracking_environment
 from qdformer.config.base import SettingsError
 from qdformer.config.settings import Settings, load_settings
+from qdformer.utils.digests import short_digest
 from qdformer.utils.errors import InputError, TransientError
 
+SETTINGS_DIGEST = "QDFORMER_SETTINGS_DIGEST"
+"""Environment variable: a workspace, and the `settings_digest` of the run that is at work there."""
 FAILED, BAD_SETTINGS, TRANSIENT, INTERRUPTED = 1, 2, 75, 130
 
 
@@ -36,7 +39,20 @@ def preset_parser(description: str | None = None, add_help: bool = True) -> argp
 def stage_main(run: Callable[[Settings], None]) -> NoReturn:
     """Run one stage with the `params.yaml` of the working directory and exit as `command_main` does."""
     os.environ.update(tracking_environment())
-    command_main(lambda: run(load_settings()))
+
+    def run_with_settings() -> None:
+        settings = load_settings()
+        workspace, _, expected = os.environ.get(SETTINGS_DIGEST, "").rpartition(" ")
+        if workspace == os.getcwd() and expected != settings_digest(settings):
+            raise SettingsError("params.yaml was edited after this run began; run the same command again")
+        run(settings)
+
+    command_main(run_with_settings)
+
+
+def settings_digest(settings: Settings) -> str:
+    """Names the values of the settings, whatever their comments and layout in the file."""
+    return short_digest([settings.model_dump_json()])
 
 
 def command_main(run: Callable[[], object]) -> NoReturn:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
+import socket
 import sqlite3
+import urllib.error
+import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
+from pipelines.cli import CommandError
 from pipelines.environment import tracking_environment
 from pipelines.workspace import CHECKPOINT, REPORTS, provenance
 from qdformer.utils.digests import file_sha256, short_digest
@@ -21,6 +26,12 @@ if TYPE_CHECKING:
 
 NOTE = Path(".cache", "record.json")
 SQLITE = "sqlite:///"
+_PROBE_SECONDS = 5.0
+_PORTS = {"postgresql": 5432, "mysql": 3306}
+
+
+class StoreError(CommandError):
+    """The MLflow store does not answer."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,44 @@ class Record:
 
     def __str__(self) -> str:
         return f"{self.uri} · experiment {self.experiment} · run {self.run_id}"
+
+
+def require_tracking_store() -> None:
+    """Raise `StoreError`, within seconds and without importing MLflow, if its store cannot be reached.
+
+    A run is not started without its record: what was not recorded could not be compared later. A store that goes away
+    during a run does not stop it; what is missing is recorded when the store is back.
+    """
+    uri = tracking_environment()["MLFLOW_TRACKING_URI"]
+    address = urlsplit(uri)
+    try:
+        if address.scheme in ("http", "https"):
+            _require_answer(f"{uri.rstrip('/')}/health")
+        elif address.scheme == "sqlite":
+            _require_writable(Path(uri.removeprefix(SQLITE)))
+        elif port := _PORTS.get(address.scheme.partition("+")[0]):
+            socket.create_connection((address.hostname or "localhost", address.port or port), _PROBE_SECONDS).close()
+    except (OSError, ValueError, sqlite3.Error, http.client.HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        shown = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()  # without a password
+        raise StoreError(
+            f"MLFLOW_TRACKING_URI={shown}: the MLflow store cannot be reached ({reason}); "
+            "start it, or unset the variable to use mlflow.db in the project"
+        ) from None
+
+
+def _require_writable(path: Path) -> None:
+    wanted = path if path.exists() else path.parent
+    if not os.access(wanted, os.R_OK | os.W_OK):
+        raise PermissionError(f"{wanted} cannot be written" if wanted.exists() else f"there is no folder {wanted}")
+
+
+def _require_answer(url: str) -> None:
+    try:
+        urllib.request.urlopen(url, timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError as error:  # it answers, if only to refuse
+        if error.code >= 500:
+            raise
 
 
 def record_results(settings: Settings, workspace: Path) -> Record:
@@ -64,16 +113,18 @@ def noted_record(settings: Settings, workspace: Path) -> Record | None:
     return record if record.identity == _identity(settings, workspace) and is_in_store(record) else None
 
 
-def current_verdict(settings: Settings, workspace: Path) -> str | None:
+def current_verdict(settings: Settings, workspace: Path, preset: str) -> str | None:
     """The verdict on the workspace's registered checkpoint, which must be up to date; None if it has none yet."""
     os.environ.update(tracking_environment())
-    from qdformer import tracking  # its import takes seconds
+    from pipelines.promotion import model_name  # these imports take seconds
+    from qdformer import tracking
 
-    model = tracking.experiment_name(settings)
+    model = model_name(settings, preset)
     version = tracking.find_version(model, file_sha256(workspace / CHECKPOINT))
-    if version is None or "judged" not in version.tags:
+    if version is None or tracking.JUDGED not in version.tags:
         return None
-    return f"{model} version {version.version}, {version.tags['judged']}"
+    withdrawn = f"; withdrawn since: {reason}" if (reason := version.tags.get(tracking.WITHDRAWN)) else ""
+    return f"{model} version {version.version}, {version.tags[tracking.JUDGED]}{withdrawn}"
 
 
 def _identity(settings: Settings, workspace: Path) -> str:

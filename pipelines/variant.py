@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.environment import PROJECT
 from pipelines.settings import preset_values
-from pipelines.workspace import make_workspace
+from pipelines.workspace import make_workspace, write_params
 from qdformer.config.base import SettingsError
 from qdformer.config.overrides import parse_overrides
 from qdformer.config.presets import merge
@@ -34,7 +34,9 @@ def open_variant(data: str, overrides: Sequence[str], project: Path = PROJECT) -
     settings = parse_settings(values, "SET")
     header = f"# Written by `make train`: {data or 'params.yaml'} with {' '.join(overrides)}\n"
     name = variant_name(data or settings.download.dataset, overrides)
-    return settings, make_workspace(name, values, header, project)
+    workspace = make_workspace(name, project)
+    write_params(workspace, values, header)
+    return settings, workspace
 
 
 def variant_name(preset: str, overrides: Sequence[str]) -> str:

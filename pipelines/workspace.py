@@ -10,25 +10,34 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
 from pipelines.environment import PROJECT, dvc_command, dvc_environment
 from pipelines.settings import is_default, preset_values
-from qdformer.config.settings import read_yaml
+from qdformer.config.settings import parse_settings, read_yaml
 from qdformer.utils.digests import file_sha256, short_digest, tree_sha256
 from qdformer.utils.errors import InputError
 from qdformer.utils.files import write_text
+from qdformer.utils.processes import holders, is_alive, process_identity
+
+if TYPE_CHECKING:
+    from qdformer.config.settings import Settings
 
 CHECKPOINT = Path("models", "qdformer", "model.safetensors")
 VGGISH = Path("models", "vggish", "vggish.safetensors")
 REPORTS = Path("reports")
 ACCEPTED = Path("accepted")
+PARAMS = Path("params.yaml")
 PAGE = Path("report.html")
 """Paths of results, relative to the workspace."""
 
@@ -43,6 +52,10 @@ DVC_CONFIG = """[core]
 """
 
 
+ORPHAN_SECONDS = 25.0
+"""How long the processes of a killed run may take to end; pipelines/flows/guard.py ends them in 20 seconds."""
+
+
 class BusyError(InputError):
     """Another run holds the workspace; the message names its process."""
 
@@ -50,18 +63,17 @@ class BusyError(InputError):
 def open_workspace(name: str = "", project: Path = PROJECT) -> Path:
     """Prepare the preset's workspace and return its absolute path.
 
-    Nothing is written if the settings are not valid. `params.yaml` is rewritten only when its values have changed, so
-    that opening a workspace makes no stage stale.
+    Nothing is written if the settings are not valid. `params.yaml` is written by `locked_workspace`, because a run may
+    be at work with its settings.
     """
-    values = preset_values(name, project)
+    preset_values(name, project)
     if is_default(name, project):
         return project
-    header = f"# Written from ../../params.yaml and pipelines/presets/{name}.yaml; edit those instead.\n"
-    return make_workspace(name, values, header, project)
+    return make_workspace(name, project)
 
 
-def make_workspace(name: str, values: Mapping[str, Any], header: str, project: Path = PROJECT) -> Path:
-    """Prepare `workspaces/NAME` for settings that have been validated; `header` is the comment in its `params.yaml`."""
+def make_workspace(name: str, project: Path = PROJECT) -> Path:
+    """Prepare `workspaces/NAME` without its `params.yaml`, for settings that have been validated."""
     workspace = project / "workspaces" / name
     (workspace / ACCEPTED).mkdir(parents=True, exist_ok=True)
     for linked in LINKED:
@@ -72,15 +84,30 @@ def make_workspace(name: str, values: Mapping[str, Any], header: str, project: P
     if not config.is_file():
         subprocess.run([dvc_command(), "init", "--no-scm", "--quiet", "--force"], cwd=workspace, check=True)
         write_text(config, DVC_CONFIG)
-    write_params(workspace, values, header)
     return workspace
 
 
 def write_params(folder: Path, values: Mapping[str, Any], header: str) -> None:
     """Write `params.yaml`, unless it holds these values already."""
-    params = folder / "params.yaml"
+    params = folder / PARAMS
     if not params.is_file() or read_yaml(params) != values:
         write_text(params, header + yaml.safe_dump(dict(values), sort_keys=False))
+
+
+@contextlib.contextmanager
+def locked_workspace(name: str = "", project: Path = PROJECT) -> Iterator[tuple[Settings, Path, int]]:
+    """Open and lock the preset's workspace for the block; yield its settings, its path and the lock's descriptor.
+
+    `params.yaml` is rewritten under the lock, and only when its values have changed, so that opening a workspace makes
+    no stage stale. Raises `BusyError` as `workspace_lock`.
+    """
+    workspace = open_workspace(name, project)
+    with workspace_lock(workspace) as lock:
+        values = preset_values(name, project)
+        if not is_default(name, project):
+            header = f"# Written from ../../params.yaml and pipelines/presets/{name}.yaml; edit those instead.\n"
+            write_params(workspace, values, header)
+        yield parse_settings(values, name or "params.yaml"), workspace, lock
 
 
 @contextlib.contextmanager
@@ -88,24 +115,42 @@ def workspace_lock(workspace: Path) -> Iterator[int]:
     """Lock the workspace for the block; yield the file descriptor of the lock.
 
     The lock lasts until every process that holds the descriptor has ended. A child process that may outlive this one
-    gets the descriptor too, so that the workspace stays locked until it ends. Raises `BusyError` if another run holds
-    the lock.
+    gets the descriptor too, so that the workspace stays locked until it ends. If the run that took the lock has been
+    killed, what it started is given `ORPHAN_SECONDS` to end. Raises `BusyError` if another run holds the lock.
     """
     path = workspace / ".dvc" / "tmp" / "run.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "process unknown"
-            raise BusyError(
-                f"{workspace}: another run is at work here ({holder}, or a process that it started)"
-            ) from None
+        _acquire(file, workspace)
         file.truncate(0)
-        file.write(f"process {os.getpid()}\n")
+        file.write(process_identity(os.getpid()) + "\n")
         file.flush()
         yield file.fileno()
+
+
+def _acquire(file: TextIO, workspace: Path) -> None:
+    deadline, told = time.monotonic() + ORPHAN_SECONDS, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            file.seek(0)
+            identity = file.read().strip()
+        pid = identity.partition(" ")[0] or "unknown"
+        if is_alive(identity):
+            raise BusyError(f"{workspace}: another run is at work here (process {pid}, or a process that it started)")
+        if time.monotonic() > deadline:
+            path = Path(file.name)
+            left = ", ".join(str(found) for found in holders(path) if found != os.getpid()) or "of another user"
+            raise BusyError(
+                f"{workspace}: another run is at work here (process {pid} has ended, but not what it started: process "
+                f"{left}; end it with kill)"
+            )
+        if not told:
+            print(f"{workspace}: waiting for what process {pid} started to end", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.2)
 
 
 def is_up_to_date(workspace: Path) -> bool:
@@ -154,6 +199,56 @@ def locked_settings(workspace: Path) -> dict[str, Any]:
         for section, values in stage.get("params", {}).get("params.yaml", {}).items()
         if "." not in section
     }
+
+
+def locked_stage(workspace: Path, name: str) -> dict[str, Any]:
+    """The entry of a stage in `dvc.lock`; empty if it has none."""
+    path = workspace / "dvc.lock"
+    return read_yaml(path).get("stages", {}).get(name, {}) if path.is_file() else {}
+
+
+def restore_out(workspace: Path, md5: str, target: Path) -> bool:
+    """Copy a folder or file that DVC has cached to `target`; False if the cache lacks a part of it."""
+    cache = _cache_folder(workspace) / "files" / "md5"
+    listing = cache / md5[:2] / md5[2:]
+    if not listing.is_file():
+        return False
+    files = json.loads(listing.read_text(encoding="utf-8")) if md5.endswith(".dir") else [{"md5": md5, "relpath": ""}]
+    sources = [(cache / file["md5"][:2] / file["md5"][2:], target / file["relpath"]) for file in files]
+    if not all(source.is_file() for source, _ in sources):
+        return False
+    for source, path in sources:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, path)
+    return True
+
+
+def keep_settings_in_lock(workspace: Path, stage: str, values: dict[str, Any], since: float) -> None:
+    """Let `dvc.lock` name the settings `values` of `stage`, which DVC read from `params.yaml` only when it had ended.
+
+    What DVC has stored since the time `since` to take such a result from its cache again is removed.
+    """
+    from dvc.utils.serialize import modify_yaml  # its import takes seconds
+
+    with modify_yaml(str(workspace / "dvc.lock")) as lock:
+        locked = lock.get("stages", {}).get(stage, {})
+        params = locked.get("params", {}).get(str(PARAMS), {})
+        for key in params:
+            value: Any = values
+            for part in key.split("."):
+                value = value[part]
+            params[key] = value
+        command = locked.get("cmd")
+    for entry in (_cache_folder(workspace) / "runs").glob("*/*/*"):
+        if entry.stat().st_mtime >= since and read_yaml(entry).get("cmd") == command:
+            entry.unlink()
+            with contextlib.suppress(OSError):  # other results of the same inputs
+                entry.parent.rmdir()  # DVC fails on an empty one
+
+
+def _cache_folder(workspace: Path) -> Path:
+    """The folder of DVC's cache, which all workspaces share."""
+    return PROJECT / ".dvc" / "cache" if workspace.parent.name == "workspaces" else workspace / ".dvc" / "cache"
 
 
 def _locked_stages(workspace: Path) -> list[dict[str, Any]]:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pipelines.cells import plan_sweep, write_sweep
 from pipelines.cli import command_main, preset_parser
-from pipelines.record import current_verdict, noted_record, record_results
+from pipelines.record import current_verdict, noted_record, record_results, require_tracking_store
 from pipelines.results import print_results
 from pipelines.settings import preset_settings
 from pipelines.sweep_status import asked_jobs, is_finished, noted_sweep, show_sweep
 from pipelines.variant import open_variant
-from pipelines.workspace import is_up_to_date, open_workspace, workspace_lock
+from pipelines.workspace import is_up_to_date, locked_workspace, workspace_lock
 from qdformer.config.base import SettingsError
 from qdformer.config.overrides import split_overrides
 from qdformer.utils.download import is_url
@@ -28,8 +28,8 @@ from qdformer.utils.errors import InputError
 
 def reproduce(data: str) -> None:
     """Bring the preset's pipeline up to date and show its test metrics."""
-    settings, workspace = preset_settings(data), open_workspace(data)
-    with workspace_lock(workspace):
+    _check_first(data)
+    with locked_workspace(data) as (settings, workspace, _):
         if is_up_to_date(workspace):
             record = noted_record(settings, workspace) or record_results(settings, workspace)
             print_results(data, settings, workspace, record, {})
@@ -41,9 +41,9 @@ def reproduce(data: str) -> None:
 
 def retrain(data: str) -> None:
     """Retrain if anything changed, and register the result."""
-    settings, workspace = preset_settings(data), open_workspace(data)
-    with workspace_lock(workspace):
-        if is_up_to_date(workspace) and (verdict := current_verdict(settings, workspace)):
+    _check_first(data)
+    with locked_workspace(data) as (settings, workspace, _):
+        if is_up_to_date(workspace) and (verdict := current_verdict(settings, workspace, data)):
             print(f"Nothing changed: {verdict}")
             return
     from pipelines.flows.retrain import retrain as flow
@@ -55,6 +55,7 @@ def train(data: str, overrides: str) -> None:
     """Train and evaluate with some settings changed, in a workspace of its own."""
     changes = tuple(_overrides(overrides))
     settings, workspace = open_variant(data, changes)
+    require_tracking_store()
     with workspace_lock(workspace):
         if is_up_to_date(workspace):
             record = noted_record(settings, workspace) or record_results(settings, workspace)
@@ -71,8 +72,8 @@ def sweep(data: str, grid: str, seeds: str, epochs: str, overrides: str) -> None
     asked_jobs()
     count = _count("SEEDS", seeds)
     plan = plan_sweep(preset_settings(data), grid, count, changes)
-    workspace = open_workspace(data)
-    with workspace_lock(workspace):
+    require_tracking_store()
+    with locked_workspace(data) as (_, workspace, _):
         write_sweep(plan, workspace)
         if is_finished(plan, workspace) and (record := noted_sweep(plan, workspace)):
             print(f"{len(plan.cells)} cells, all of them finished before")
@@ -118,10 +119,15 @@ def _overrides(text: str) -> list[str]:
         raise SettingsError(f"SET={text}: {error}") from None
 
 
+def _check_first(data: str) -> None:
+    """Raise `SettingsError` or `StoreError` before anything is started or written."""
+    preset_settings(data)
+    require_tracking_store()
+
+
 def _check(data: str) -> None:
     """Raise `SettingsError` or `BusyError` before anything is started."""
-    preset_settings(data)
-    with workspace_lock(open_workspace(data)):
+    with locked_workspace(data):
         pass
 
 

@@ -7,7 +7,7 @@ from prefect import flow
 from pipelines.environment import shown_path
 from pipelines.flows.pipeline import run_dvc_repro
 from pipelines.settings import save_overrides
-from pipelines.workspace import open_workspace, workspace_lock
+from pipelines.workspace import locked_workspace
 
 
 @flow(name="data", flow_run_name="data {data}")
@@ -15,7 +15,6 @@ def import_dataset(data: str, source: list[str]) -> None:
     """Save `source` for the preset `data` (empty: keep the saved one) and bring its stage `download` up to date."""
     if source:
         save_overrides(data, {"download": {"source": source}})
-    workspace = open_workspace(data)
-    with workspace_lock(workspace) as lock:
+    with locked_workspace(data) as (_, workspace, lock):
         run_dvc_repro(workspace, lock, ("download",))
     print(f"The data set is in {shown_path(workspace / 'data' / 'dataset')}; continue with:  make repro DATA={data}")

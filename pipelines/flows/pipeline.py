@@ -23,9 +23,12 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
-from pipelines.cli import BAD_SETTINGS, FAILED, TRANSIENT, CommandError
+from pipelines.cli import BAD_SETTINGS, FAILED, SETTINGS_DIGEST, TRANSIENT, CommandError, settings_digest
 from pipelines.environment import dvc_command, dvc_environment
-from pipelines.workspace import REPORTS
+from pipelines.flows.guard import PATIENCE, start_guard, stop_guard
+from pipelines.workspace import PARAMS, REPORTS, keep_settings_in_lock
+from qdformer.config.base import SettingsError
+from qdformer.config.settings import Settings, load_settings, read_yaml
 from qdformer.utils.files import write_rows
 
 TIMINGS = REPORTS / "timings.csv"
@@ -38,8 +41,14 @@ STAGE_FAILED = re.compile(
 """DVC's own line about a stage that failed. It is not shown: the stage has printed its error before it."""
 TIME_LIMIT = float(os.environ.get("QDFORMER_TIME_LIMIT", 24 * 3600))
 """Seconds after which a run of the pipeline is stopped."""
-INTERRUPT_SECONDS = 15
-"""How long an interrupted stage may take to stop by itself."""
+
+
+class EditedError(CommandError):
+    """The settings were edited during a run, which therefore stops after the stage that was running."""
+
+    @property
+    def message(self) -> str:
+        return f"{self}; its result is kept with the settings that it was made with. Run the same command again"
 
 
 class StageError(CommandError):
@@ -80,18 +89,33 @@ def run_dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...] = ()) -> 
     leaves no process behind, and the next call continues.
     """
     seconds: dict[str, float] = {}
-    with _dvc_repro(workspace, lock, targets) as run:
-        line = run.next_line()
-        while line:
-            if match := RUNNING.match(line):
-                started = time.monotonic()
-                line = _stage.with_options(task_run_name=match[1])(match[1], run)
-                seconds[match[1]] = time.monotonic() - started
-                _save_timing(workspace, match[1], seconds[match[1]])
-            else:
-                line = run.next_line()
-        run.check("")
+    values, settings, stage, began = read_yaml(workspace / PARAMS), load_settings(workspace / PARAMS), "", time.time()
+    try:
+        with _dvc_repro(workspace, lock, targets, settings) as run:
+            line = run.next_line()
+            while line:
+                if match := RUNNING.match(line):
+                    stage, started = match[1], time.monotonic()
+                    line = _stage.with_options(task_run_name=stage)(stage, run)
+                    seconds[stage] = time.monotonic() - started
+                    _save_timing(workspace, stage, seconds[stage])
+                    if _was_edited(workspace, settings):
+                        run.muted = True  # what DVC has begun since then is stopped
+                        raise EditedError(f"params.yaml was edited while stage {stage} ran")
+                else:
+                    line = run.next_line()
+            run.check("")
+    except EditedError:
+        keep_settings_in_lock(workspace, stage, values, began)
+        raise
     return seconds
+
+
+def _was_edited(workspace: Path, settings: Settings) -> bool:
+    try:
+        return load_settings(workspace / PARAMS) != settings
+    except SettingsError:
+        return True
 
 
 @task(name="stage", cache_policy=NO_CACHE)
@@ -112,6 +136,7 @@ class _Repro:
     def __init__(self, process: subprocess.Popen[str], errors: int) -> None:
         self.process = process
         self.tail = b""
+        self.muted = False
         self._errors = errors
         self._echo = threading.Thread(target=self._echo_errors, daemon=True)
         self._echo.start()
@@ -140,18 +165,19 @@ class _Repro:
                 if line_cut:  # DVC writes the end of its line apart
                     shown = shown.lstrip(b"\r\n")
                 line_cut = found > 0 and not chunk.endswith(b"\n")
-                sys.stderr.buffer.write(shown)
-                sys.stderr.buffer.flush()
+                if not self.muted:
+                    sys.stderr.buffer.write(shown)
+                    sys.stderr.buffer.flush()
         os.close(self._errors)
 
 
 @contextlib.contextmanager
-def _dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...]) -> Iterator[_Repro]:
+def _dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...], settings: Settings) -> Iterator[_Repro]:
     read, write = _error_channel()
     process = subprocess.Popen(
         [dvc_command(), "repro", *targets],
         cwd=workspace,
-        env=dvc_environment(),
+        env=dvc_environment() | {SETTINGS_DIGEST: f"{workspace.resolve()} {settings_digest(settings)}"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=write,
@@ -160,20 +186,22 @@ def _dvc_repro(workspace: Path, lock: int, targets: tuple[str, ...]) -> Iterator
         start_new_session=True,  # DVC does not pass signals on, so its process group is stopped as a whole
     )
     os.close(write)
+    guard = start_guard(process.pid)
     try:
         yield _Repro(process, read)
     finally:
         stop_group(process)
+        stop_guard(guard)
 
 
 def stop_group(process: subprocess.Popen[Any]) -> None:
     """End a process and its group: by SIGINT, and by SIGTERM and SIGKILL if it takes its time."""
-    for kind, patience in ((signal.SIGINT, INTERRUPT_SECONDS), (signal.SIGTERM, 5), (signal.SIGKILL, None)):
+    for kind, patience in PATIENCE:
         if process.poll() is not None:
             break
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
             os.killpg(process.pid, kind)
-            process.wait(patience)
+            process.wait(patience or None)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

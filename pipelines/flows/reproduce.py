@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from pipelines.flows.liveness import marked_alive
 from pipelines.flows.pipeline import run_dvc_repro
 from pipelines.record import Record, record_results
 from pipelines.results import print_results, results_title
-from pipelines.settings import preset_settings
 from pipelines.variant import open_variant
-from pipelines.workspace import open_workspace, workspace_lock
+from pipelines.workspace import locked_workspace, workspace_lock
 from qdformer.config.settings import Settings
 
 
@@ -24,12 +26,8 @@ def reproduce(data: str = "", overrides: tuple[str, ...] = ()) -> None:
 
     With `overrides` (`KEY=VALUE`) the pipeline is that of `open_variant`.
     """
-    if overrides:
-        settings, workspace = open_variant(data, overrides)
-        data = workspace.name
-    else:
-        settings, workspace = preset_settings(data), open_workspace(data)
-    with workspace_lock(workspace) as lock:
+    with marked_alive(), _opened(data, overrides) as (settings, workspace, lock):
+        data = workspace.name if overrides else data
         seconds = run_dvc_repro(workspace, lock)
         record = record_in_mlflow(settings, workspace)
     show_results(data, settings, workspace, record, seconds)
@@ -38,6 +36,17 @@ def reproduce(data: str = "", overrides: tuple[str, ...] = ()) -> None:
 def artifact_key(*parts: str) -> str:
     """The key of an artifact: Prefect takes lowercase letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower())
+
+
+@contextlib.contextmanager
+def _opened(data: str, overrides: tuple[str, ...]) -> Iterator[tuple[Settings, Path, int]]:
+    if not overrides:
+        with locked_workspace(data) as opened:
+            yield opened
+        return
+    settings, workspace = open_variant(data, overrides)
+    with workspace_lock(workspace) as lock:
+        yield settings, workspace, lock
 
 
 @task(name="record", cache_policy=NO_CACHE)

@@ -2,58 +2,86 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from prefect import flow, task
+from prefect import flow, runtime, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
 
+from pipelines.console import markdown_table
+from pipelines.flows.liveness import marked_alive
 from pipelines.flows.pipeline import run_dvc_repro
 from pipelines.flows.reproduce import record_in_mlflow, show_results
-from pipelines.record import current_verdict
-from pipelines.settings import preset_settings
-from pipelines.workspace import (
-    CHECKPOINT,
-    REPORTS,
-    is_up_to_date,
-    locked_outs,
-    open_workspace,
-    provenance,
-    workspace_lock,
-)
+from pipelines.flows.say import say
+from pipelines.record import current_verdict, require_tracking_store
+from pipelines.workspace import BusyError, is_up_to_date, locked_workspace
 from qdformer.config.settings import Settings
-from qdformer.utils.digests import file_sha256
+from qdformer.utils.processes import end_with_parent
 
 
 @flow(name="retrain", flow_run_name="retrain {data}")
-def retrain(data: str = "") -> str:
+def retrain(data: str = "") -> str | State[str]:
     """Train and evaluate with the newest settings, data and code, if they changed; return the verdict.
 
-    The alias `champion` moves only to a checkpoint with a better test mIoU. After an interruption the next call
-    continues.
+    `data` names a preset; empty stands for params.yaml as it is. The alias `champion` moves only to a checkpoint that
+    passes the gates of `promote`. After an interruption the next call continues. A scheduled run ends as `Skipped` if
+    another run is at work.
     """
-    settings, workspace = preset_settings(data), open_workspace(data)
-    with workspace_lock(workspace) as lock:
-        if is_up_to_date(workspace) and (verdict := current_verdict(settings, workspace)):
-            print(f"Nothing changed: {verdict}")
+    scheduled = bool(runtime.deployment.id)
+    if scheduled:
+        end_with_parent()  # the process of a schedule or worker that was killed leaves no training behind
+    with marked_alive():
+        try:
+            return _retrain(data)
+        except BusyError as error:
+            if not scheduled:
+                raise
+            say(f"Skipped: {error}")
+            return Completed(name="Skipped", message=str(error))
+
+
+def _retrain(data: str) -> str:
+    require_tracking_store()
+    with locked_workspace(data) as (settings, workspace, lock):
+        if is_up_to_date(workspace) and (verdict := current_verdict(settings, workspace, data)):
+            say(f"Nothing changed: {verdict}")
             return verdict
         seconds = run_dvc_repro(workspace, lock)
         record = record_in_mlflow(settings, workspace)
-        verdict = register_and_promote(settings, workspace, record.run_id)
+        verdict = register_and_judge(settings, workspace, data, record.run_id)
     show_results(data, settings, workspace, record, seconds)
-    print(f"Registered: {verdict}")
+    say(f"Registered: {verdict}")
     return verdict
 
 
 @task(cache_policy=NO_CACHE)
-def register_and_promote(settings: Settings, workspace: Path, run_id: str) -> str:
-    """Register the workspace's checkpoint as a version that points into DVC, and compare it with the champion."""
+def register_and_judge(settings: Settings, workspace: Path, data: str, run_id: str) -> str:
+    """Register the workspace's checkpoint and compare it with the champion; show the verdict on the flow's page."""
+    from pipelines import promotion  # these imports take seconds
     from qdformer import tracking
-    from qdformer.tracking.model_card import model_card
 
-    model = tracking.experiment_name(settings)
-    source = f"dvc://{locked_outs(workspace)[CHECKPOINT.parent.as_posix()]}/{CHECKPOINT.name}"
-    intervals = json.loads((workspace / REPORTS / "intervals.json").read_text(encoding="utf-8"))
-    card = model_card(settings, provenance(workspace), intervals, source)
-    version = tracking.register(model, run_id, file_sha256(workspace / CHECKPOINT), source, card)
-    return f"{model} version {version.version}, {tracking.promote(model, version)}"
+    model = promotion.model_name(settings, data)
+    version = promotion.register_checkpoint(settings, workspace, model, run_id)
+    verdict = promotion.judge_checkpoint(settings, workspace, model, version)
+    line = current_verdict(settings, workspace, data)
+    assert line is not None, "the verdict has just been stored"
+    gates = [
+        [
+            gate.name,
+            f"{gate.value:+.4f}",
+            "" if gate.low is None else f"{gate.low:+.4f} to {gate.high:+.4f}",
+            gate.limit,
+            "passed" if gate.passed else "**failed**",
+        ]
+        for gate in verdict.gates
+    ]
+    table = markdown_table(["gate", "change", "paired interval", "expected", "outcome"], gates) if gates else ""
+    page = tracking.dashboard_url() + tracking.version_url_path(model, version.version)
+    create_markdown_artifact(
+        f"## {'Promoted' if verdict.promoted else 'Refused'}: {model} version {version.version}\n\n{line}\n\n{table}"
+        f"\n\n[The version in MLflow]({page})",
+        key=f"verdict-{model}".lower(),
+        description=line,
+    )
+    return line

@@ -19,9 +19,8 @@ from pipelines.flows.reproduce import artifact_key
 from pipelines.flows.workers import Workers, jobs_of
 from pipelines.ray_head import shared_ray_session
 from pipelines.record import Record
-from pipelines.settings import preset_settings
 from pipelines.sweep_status import note_sweep, show_sweep, stale_cells, sweep_identity
-from pipelines.workspace import CHECKPOINT, REPORTS, open_workspace, provenance, workspace_lock
+from pipelines.workspace import CHECKPOINT, REPORTS, locked_workspace, provenance
 
 LOGS = Path(".cache", "sweeps")
 """Where the output of the cells is kept, relative to the workspace."""
@@ -30,9 +29,8 @@ LOGS = Path(".cache", "sweeps")
 @flow(name="sweep", flow_run_name="sweep {grid} {data}")
 def sweep(data: str, grid: str, seeds: int | None, overrides: list[str]) -> None:
     """Train and evaluate the stale cells of a grid; compare all rows. A failed cell does not stop the others."""
-    settings, workspace = preset_settings(data), open_workspace(data)
-    plan = plan_sweep(settings, grid, seeds, overrides)
-    with workspace_lock(workspace) as lock:
+    with locked_workspace(data) as (settings, workspace, lock):
+        plan = plan_sweep(settings, grid, seeds, overrides)
         write_sweep(plan, workspace)
         run_dvc_repro(workspace, lock, ("features",))
         if own := data_stage_names(plan):

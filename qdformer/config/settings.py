@@ -21,6 +21,7 @@ from qdformer.config.features import Features
 from qdformer.config.mix import Mix
 from qdformer.config.noise import Noise
 from qdformer.config.pretrain import Pretrain
+from qdformer.config.promote import Promote
 from qdformer.config.renamed import RENAMED
 from qdformer.config.sweep import Sweep
 from qdformer.config.train import Train
@@ -37,6 +38,7 @@ class Settings(Section):
     features: Features
     train: Train
     evaluate: Evaluate
+    promote: Promote
     sweep: Sweep
 
     @model_validator(mode="after")
@@ -61,6 +63,12 @@ class Settings(Section):
             )
         if self.train.condition != "clean" and "train" not in self.mix.noisy_splits:
             raise ValueError(f"train.condition: {self.train.condition} needs the split train in mix.noisy_splits")
+        if unknown := set(self.promote.max_drop) - set(self.mix.conditions):
+            raise ValueError(f"promote.max_drop may name only mix.conditions; {', '.join(sorted(unknown))} is not")
+        if unknown := set(self.promote.max_false_positives) - set(self.evaluate.controls):
+            raise ValueError(
+                f"promote.max_false_positives may name only evaluate.controls; {', '.join(sorted(unknown))} is not"
+            )
         if self.evaluate.split not in self.mix.noisy_splits:
             raise ValueError(f"mix.noisy_splits must hold evaluate.split ({self.evaluate.split})")
         return self

@@ -11,13 +11,20 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+from qdformer.tracking.promotion import Gate, PromotionError, Scorecard, Verdict, compare
 from qdformer.tracking.registry import (
     CHAMPION,
+    JUDGED,
     SELECTION_METRIC,
+    WITHDRAWN,
+    AliasChange,
     find_champion,
     find_version,
-    promote,
+    judge,
+    read_alias_log,
     register,
+    roll_back,
+    version_url_path,
 )
 from qdformer.tracking.runs import (
     experiment_name,
@@ -35,8 +42,16 @@ from qdformer.tracking.views import dashboard_url, runs_url, save_comparison
 
 __all__ = [
     "CHAMPION",
+    "JUDGED",
     "SELECTION_METRIC",
+    "WITHDRAWN",
+    "AliasChange",
+    "Gate",
+    "PromotionError",
+    "Scorecard",
     "TrackingError",
+    "Verdict",
+    "compare",
     "dashboard_url",
     "experiment_name",
     "find_champion",
@@ -47,12 +62,15 @@ __all__ = [
     "log_evaluation",
     "log_files",
     "parent_run",
-    "promote",
+    "judge",
+    "read_alias_log",
     "register",
     "run_name",
+    "roll_back",
     "runs_url",
     "save_comparison",
     "tracking_uri",
     "training_run",
+    "version_url_path",
     "warn_if_unreachable",
 ]

@@ -327,7 +327,7 @@ def _with_prefix(prefix: str, values: Mapping[str, str]) -> dict[str, str]:
 
 def _params(settings: Settings) -> dict[str, Any]:
     """The settings that a single training depends on, by dotted key."""
-    return _flatten(settings.model_dump(exclude={"sweep"}))
+    return _flatten(settings.model_dump(exclude={"sweep", "promote"}))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -216,5 +216,21 @@ class Store:
         self._client.set_registered_model_alias(model, alias, version)
 
     @_retried
+    def model_tags(self, model: str) -> dict[str, str]:
+        """The tags of a model; empty if there is no such model."""
+        found = self._client.search_registered_models(f"name = '{model}'")
+        return dict(found[0].tags) if found else {}
+
+    @_retried
+    def set_model_tag(self, model: str, key: str, value: str) -> None:
+        self._client.set_registered_model_tag(model, key, value)
+
+    @_retried
+    def delete_version_tag(self, model: str, version: str, key: str) -> None:
+        """Remove a tag that may not exist."""
+        if key in self._client.get_model_version(model, version).tags:
+            self._client.delete_model_version_tag(model, version, key)
+
+    @_retried
     def set_version_tag(self, model: str, version: str, key: str, value: str) -> None:
         self._client.set_model_version_tag(model, version, key, value)

@@ -31,7 +31,7 @@ if Path(f"fail-{step}").exists():
     sys.exit(int(Path(f"fail-{step}").read_text()))
 if Path(f"slow-{step}").exists():
     Path("slow-started").touch()
-    time.sleep(120)
+    time.sleep(float(Path(f"slow-{step}").read_text() or 120))
 if step == "download":
     Path("data/dataset").mkdir(parents=True, exist_ok=True)
     Path("data/dataset/seed").write_text(str(params["download"]["seed"]))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -14,7 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipelines.flows.schedule import serve_retrain
-from pipelines.workspace import workspace_lock
+from pipelines.workspace import locked_settings, workspace_lock
 from qdformer.utils.errors import InputError
 from tests.helpers.processes import left_behind
 
@@ -31,6 +34,15 @@ def task_runs(api: str) -> list[tuple[str, str]]:
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
         answer = client.request("POST", "/task_runs/filter", json={"limit": 200})
         return [(run["name"], run["state_name"]) for run in answer.json()]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 200) -> None:
+    """Wait until the file exists; the process must go on meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("flow", ["reproduce", "sweep", "retrain", "schedule"])
@@ -96,11 +108,7 @@ def test_only_an_unreachable_source_is_retried_and_a_failure_is_reported(
 def test_an_interrupted_run_leaves_no_process_and_can_be_continued(project, kind, to_group, code):
     (project.root / "slow-train").touch()
     process = project.start(*REPRODUCE)  # with a temporary server, as on a user's machine
-    deadline = time.monotonic() + 200
-    while not (project.root / "slow-started").exists():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(project.root / "slow-started", process)
     if to_group:
         os.killpg(process.pid, kind)  # Ctrl-C reaches all processes of the terminal's group
     else:
@@ -156,6 +164,58 @@ def test_retrain_compares_each_checkpoint_once(project, prefect_api):
         ["grep", "-o", "[0-9a-f]*[.]dir", "dvc.lock"], cwd=project.root, capture_output=True, text=True
     )
     assert champion.source.removeprefix("dvc://").split("/")[0] in md5.stdout.split()
+
+
+def test_settings_that_are_edited_during_a_stage_are_not_claimed_by_its_result(project, prefect_api):
+    """The stage ends with the settings that it began with, and the next run makes the new ones."""
+    (project.root / "slow-train").write_text("3")
+    process = project.start(*REPRODUCE, PREFECT_API_URL=prefect_api)
+    wait_for(project.root / "slow-started", process)
+    project.set_score(0.7)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in output
+    assert output.endswith(
+        "error: params.yaml was edited while stage train ran; its result is kept with the settings that it was made "
+        "with. Run the same command again\n"
+    )
+    assert locked_settings(project.root)["train"]["learning_rate"] == 0.0003
+    model = json.loads((project.root / "models/qdformer/model.safetensors").read_text())
+    assert model["learning_rate"] == 0.0003
+    again = project.python(*REPRODUCE, PREFECT_API_URL=prefect_api)
+    assert again.returncode == 0, again.stderr
+    assert "Running stage 'train'" in again.stdout and re.search(r"clean +0\.700", again.stdout)
+    assert locked_settings(project.root)["train"]["learning_rate"] == 0.0007
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process(project):
+    (project.root / "slow-train").touch()
+    process = project.start(*REPRODUCE)
+    wait_for(project.root / "slow-started", process)
+    process.kill()
+    process.wait()
+    (project.root / "slow-train").unlink()
+    again = project.python(*REPRODUCE)
+    assert again.returncode == 0, again.stderr
+    assert "Stage 'download' didn't change, skipping" in again.stdout
+    assert left_behind(project.root) == ""
+
+
+@pytest.mark.parametrize("flow", ["reproduce", "retrain", "sweep"])
+def test_an_unreachable_store_is_told_at_once_and_before_any_work(project, flow):
+    with socket.socket() as silent:  # accepts connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for port, reason in ((9, "Connection refused"), (silent.getsockname()[1], "timed out")):
+            uri, started = f"http://someone:secret@127.0.0.1:{port}", time.monotonic()
+            done = project.python("-m", "pipelines.flows", flow, MLFLOW_TRACKING_URI=uri)
+            assert time.monotonic() - started < 15
+            assert done.returncode == 1 and reason in done.stderr and "secret" not in done.stderr
+            assert done.stderr.startswith(
+                f"error: MLFLOW_TRACKING_URI=http://127.0.0.1:{port}: the MLflow store cannot"
+            )
+            assert done.stderr.count("\n") == 1
+    assert not (project.root / "data").exists()
 
 
 @pytest.mark.parametrize("flow", ["reproduce", "retrain", "sweep"])

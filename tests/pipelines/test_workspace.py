@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
 
 from pipelines.environment import tracking_environment
 from pipelines.settings import overrides_path, preset_settings, save_overrides
-from pipelines.workspace import BusyError, locked_outs, open_workspace, provenance, workspace_lock
+from pipelines.workspace import BusyError, locked_outs, locked_workspace, open_workspace, provenance, workspace_lock
 from qdformer.config.base import SettingsError
+from qdformer.config.settings import read_yaml
+from qdformer.utils.processes import process_identity
+
+
+def written(name, project):
+    """The preset's workspace with its `params.yaml`, as a run leaves it."""
+    with locked_workspace(name, project.root) as (_, workspace, _):
+        return workspace
 
 
 def test_every_preset_is_valid_and_differs_only_where_it_says(project):
@@ -84,7 +94,7 @@ def test_a_wrong_extends_is_an_error_that_names_the_chain(project, presets, mess
 
 def test_presets_share_the_cache(project):
     (project.root / "pipelines/presets/more.yaml").write_text("extends: toy\ntrain: {epochs: 3}\n")
-    toy, more = open_workspace("toy", project.root), open_workspace("more", project.root)
+    toy, more = written("toy", project), written("more", project)
     assert "Running stage 'download'" in project.dvc_repro(toy)
     output = project.dvc_repro(more)
     assert "Running stage 'download'" not in output and "Running stage 'train'" in output
@@ -97,7 +107,7 @@ def test_overrides_are_saved_and_merged_over_the_preset(project):
     settings = preset_settings("s4", project.root)
     assert settings.download.source == ["/data/s4.zip"] and settings.train.epochs == 2
     assert settings.train.model == preset_settings("s4").train.model
-    params = yaml.safe_load((open_workspace("s4", project.root) / "params.yaml").read_text())
+    params = yaml.safe_load((written("s4", project) / "params.yaml").read_text())
     assert params["download"]["source"] == ["/data/s4.zip"] and params["train"]["epochs"] == 2
     kept = overrides_path("s4", project.root).read_text()
     with pytest.raises(SettingsError, match=r"s4 with the values given: train\.epochs"):
@@ -127,22 +137,54 @@ def test_a_wrong_value_in_a_preset_names_key_and_file_and_writes_nothing(project
 
 
 def test_opening_again_writes_only_changed_settings(project):
-    workspace = open_workspace("toy", project.root)
+    workspace = written("toy", project)
     before = {path.name: path.lstat().st_mtime_ns for path in workspace.iterdir()}
-    assert open_workspace("toy", project.root) == workspace
+    assert written("toy", project) == workspace
     assert {path.name: path.lstat().st_mtime_ns for path in workspace.iterdir()} == before
 
     project.edit("params.yaml", "weight_decay: 0.0005", "weight_decay: 0.25")
-    open_workspace("toy", project.root)
+    written("toy", project)
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     assert params["train"]["weight_decay"] == 0.25
     assert params["download"]["dataset"] == "toy"
 
 
+def test_the_settings_of_a_run_stay_while_it_runs(project):
+    with locked_workspace("toy", project.root) as (settings, workspace, _):
+        kept = (workspace / "params.yaml").read_text()
+        project.edit("params.yaml", "weight_decay: 0.0005", "weight_decay: 0.25")
+        assert open_workspace("toy", project.root) == workspace  # as `make report` does
+        with pytest.raises(BusyError), locked_workspace("toy", project.root):
+            pass
+        assert (workspace / "params.yaml").read_text() == kept
+        assert settings.train.weight_decay == 0.0005
+    with locked_workspace("toy", project.root) as (settings, workspace, _):
+        assert settings.train.weight_decay == 0.25 == read_yaml(workspace / "params.yaml")["train"]["weight_decay"]
+
+
+def test_what_a_killed_run_left_behind_is_waited_for_and_then_named(project, monkeypatch, capfd):
+    path = project.root / ".dvc" / "tmp" / "run.lock"
+    path.parent.mkdir()
+    monkeypatch.setattr("pipelines.workspace.ORPHAN_SECONDS", 1.0)
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    path.write_text("1234567 89 of-a-boot-long-ago\n")
+    named = rf"process 1234567 has ended, but not what it started: process {child.pid};"
+    with pytest.raises(BusyError, match=named), workspace_lock(project.root):
+        pass
+    assert "waiting for what process 1234567 started to end" in capfd.readouterr().err
+    monkeypatch.setattr("pipelines.workspace.ORPHAN_SECONDS", 30.0)
+    threading.Timer(0.5, child.kill).start()
+    with workspace_lock(project.root):
+        assert path.read_text() == process_identity(os.getpid()) + "\n"
+    child.wait()
+
+
 def test_a_preset_leaves_the_default_results_alone(project):
     project.dvc_repro(project.root)
     kept = {name: (project.root / name).read_bytes() for name in ("dvc.lock", "params.yaml", "dvc.yaml", ".dvcignore")}
-    workspace = open_workspace("toy", project.root)
+    workspace = written("toy", project)
     assert "Running stage 'train'" in project.dvc_repro(workspace)
     assert "Running stage" not in project.dvc_repro(workspace)
     assert {name: (project.root / name).read_bytes() for name in kept} == kept

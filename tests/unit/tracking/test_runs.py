@@ -279,36 +279,97 @@ def test_nested_runs_are_separate_from_others_with_the_same_checkpoint(client, s
         assert again == parent  # even when finished
 
 
-def test_alias_moves_only_to_a_better_checkpoint(client, settings, dataset, tmp_path):
-    def judge(score):
-        run_id, checkpoint = trained(settings, dataset, tmp_path / str(score), score)
-        version = tracking.register(MODEL, run_id, file_sha256(checkpoint), SOURCE, "a card")
-        return int(version.version), tracking.promote(MODEL, version)
+GATE = tracking.Gate("clean/miou_dataset", 0.1, 0.05, 0.15, "an interval above +0.0000", True)
+PROMOTED, REFUSED = tracking.Verdict(True, (GATE,), "better"), tracking.Verdict(False, (GATE,), "worse")
 
+
+@pytest.fixture
+def new_version(client, settings, dataset, tmp_path):
+    """Train and register a version with the given score."""
+
+    def make(score):
+        run_id, checkpoint = trained(settings, dataset, tmp_path / str(score), score)
+        return tracking.register(MODEL, run_id, file_sha256(checkpoint), SOURCE, "a card", {"dvc.vggish": "v1"})
+
+    return make
+
+
+def champion_number():
+    return int(tracking.find_champion(MODEL).version)
+
+
+def test_alias_moves_only_with_a_verdict_and_every_change_is_logged(client, new_version):
+    first = new_version(0.4)
     assert tracking.find_champion(MODEL) is None
-    assert judge(0.4) == (1, "champion with clean/miou_dataset 0.400")
-    assert judge(0.3) == (2, "not champion: clean/miou_dataset 0.300, version 1 has 0.400")
-    assert int(tracking.find_champion(MODEL).version) == 1
-    assert judge(0.5)[1].startswith("champion: clean/miou_dataset 0.500")
+    assert tracking.judge(MODEL, first, None, PROMOTED) == "champion: better"
+    assert tracking.judge(MODEL, new_version(0.3), first, REFUSED) == "not champion: worse (compared with version 1)"
+    assert champion_number() == 1
+    assert tracking.judge(MODEL, new_version(0.5), first, PROMOTED).startswith("champion: better")
     champion = tracking.find_champion(MODEL)
     assert (int(champion.version), champion.source) == (3, SOURCE)
     assert champion.description == "a card" and champion.tags["mlflow.model.isExternal"] == "true"
+    assert champion.tags["gate.clean/miou_dataset"] == str(GATE) and champion.tags["compared_with"] == "1"
+    assert champion.tags["dvc.vggish"] == "v1"
     assert "model_card.md" in {file.path for file in client.list_artifacts(champion.run_id)}
+    log = tracking.read_alias_log(MODEL)
+    assert [(change.before, change.after) for change in log] == [(None, "1"), ("1", "3")]
+    assert log[1].reason == "champion: better (compared with version 1)" and log[1].time.endswith("+00:00")
 
 
-def test_interrupted_registration_is_completed(client, settings, dataset, tmp_path, monkeypatch):
-    run_id, checkpoint = trained(settings, dataset, tmp_path / "a", 0.4)
-    digest = file_sha256(checkpoint)
-    version = tracking.register(MODEL, run_id, digest, SOURCE, "a card")
-    assert "judged" not in tracking.find_version(MODEL, digest).tags
-    with monkeypatch.context() as patch, pytest.raises(OSError):  # fails after the alias and before the verdict
-        patch.setattr(MlflowClient, "set_model_version_tag", lambda *_: (_ for _ in ()).throw(OSError))
-        tracking.promote(MODEL, version)
-    again = tracking.register(MODEL, run_id, digest, SOURCE, "a card")
-    assert again.version == version.version
-    tracking.promote(MODEL, again)
-    assert tracking.find_version(MODEL, digest).tags["judged"].startswith("champion")
-    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
+def test_a_verdict_on_a_champion_of_before_changes_nothing(client, new_version):
+    first, second, third = (new_version(score) for score in (0.4, 0.5, 0.6))
+    tracking.judge(MODEL, first, None, PROMOTED)
+    tracking.judge(MODEL, second, first, PROMOTED)
+    with pytest.raises(
+        tracking.TrackingError, match="version 2 became the champion while version 3 was compared with 1"
+    ):
+        tracking.judge(MODEL, third, first, PROMOTED)
+    assert champion_number() == 2 and len(tracking.read_alias_log(MODEL)) == 2
+    assert "judged" not in client.get_model_version(MODEL, third.version).tags
+
+
+@pytest.mark.parametrize("fails", ["set_registered_model_tag", "set_registered_model_alias", "set_model_version_tag"])
+def test_an_interrupted_promotion_is_completed_once(client, new_version, monkeypatch, fails):
+    first = new_version(0.4)
+    tracking.judge(MODEL, first, None, PROMOTED)
+    second = new_version(0.5)
+
+    def die(*_):
+        raise OSError
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(MlflowClient, fails, die)
+        tracking.judge(MODEL, second, first, PROMOTED)
+    found = tracking.find_version(MODEL, second.tags["checkpoint_sha256"])
+    assert "judged" not in found.tags and champion_number() == 1
+    tracking.judge(MODEL, found, first, PROMOTED)
+    tracking.judge(MODEL, found, first, PROMOTED)
+    assert champion_number() == 2
+    assert tracking.find_version(MODEL, second.tags["checkpoint_sha256"]).tags["judged"].startswith("champion")
+    assert [change.after for change in tracking.read_alias_log(MODEL)] == ["1", "2"]
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 2
+
+
+def test_a_champion_is_rolled_back_with_a_reason(client, new_version):
+    first, second, third = (new_version(score) for score in (0.4, 0.5, 0.6))
+    with pytest.raises(tracking.TrackingError, match="no champion yet"):
+        tracking.roll_back(MODEL, None, "early")
+    tracking.judge(MODEL, first, None, PROMOTED)
+    with pytest.raises(tracking.TrackingError, match="version 1 is its first champion"):
+        tracking.roll_back(MODEL, None, "early")
+    tracking.judge(MODEL, second, first, PROMOTED)
+    tracking.judge(MODEL, third, second, PROMOTED)
+    change = tracking.roll_back(MODEL, None, "sees dogs everywhere")
+    assert (change.before, change.after, change.reason) == ("3", "2", "rolled back: sees dogs everywhere")
+    assert champion_number() == 2
+    assert client.get_model_version(MODEL, third.version).tags["withdrawn"] == "sees dogs everywhere"
+    assert tracking.roll_back(MODEL, None, "worse than thought").after == "1"
+    for to, told in (("7", "no version 7; there are 1, 2, 3"), ("1", "version 1 is the champion already")):
+        with pytest.raises(tracking.TrackingError, match=told):
+            tracking.roll_back(MODEL, to, "x")
+    tracking.roll_back(MODEL, "3", "it was the data")
+    assert champion_number() == 3 and "withdrawn" not in client.get_model_version(MODEL, third.version).tags
+    assert [change.after for change in tracking.read_alias_log(MODEL)] == ["1", "2", "3", "2", "1", "3"]
 
 
 def test_store_is_absolute_and_the_library_does_not_load_mlflow(tmp_path, monkeypatch):
