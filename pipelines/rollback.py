@@ -1,4 +1,4 @@
-"""Give the alias `champion` back to an earlier version: `python -m pipelines.rollback [--data PRESET] [--to VERSION]`."""
+"""Give the alias `champion` back to an earlier version: `python -m pipelines.rollback [--data NAME] [--to VERSION]`."""
 
 from __future__ import annotations
 

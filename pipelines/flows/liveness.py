@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
@@ -29,12 +31,14 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed
 
 GRACE_SECONDS = 30.0
 """How long a run may take between its start and its lock."""
 LATE_SECONDS = 60.0
 """A scheduled run that has not begun after this time is told."""
+LOOK_SECONDS = 15.0
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
@@ -123,3 +127,45 @@ def _is_locked(run: UUID) -> bool | None:
 def _age(run: FlowRun) -> float:
     """Seconds since the run came into its state."""
     return (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
+
+
+class Watch:
+    """Looks after the runs of a server: ends dead ones, merges late ones, and tells each finding once."""
+
+    def __init__(self, tell: Callable[[str], object], all_are_ours: bool = True) -> None:
+        self._tell, self._all_are_ours = tell, all_are_ours
+        self._told: set[str] = set()
+
+    def look(self, client: SyncPrefectClient, grace: float = GRACE_SECONDS) -> None:
+        """One look; a server that does not answer is looked at again the next time."""
+        try:
+            found = end_dead_runs(client, grace, all_are_ours=self._all_are_ours) + merge_late_runs(client)
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            found = [f"Prefect's server does not answer ({type(error).__name__})"]
+        for line in found:
+            if line not in self._told:
+                self._tell(f"warning: {line}")
+        self._told = set(found)
+
+
+@contextlib.contextmanager
+def watching(tell: Callable[[str], object], seconds: float = LOOK_SECONDS) -> Iterator[None]:
+    """Look after the runs of the configured server for the block: at once, as no run has begun yet, and then often."""
+    over, watch = threading.Event(), Watch(tell)
+
+    def work() -> None:
+        with get_client(sync_client=True) as client:
+            watch.look(client, grace=0)
+            ready.set()
+            while not over.wait(seconds):
+                watch.look(client)
+
+    ready = threading.Event()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    ready.wait(60)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)

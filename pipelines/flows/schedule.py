@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import cast
 
 from prefect import serve
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 
+from pipelines.flows.liveness import watching
 from pipelines.flows.retrain import retrain
 from pipelines.flows.server import schedule_server
 from qdformer.utils.errors import InputError
@@ -33,10 +35,10 @@ def serve_retrain(data: str, cron: str, every: float | None) -> None:
             parameters={"data": data},
             cron=None if every else cron,
             interval=every,
-            concurrency_limit=1,
+            # without concurrency_limit: a slot on the server would stay taken after a kill, and no run would start
         ),
     )
-    with schedule_server() as dashboard:
+    with schedule_server() as dashboard, watching(lambda line: print(line, file=sys.stderr, flush=True)):
         when = f"every {every:g} s" if every else f"at {cron!r} (UTC)"
         print(f"Retraining of {data or 'the default settings'} {when}")
         print(f"Dashboard: {dashboard}  (Ctrl-C stops both)", flush=True)

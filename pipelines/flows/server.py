@@ -26,9 +26,12 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 
 from pipelines.cli import CommandError
 from pipelines.environment import PROJECT
+from pipelines.services.gate import Gate, loopback_hosts
 from qdformer.utils.files import write_text
 
 HOST = "127.0.0.1"
+TEMPORARY, SCHEDULING, SERVICE = "temporary", "scheduling", "service"
+"""Kinds of servers: for one command, for a schedule in the foreground, and one that outlives its caller."""
 
 
 class ServerError(CommandError):
@@ -41,7 +44,11 @@ def prefect_api(meanwhile: Callable[[], object] | None = None) -> Iterator[None]
 
     `meanwhile` is called while a temporary server starts.
     """
-    if PREFECT_API_URL.value():
+    if url := PREFECT_API_URL.value():
+        if not _healthy(url):
+            raise ServerError(
+                f"PREFECT_API_URL={url}: Prefect's server does not answer; start it, or unset the variable"
+            )
         yield
     elif url := _schedule_url():
         with temporary_settings({PREFECT_API_URL: url}):
@@ -50,7 +57,7 @@ def prefect_api(meanwhile: Callable[[], object] | None = None) -> Iterator[None]
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             port = probe.getsockname()[1]
-        with _server(port, "temporary", meanwhile):
+        with _server(port, TEMPORARY, meanwhile):
             yield
 
 
@@ -67,7 +74,7 @@ def schedule_server() -> Iterator[str]:
             probe.bind((HOST, port))
         except OSError:
             raise ServerError(f"port {port} is taken; choose another one: PREFECT_SERVER_API_PORT=...") from None
-    with _server(port, "scheduling") as url:
+    with _server(port, SCHEDULING) as url:
         note = _note()
         write_text(note, url)
         try:
@@ -128,18 +135,20 @@ def _server(port: int, kind: str, meanwhile: Callable[[], object] | None = None)
             process.wait()
 
 
-def _serve(port: int, temporary: bool) -> None:
+def _serve(port: int, kind: str) -> None:
     def end_with_parent() -> None:
         sys.stdin.buffer.read()  # returns when the parent closes it or has ended
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    if kind != SERVICE:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = create_app(ephemeral=temporary, final=True)
+    # Prefect itself answers every web page (CORS *), and any name that leads to this address
+    app = Gate(create_app(ephemeral=kind == TEMPORARY, final=True), loopback_hosts(port))
     uvicorn.run(app, host=HOST, port=port, log_level="error", timeout_graceful_shutdown=3)
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), sys.argv[2] == "temporary")
+    _serve(int(sys.argv[1]), sys.argv[2])

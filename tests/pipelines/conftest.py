@@ -20,9 +20,30 @@ import pytest
 from pipelines.environment import dvc_command
 from tests.helpers import PROJECT
 
+SCORES = """
+import json
+
+import numpy as np
+
+def write_scores(out, score):
+    (out / "metrics").mkdir(parents=True, exist_ok=True)
+    for name in ("clean", "snr0", "silence"):
+        values = {"miou_dataset": score, "davis_jf": score / 2, "clips": 3}
+        (out / "metrics" / f"{name}.json").write_text(json.dumps(values))
+    interval = {"value": score, "low": score - 0.02, "high": score + 0.02}
+    (out / "intervals.json").write_text(json.dumps({"clean": {"miou_dataset": interval}}))
+    spread = np.random.default_rng(0).normal(0, 0.05, 101)
+    spread[0] = 0
+    arrays = {f"{name}/miou_dataset": score + spread for name in ("clean", "snr0")}
+    np.savez(out / "resamples.npz", **arrays, **{"silence/predicted_area": np.full(101, 0.001)})
+    (out / "classes.csv").write_text(f"name,iou,condition\\ndog,{score},clean\\n")
+    (out / "clips.csv").write_text("uid,classes,condition\\n" + "".join(f"{i},dog,clean\\n" for i in range(9)))
+"""
+
 STEPS = """
 import json, sys, time, yaml
 from pathlib import Path
+from pipelines.scores import write_scores
 step, params = sys.argv[1], yaml.safe_load(open("params.yaml"))
 print("step", step, flush=True)
 if Path(f"fail-{step}").exists():
@@ -41,20 +62,18 @@ if step == "download":
     Path("data/dataset/classes.csv").write_text("id,name,unseen\\n1,dog,0\\n")
     Path("data/dataset/label2idx.json").write_text(json.dumps({"background": 0, "dog": 1}))
 if step == "features":
-    Path("data/features").write_text("features")
+    Path("data/features").mkdir(parents=True, exist_ok=True)
+    for name in params["mix"]["conditions"]:
+        Path(f"data/features/{name}.h5").write_text("features")
+    Path("models/vggish").mkdir(parents=True, exist_ok=True)
+    Path("models/vggish/vggish.safetensors").write_text(str(params["pretrain"]["seed"]))
 if step == "train":
     out = Path("models/qdformer")
     out.mkdir(parents=True, exist_ok=True)
     (out / "model.safetensors").write_text(json.dumps(params["train"]))
     (out / "history.csv").write_text("epoch,total\\n1,2.0\\n2,1.0\\n")
 if step == "evaluate":
-    out = Path("reports/metrics")
-    out.mkdir(parents=True, exist_ok=True)
-    score = 1000 * params["train"]["learning_rate"]
-    for name in ("clean", "snr0", "silence"):
-        (out / f"{name}.json").write_text(json.dumps({"miou_dataset": score, "davis_jf": score / 2, "clips": 3}))
-    interval = {"value": score, "low": score - 0.02, "high": score + 0.02}
-    Path("reports/intervals.json").write_text(json.dumps({"clean": {"miou_dataset": interval}}))
+    write_scores(Path("reports"), 1000 * params["train"]["learning_rate"])
 """
 
 TRAIN = """
@@ -79,9 +98,13 @@ import json
 
 import numpy as np
 
+from pipelines.scores import write_scores
 from qdformer.evaluation.result import SCORES
 
 def evaluate_checkpoint(settings, workspace, checkpoint, out, names=None):
+    if names is None:
+        (workspace / "evaluated").touch()
+        return write_scores(out, 1000 * json.loads(checkpoint.read_text())["learning_rate"])
     assert list(names) == settings.sweep.conditions
     model, seed = settings.train.model, settings.train.seed
     score = 0.1 * (1 + model.decompose + model.quantize + model.recombine + model.calibrate) + 0.02 * seed
@@ -117,7 +140,8 @@ stages:
   features:
     cmd: python -m pipelines.steps features
     deps: [data/dataset]
-    outs: [data/features]
+    params: [pretrain]
+    outs: [data/features, models/vggish]
   train:
     cmd: python -m pipelines.steps train
     params: [train]
@@ -127,6 +151,7 @@ stages:
     cmd: python -m pipelines.steps evaluate
     params: [evaluate]
     deps: [models/qdformer]
+    outs: [reports/intervals.json, reports/resamples.npz, reports/classes.csv, reports/clips.csv]
     metrics:
       - reports/metrics: {cache: false}
 """
@@ -204,6 +229,7 @@ def project(tmp_path: Path) -> Project:
     (root / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
     (root / ".dvcignore").write_text("__pycache__\n/workspaces\n", encoding="utf-8")
     (root / "pipelines" / "steps.py").write_text(STEPS, encoding="utf-8")
+    (root / "pipelines" / "scores.py").write_text(SCORES, encoding="utf-8")
     (root / ".dvc").mkdir()
     (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
     # the stages of a sweep's cells call these functions to train and evaluate

@@ -153,17 +153,57 @@ def test_retrain_compares_each_checkpoint_once(project, prefect_api):
         assert done.returncode == 0, done.stderr
         return done.stdout.strip().splitlines()[-1]
 
-    assert retrain(0.3) == "Registered: qdformer-stamps version 1, champion with clean/miou_dataset 0.300"
-    assert retrain(0.3) == "Nothing changed: qdformer-stamps version 1, champion with clean/miou_dataset 0.300"
-    assert retrain(0.2).startswith("Registered: qdformer-stamps version 2, not champion")
-    assert retrain(0.2).startswith("Nothing changed: qdformer-stamps version 2, not champion")
-    assert retrain(0.4).startswith("Registered: qdformer-stamps version 3, champion: clean/miou_dataset 0.400")
+    first = "qdformer-stamps version 1, champion: the first version, with clean/miou_dataset 0.300"
+    assert retrain(0.3) == f"Registered: {first}"
+    assert retrain(0.3) == f"Nothing changed: {first}"
+    refused = "qdformer-stamps version 2, not champion: clean/miou_dataset -0.1000 [-0.1000, -0.1000], expected an "
+    assert retrain(0.2).startswith(f"Registered: {refused}interval above +0.0000: failed; snr0/miou_dataset -0.1000")
+    assert retrain(0.2).startswith(f"Nothing changed: {refused}")
+    promoted = (
+        "qdformer-stamps version 3, champion: clean/miou_dataset +0.1000 [+0.1000, +0.1000], expected an interval"
+    )
+    assert retrain(0.4).startswith(f"Registered: {promoted}")
     champion = record(project).get_model_version_by_alias("qdformer-stamps", "champion")
     assert int(champion.version) == 3
     md5 = subprocess.run(
         ["grep", "-o", "[0-9a-f]*[.]dir", "dvc.lock"], cwd=project.root, capture_output=True, text=True
     )
     assert champion.source.removeprefix("dvc://").split("/")[0] in md5.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_champion_is_evaluated_again_when_the_protocol_changed_and_can_be_rolled_back(project, prefect_api):
+    def retrain(score: float):
+        project.set_score(score)
+        return project.python(*RETRAIN, PREFECT_API_URL=prefect_api)
+
+    assert retrain(0.3).returncode == 0
+    project.edit("params.yaml", "  pictures: 12\n  seed: 0", "  pictures: 12\n  seed: 1")  # of the evaluation
+    second = retrain(0.4)
+    assert "Evaluating the champion, version 1, with the present code and data" in second.stdout
+    assert "version 2, champion: clean/miou_dataset +0.1000" in second.stdout
+    assert (project.root / ".cache/champion/evaluated").is_file()
+    assert "Evaluating the champion" not in retrain(0.5).stdout  # its scores are kept
+
+    rolled = project.python("-m", "pipelines.rollback", "--reason", "too many dogs")
+    assert rolled.returncode == 0, rolled.stderr
+    assert "qdformer-stamps: version 2 is the champion again, version 3 is withdrawn" in rolled.stdout
+    assert "rolled back: too many dogs" in rolled.stdout
+    assert "version 3, champion" in (again := retrain(0.5).stdout) and "withdrawn since: too many dogs" in again
+    champion = record(project).get_model_version_by_alias("qdformer-stamps", "champion")
+    assert int(champion.version) == 2
+
+    project.edit("params.yaml", "  pictures: 12\n  seed: 1", "  pictures: 12\n  seed: 2")
+    listing = champion.tags["dvc.model"]
+    (project.root / ".dvc/cache/files/md5" / listing[:2] / listing[2:]).unlink()
+    lost = retrain(0.6)
+    assert lost.returncode == 1 and "Traceback" not in lost.stderr
+    assert "the champion, version 2 of qdformer-stamps: models/qdformer is not in DVC's cache" in lost.stderr
+    assert int(record(project).get_model_version_by_alias("qdformer-stamps", "champion").version) == 2
+    other = project.python("-m", "pipelines.rollback", "--to", "1")
+    assert other.returncode == 0, other.stderr
+    assert "version 4, champion: clean/miou_dataset +0.3000" in retrain(0.6).stdout
 
 
 def test_settings_that_are_edited_during_a_stage_are_not_claimed_by_its_result(project, prefect_api):

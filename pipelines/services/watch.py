@@ -1,0 +1,28 @@
+"""Looks after the runs of the server: ends dead ones and tells late ones. Its heartbeat is the file services/watch."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from pipelines.services.config import FOLDER
+
+HEARTBEAT = FOLDER / "watch"
+BEAT_SECONDS = 15.0
+
+
+def main() -> None:
+    from prefect.client.orchestration import get_client  # these imports take seconds
+
+    from pipelines.flows.liveness import Watch
+
+    watch = Watch(lambda line: print(line, file=sys.stderr, flush=True))
+    with get_client(sync_client=True) as client:
+        while True:
+            watch.look(client)
+            HEARTBEAT.touch()
+            time.sleep(BEAT_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
