@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.arrivals import has_arrivals
 from pipelines.cells import plan_sweep, write_sweep
 from pipelines.cli import command_main, preset_parser
 from pipelines.record import current_verdict, noted_record, record_results, require_tracking_store
@@ -43,7 +44,11 @@ def retrain(data: str) -> None:
     """Retrain if anything changed, and register the result."""
     _check_first(data)
     with locked_workspace(data) as (settings, workspace, _):
-        if is_up_to_date(workspace) and (verdict := current_verdict(settings, workspace, data)):
+        if (
+            not has_arrivals(workspace)
+            and is_up_to_date(workspace)
+            and (verdict := current_verdict(settings, workspace, data))
+        ):
             print(f"Nothing changed: {verdict}")
             return
     from pipelines.flows.retrain import retrain as flow

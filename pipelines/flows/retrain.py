@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from prefect import flow, runtime, task
+from prefect import Flow, flow, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, State
 
+from pipelines.arrivals import QUARANTINE, has_arrivals, take_in_arrivals
 from pipelines.console import markdown_table
 from pipelines.flows.liveness import marked_alive
 from pipelines.flows.pipeline import run_dvc_repro
 from pipelines.flows.reproduce import record_in_mlflow, show_results
 from pipelines.flows.say import say
+from pipelines.notify import notify
 from pipelines.record import current_verdict, require_tracking_store
 from pipelines.workspace import BusyError, is_up_to_date, locked_workspace
 from qdformer.config.settings import Settings
 from qdformer.utils.processes import end_with_parent
 
 
-@flow(name="retrain", flow_run_name="retrain {data}")
+def _tell_failure(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+    notify("failure", f"{run.name}: {state.name}: {state.message}")
+
+
+@flow(name="retrain", flow_run_name="retrain {data}", on_failure=[_tell_failure], on_crashed=[_tell_failure])
 def retrain(data: str = "") -> str | State[str]:
     """Train and evaluate with the newest settings, data and code, if they changed; return the verdict.
 
@@ -44,6 +52,8 @@ def retrain(data: str = "") -> str | State[str]:
 def _retrain(data: str) -> str:
     require_tracking_store()
     with locked_workspace(data) as (settings, workspace, lock):
+        if has_arrivals(workspace):
+            take_in(settings, workspace, data)
         if is_up_to_date(workspace) and (verdict := current_verdict(settings, workspace, data)):
             say(f"Nothing changed: {verdict}")
             return verdict
@@ -56,6 +66,21 @@ def _retrain(data: str) -> str:
 
 
 @task(cache_policy=NO_CACHE)
+def take_in(settings: Settings, workspace: Path, data: str) -> None:
+    """Check the clips that arrived; the good ones join the training split, the others are set apart."""
+    intake = take_in_arrivals(settings, workspace)
+    say(f"New clips: {len(intake.accepted)} accepted, {len(intake.quarantined)} set apart in {workspace / QUARANTINE}")
+    for name, reason in intake.quarantined.items():
+        say(f"Set apart: {name}: {reason}")
+    if intake.quarantined:
+        named = "; ".join(f"{name}: {reason}" for name, reason in list(intake.quarantined.items())[:20])
+        notify("quarantine", f"{len(intake.quarantined)} set apart of {data or settings.download.dataset}: {named}")
+        rows = [[name, reason] for name, reason in intake.quarantined.items()]
+        key = f"quarantine-{data or settings.download.dataset}".lower().replace("_", "-")
+        create_markdown_artifact(f"## Clips set apart\n\n{markdown_table(['clip', 'reason'], rows)}", key=key)
+
+
+@task(cache_policy=NO_CACHE)
 def register_and_judge(settings: Settings, workspace: Path, data: str, run_id: str) -> str:
     """Register the workspace's checkpoint and compare it with the champion; show the verdict on the flow's page."""
     from pipelines import promotion  # these imports take seconds
@@ -65,6 +90,7 @@ def register_and_judge(settings: Settings, workspace: Path, data: str, run_id: s
     version = promotion.register_checkpoint(settings, workspace, model, run_id)
     verdict = promotion.judge_checkpoint(settings, workspace, model, version)
     line = current_verdict(settings, workspace, data)
+    notify("promotion" if verdict.promoted else "refusal", str(line))
     assert line is not None, "the verdict has just been stored"
     gates = [
         [

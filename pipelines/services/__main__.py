@@ -18,10 +18,12 @@ from typing import Any
 from pipelines.cli import CommandError, command_main
 from pipelines.console import print_table
 from pipelines.environment import PROJECT
-from pipelines.services.config import FOLDER, HOST, NAMES, POOL, Services, read_services, socket_path, write_config
+from pipelines.services.config import FOLDER, HOST, NAMES, Services, read_services, socket_path, write_config
 from pipelines.services.watch import BEAT_SECONDS, HEARTBEAT
+from qdformer.utils.processes import process_identity
 
-HEALTHY_SECONDS = 120.0
+HEALTHY_SECONDS = float(os.environ.get("QDFORMER_HEALTHY_SECONDS", 120))
+"""How long `up` waits."""
 STOP_SECONDS = 60.0
 
 
@@ -44,6 +46,8 @@ def supervisor() -> Any:
         proxy.supervisor.getState()
     except (OSError, http.client.HTTPException):
         return None
+    except xmlrpc.client.Fault as fault:
+        raise CommandError(f"supervisor is stopping ({fault.faultString}); try again in a minute") from None
     return proxy.supervisor
 
 
@@ -112,7 +116,7 @@ def down() -> None:
     pid = control.getPID()
     control.shutdown()
     deadline = time.monotonic() + STOP_SECONDS
-    while os.path.exists(f"/proc/{pid}") and supervisor() is not None:
+    while process_identity(pid):
         if time.monotonic() > deadline:
             raise CommandError(f"supervisor (process {pid}) has not ended after {STOP_SECONDS:.0f} s")
         time.sleep(0.2)
@@ -123,7 +127,7 @@ def _rows(services: Services, control: Any) -> list[list[str]]:
     checks = {
         "prefect": lambda: _answers(f"{services.prefect_api}/health"),
         "mlflow": lambda: _answers(f"{services.tracking_uri}/health"),
-        "worker": lambda: _worker_is_online(services),
+        "worker": lambda: _worker_is_ready(services),
         "watch": lambda: HEARTBEAT.is_file() and time.time() - HEARTBEAT.stat().st_mtime < 4 * BEAT_SECONDS,
     }
     rows = []
@@ -147,9 +151,10 @@ def _answers(url: str, data: bytes | None = None) -> Any:
         return None
 
 
-def _worker_is_online(services: Services) -> bool:
-    found = _answers(f"{services.prefect_api}/work_pools/{POOL}/workers/filter", b"{}")
-    return bool(found) and any(worker["status"] == "ONLINE" for worker in json.loads(found))
+def _worker_is_ready(services: Services) -> bool:
+    """Whether the worker asks the server for the runs of its deployments."""
+    found = _answers(f"{services.prefect_api}/deployments/filter", b"{}")
+    return bool(found) and any(deployment["status"] == "READY" for deployment in json.loads(found))
 
 
 def _require_free(services: Services) -> None:

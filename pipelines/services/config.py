@@ -16,14 +16,13 @@ from qdformer.utils.files import write_text
 
 HOST = "127.0.0.1"
 FOLDER = PROJECT / "services"
-POOL = "qdformer"
 NAMES = ("prefect", "mlflow", "worker", "watch")
 _PROGRAM = """
 [program:{name}]
 command={command}
 directory={project}
 autorestart=true
-startsecs={startsecs}
+startsecs=5
 startretries=10
 stopasgroup=true
 killasgroup=true
@@ -68,7 +67,6 @@ class Services:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH", "")))),
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
             "PYTHONUNBUFFERED": "1",
-            "QDFORMER_PROJECT": str(PROJECT),
         }
 
 
@@ -113,9 +111,8 @@ def write_config(services: Services) -> Path:
         f"[supervisorctl]\nserverurl=unix://{control}\n"
     )
     for name in services.names:
-        text += _PROGRAM.format(
-            name=name, command=_escaped(commands[name]), project=_escaped(str(PROJECT)), folder=folder, startsecs=5
-        )
+        command, project = _escaped(commands[name]), _escaped(str(PROJECT))
+        text += _PROGRAM.format(name=name, command=command, project=project, folder=folder)
     path = FOLDER / "supervisord.conf"
     write_text(path, text)
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from pipelines.notify import notify
 from pipelines.services.config import FOLDER
 
 HEARTBEAT = FOLDER / "watch"
@@ -16,12 +17,17 @@ def main() -> None:
 
     from pipelines.flows.liveness import Watch
 
-    watch = Watch(lambda line: print(line, file=sys.stderr, flush=True))
+    watch = Watch(_tell)
     with get_client(sync_client=True) as client:
         while True:
             watch.look(client)
             HEARTBEAT.touch()
             time.sleep(BEAT_SECONDS)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+    notify("watch", line)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -44,9 +45,13 @@ def holders(path: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            opened = [os.stat(entry) for entry in (process / "fd").iterdir()]
+            entries = list((process / "fd").iterdir())
         except OSError:  # it ended, or belongs to another user
             continue
-        if any((entry.st_dev, entry.st_ino) == (wanted.st_dev, wanted.st_ino) for entry in opened):
-            found.append(int(process.name))
+        for entry in entries:
+            with contextlib.suppress(OSError):  # it was closed
+                opened = entry.stat()
+                if (opened.st_dev, opened.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    found.append(int(process.name))
+                    break
     return sorted(found)
