@@ -24,7 +24,7 @@ from qdformer.utils.processes import process_identity
 
 HEALTHY_SECONDS = float(os.environ.get("QDFORMER_HEALTHY_SECONDS", 120))
 """How long `up` waits."""
-STOP_SECONDS = 60.0
+STOP_SECONDS = 120.0
 
 
 class _UnixConnection(http.client.HTTPConnection):
