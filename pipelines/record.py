@@ -56,16 +56,16 @@ def require_tracking_store() -> None:
     """
     uri = tracking_environment()["MLFLOW_TRACKING_URI"]
     address = urlsplit(uri)
+    shown = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()  # without a password
     try:
         if address.scheme in ("http", "https"):
-            _require_answer(f"{uri.rstrip('/')}/health")
+            _require_answer(f"{shown.rstrip('/')}/health")
         elif address.scheme == "sqlite":
             _require_writable(Path(uri.removeprefix(SQLITE)))
         elif port := _PORTS.get(address.scheme.partition("+")[0]):
             socket.create_connection((address.hostname or "localhost", address.port or port), _PROBE_SECONDS).close()
     except (OSError, ValueError, sqlite3.Error, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        shown = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()  # without a password
         raise StoreError(
             f"MLFLOW_TRACKING_URI={shown}: the MLflow store cannot be reached ({reason}); "
             "start it, or unset the variable to use mlflow.db in the project"

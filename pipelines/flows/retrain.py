@@ -24,8 +24,8 @@ from qdformer.config.settings import Settings
 from qdformer.utils.processes import end_with_parent
 
 
-def _tell_failure(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
-    notify("failure", f"{run.name}: {state.name}: {state.message}")
+def _tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    notify("failure", f"{flow_run.name}: {state.name}: {state.message}")
 
 
 @flow(name="retrain", flow_run_name="retrain {data}", on_failure=[_tell_failure], on_crashed=[_tell_failure])
