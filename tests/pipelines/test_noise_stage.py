@@ -45,7 +45,7 @@ def test_the_noises_of_the_data_set_are_mixed_with_clips(data, tmp_path):
 def test_without_noise_the_table_is_empty(data, tmp_path):
     values = load_settings().model_dump()
     values["noise"]["source"], values["mix"]["conditions"] = "none", {"clean": None}
-    values["sweep"]["conditions"] = ["clean"]
+    values["sweep"]["conditions"], values["promote"]["max_drop"] = ["clean"], {}
     settings = parse_settings(values)
     noise(settings.noise, data, tmp_path / "cache")
     assert len(read_noise_table(data / "noise")) == 0 and (data / "noise.sha256").is_file()

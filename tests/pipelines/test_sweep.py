@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from pipelines.cells import data_stage_names, plan_sweep, stage_names, write_sweep
 from pipelines.settings import preset_files, preset_settings
-from pipelines.workspace import open_workspace
+from pipelines.workspace import locked_workspace
 from qdformer.config.base import SettingsError
 from tests.helpers.imports import run_time_modules
 from tests.helpers.processes import left_behind
@@ -239,8 +239,8 @@ def test_a_row_that_changes_mix_or_features_has_data_of_its_own(project, tmp_pat
 
 
 def test_plain_dvc_repro_runs_no_cell(project):
-    write_sweep(plan_sweep(preset_settings("toy", project.root), "resolution"), open_workspace("toy", project.root))
-    write_sweep(plan_sweep(preset_settings("", project.root), "resolution"), project.root)
-    for folder in (project.root, project.root / "workspaces" / "toy"):
-        assert "px96" not in project.dvc_repro(folder)
+    for name in ("toy", ""):
+        with locked_workspace(name, project.root) as (settings, workspace, _):
+            write_sweep(plan_sweep(settings, "resolution"), workspace)
+        assert "px96" not in project.dvc_repro(workspace)
     assert trained(project) == []
