@@ -16,6 +16,7 @@ HOP ?=
 SEED ?= 0
 SECONDS ?= 60
 PORT ?= 5000
+SERVE_PORT ?= 8000
 GRID ?= table2
 SEEDS ?=
 EPOCHS ?=

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -150,8 +150,19 @@ def _as_computed(settings: Settings, workspace: Path) -> Settings:
     return settings.model_copy(update=sections)
 
 
-def predict(segmenter: Segmenter, video: Path, folder: Path, audio: Path | None = None) -> Path:
-    """Write all files of a video's prediction; the folder is complete or unchanged. Returns it."""
+def predict(
+    segmenter: Segmenter,
+    video: Path,
+    folder: Path,
+    audio: Path | None = None,
+    name: str = "",
+    on_second: Callable[[int], None] | None = None,
+) -> Path:
+    """Write all files of a video's prediction; the folder is complete or unchanged. Returns it.
+
+    `name` is shown in place of the file's own. `on_second` is called with the number of finished seconds, in place of a
+    progress bar; it may raise an error to stop the work.
+    """
     from tqdm import tqdm
 
     from qdformer.inference.captions import Captions
@@ -160,39 +171,43 @@ def predict(segmenter: Segmenter, video: Path, folder: Path, audio: Path | None 
     from qdformer.reporting.plots import class_colors, save
     from qdformer.reporting.timeline import Timeline
 
-    info = read_info(video)
+    info, name = read_info(video), name or video.name
     captions, timeline = Captions(), Timeline(segmenter.classes)
     with new_folder(folder) as partial:
         (partial / "masks").mkdir()
         total = max(1, round(info.seconds)) if info.seconds else None
         with (
             open(partial / RESULT, "w", encoding="utf-8") as file,
-            tqdm(total=total, desc=video.name, unit="s", file=sys.stderr, dynamic_ncols=True) as bar,
+            tqdm(
+                total=total, desc=name, unit="s", file=sys.stderr, dynamic_ncols=True, disable=on_second is not None
+            ) as bar,
         ):
 
             def record() -> Iterator[SecondResult]:
                 for result in segmenter.segment(video, audio):
                     if result.index == 0:
-                        _write_head(file, segmenter, video, audio, result)
+                        _write_head(file, segmenter, name, audio, result)
                     _write_second(partial, file, result)
                     captions.add(result.time, result.time + 1, {item.name: item.score for item in result.objects})
                     ids = [item.class_id for item in result.objects]
                     timeline.add(result.class_probs_C, ids, result.second.sound_S, result.second.sample_rate)
                     bar.update()
+                    if on_second is not None:
+                        on_second(result.index + 1)
                     yield result
 
             colors = class_colors(len(segmenter.classes))
             write_overlay(partial / "overlay.mp4", video, record(), audio, colors)
             file.write("\n]}\n")
         (partial / "sounding.vtt").write_text(captions.text(), encoding="utf-8")
-        save(timeline.draw(video.name), partial / "timeline.png")
+        save(timeline.draw(name), partial / "timeline.png")
     return folder
 
 
-def _write_head(file: TextIO, segmenter: Segmenter, video: Path, audio: Path | None, result: SecondResult) -> None:
+def _write_head(file: TextIO, segmenter: Segmenter, name: str, audio: Path | None, result: SecondResult) -> None:
     height, width = result.semantic_HW.shape
     about = {
-        "video": video.name,
+        "video": name,
         "audio": audio.name if audio else None,
         "width": width,
         "height": height,

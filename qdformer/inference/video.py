@@ -50,6 +50,9 @@ class VideoInfo:
     seconds: float | None
     """Duration, None if unknown."""
     has_audio: bool
+    width: int
+    height: int
+    """Of the stored frames in pixels, before a rotation."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,15 @@ def read_info(path: str | Path) -> VideoInfo:
         elif container.duration is not None:
             seconds = container.duration / av.time_base
         rate = stream.average_rate or stream.guessed_rate
-        return VideoInfo(Path(path), float(rate) if rate else 25.0, start, seconds, bool(container.streams.audio))
+        return VideoInfo(
+            path=Path(path),
+            frame_rate=float(rate) if rate else 25.0,
+            start=start,
+            seconds=seconds,
+            has_audio=bool(container.streams.audio),
+            width=stream.width,
+            height=stream.height,
+        )
 
 
 def decode_frames(path: str | Path) -> Iterator[tuple[float, float, VideoFrame]]:

@@ -55,7 +55,7 @@ def write_video(
         if voice is not None:
             count = round((seconds - sound_start) * rate)
             tone = (0.25 * np.sin(2 * np.pi * 440 * np.arange(count) / rate)).astype(np.float32)
-            channels = 2 if layout == "stereo" else 1
+            channels = {"mono": 1, "stereo": 2, "5.1": 6}[layout]
             frame = av.AudioFrame.from_ndarray(np.tile(tone, (channels, 1)), format="fltp", layout=layout)
             frame.sample_rate, frame.pts = rate, round(sound_start * rate)
             frame.time_base = Fraction(1, rate)
