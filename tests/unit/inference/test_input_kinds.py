@@ -97,19 +97,15 @@ def test_sound_that_starts_later_or_is_shorter_than_the_picture(segmenter, tmp_p
     assert sounding(segmenter, long, short) == [True, False, False, False]
 
 
-def test_a_header_that_states_a_wrong_length(segmenter, tmp_path):
-    """The index of an MP4 file says 2 s; the header is changed to say 2000 s and almost nothing."""
-    for name, factor in (("longer", 1000), ("shorter", 0.01)):
-        content = bytearray(write_video(tmp_path / f"{name}.mp4", 2).read_bytes())
-        for box, offset in ((b"mvhd", 20), (b"tkhd", 24), (b"mdhd", 20)):
-            place = content.find(box)
-            while place >= 0:
-                (old,) = struct.unpack_from(">I", content, place + offset)
-                struct.pack_into(">I", content, place + offset, int(old * factor))
-                place = content.find(box, place + 1)
-        (tmp_path / f"{name}.mp4").write_bytes(content)
-        assert read_info(tmp_path / f"{name}.mp4").seconds != pytest.approx(2, abs=0.5)
-        assert sounding(segmenter, tmp_path / f"{name}.mp4") == [True, True]
+@pytest.mark.parametrize("stated", [0.1, 2000.0])
+def test_a_header_that_states_a_wrong_length(segmenter, tmp_path, stated):
+    """Matroska states the length as a float in milliseconds, and nothing checks it."""
+    content = bytearray(write_video(tmp_path / "a.mkv", 2).read_bytes())
+    place = content.index(b"\x44\x89\x88")  # Duration, 8 bytes
+    struct.pack_into(">d", content, place + 3, 1000 * stated)
+    (tmp_path / "a.mkv").write_bytes(content)
+    assert read_info(tmp_path / "a.mkv").seconds == pytest.approx(stated, abs=0.01)
+    assert sounding(segmenter, tmp_path / "a.mkv") == [True, True]
 
 
 def test_a_file_that_breaks_off_gives_what_is_left(segmenter, tmp_path):
