@@ -35,7 +35,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export VIDEO AUDIO OUT MODEL SET REASON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data check test test-slow bench listen predict demo report train sweep retrain rollback new-clips schedule up status logs down ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench listen predict serve demo report train sweep retrain rollback new-clips schedule up status logs down ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -93,6 +93,9 @@ listen: setup ## Write a noisy clip as sound and spectrogram (CLIP=test-00004 SN
 
 predict: setup ## Segment your own videos (VIDEO="clip.mp4 more/*.mp4", AUDIO=sound.wav OUT=folder MODEL=champion|path|run)
 	@python -m pipelines.predict --data "$(DATA)" --audio="$$AUDIO" --out="$$OUT" --model="$$MODEL" --hop="$(HOP)" -- "$$VIDEO"
+
+serve: setup ## Serve a page and a JSON API for your own videos on 127.0.0.1 (SERVE_PORT=8000 MODEL=champion|path|run)
+	@python -m pipelines.serve --data "$(DATA)" --port "$(SERVE_PORT)" --model="$$MODEL"
 
 demo: setup ## Compose a video of known masks and segment it (SECONDS=60 SEED=0)
 	@python -m pipelines.demo --data "$(DATA)" --seconds "$(SECONDS)" --seed "$(SEED)" --model="$$MODEL"
