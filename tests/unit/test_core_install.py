@@ -35,8 +35,8 @@ predictor = Predictor(QDFormer(settings, 2).eval(), classes, Embedder(VGGish().e
 result = predictor.predict(np.zeros((2, 32, 64, 3), np.uint8), np.zeros(32000, np.float32), 16000)
 print(result.semantic_THW.shape, result.classes)
 """
-EXTRAS = {"mlflow", "ray", "sqlalchemy", "psutil", "yt_dlp"}
-"""Imports that come with an extra: those of `tracking`, and those in functions that only the pipeline calls."""
+EXTRAS = {"fastapi", "mlflow", "ray", "sqlalchemy", "psutil", "yt_dlp"}
+"""Imports that come with an extra: those of `tracking` and `inference.service`, and those in functions that only the pipeline calls."""
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Packages whose distribution has another name."""
 

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from qdformer.inference.service.jobs import Job, JobQueue, LimitError, QueueFullError, State
 from qdformer.utils.errors import InputError
