@@ -36,7 +36,9 @@ result = predictor.predict(np.zeros((2, 32, 64, 3), np.uint8), np.zeros(32000, n
 print(result.semantic_THW.shape, result.classes)
 """
 EXTRAS = {"fastapi", "mlflow", "ray", "sqlalchemy", "psutil", "yt_dlp"}
-"""Imports that come with an extra: those of `tracking` and `inference.service`, and those in functions that only the pipeline calls."""
+"""Imports that come with an extra: those of `tracking` and `inference.service`, and those in functions that only the
+pipeline calls.
+"""
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Packages whose distribution has another name."""
 
