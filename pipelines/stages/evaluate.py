@@ -21,7 +21,7 @@ from qdformer.audio.features.store import FeatureStore
 from qdformer.data.dataset import AVSDataset, build_loader
 from qdformer.data.manifest import read_manifest
 from qdformer.evaluation.controls import ConditionFeatures
-from qdformer.evaluation.evaluate import evaluate
+from qdformer.evaluation.evaluate import Evaluator
 from qdformer.evaluation.probe import fit_probe, probe_scores, track_scores
 from qdformer.evaluation.tokens import AudioTokens
 from qdformer.reporting import plots
@@ -30,9 +30,7 @@ from qdformer.training.checkpoint import load_model
 
 if TYPE_CHECKING:
     from qdformer.config.settings import Settings
-    from qdformer.data.dataset import Batch
     from qdformer.evaluation.result import Evaluation
-    from qdformer.models import Prediction
 
 
 def evaluate_checkpoint(
@@ -61,36 +59,34 @@ def evaluate_checkpoint(
     probe = fit_probe(usable, stores["clean"], classes, train.task, options.seed)
     tracks = track_scores(probe, stores["clean"], clips, recipe)
     tokens = AudioTokens(len(classes))
-    results = {}
-    with tqdm(total=len(names) * len(uids), unit="clip", disable=None) as bar:
-        for name in names:
-            bar.set_description(name)
-            model = untrained if name == "untrained" and untrained is not None else trained
-            model.to(device)
-
-            def predict(batch: Batch, name=name, model=model) -> Prediction:
-                valid_BT = batch.valid_BT.to(device)
-                prediction = model.predict(batch.images_BTCHW.to(device), batch.audio_BTA.to(device), valid_BT)
+    sounds = {name: features.build(name) for name in names}
+    evaluators = {
+        name: Evaluator(
+            classes,
+            manifest=clips,
+            picture_uids=shown if name == "clean" else (),
+            class_scores={
+                **probe_scores(probe, sound, clips, classes),
+                "tracks": tracks if name == "clean" else {},
+            },
+        )
+        for name, sound in sounds.items()
+    }
+    models = {name: untrained if name == "untrained" and untrained is not None else trained for name in names}
+    data = AVSDataset(clips, sounds[names[0]], train.image_size, resize=train.resize, task=train.task)
+    with torch.inference_mode(), tqdm(total=len(uids), unit="clip", disable=None) as bar:
+        for batch in build_loader(data, options.batch_size):
+            images_BTCHW, valid_BT = batch.images_BTCHW.to(device), batch.valid_BT.to(device)
+            # the pictures of all conditions are the same, and most of the work is the backbone's
+            maps = {model: model.to(device).backbone(images_BTCHW.flatten(0, 1)) for model in set(models.values())}
+            for name, model in models.items():
+                heard = batch.with_sound(sounds[name])
+                prediction = model.predict(images_BTCHW, heard.audio_BTA.to(device), valid_BT, maps[model])
                 if name == "clean":
                     tokens.update(batch.uids, prediction.output, valid_BT)
-                return prediction
-
-            sound = features.build(name)
-            data = AVSDataset(clips, sound, train.image_size, resize=train.resize, task=train.task)
-            results[name] = evaluate(
-                predict,
-                build_loader(data, options.batch_size),
-                classes,
-                bar.update,
-                manifest=clips,
-                picture_uids=shown if name == "clean" else (),
-                class_scores={
-                    **probe_scores(probe, sound, clips, classes),
-                    "tracks": tracks if name == "clean" else {},
-                },
-                bootstrap=options.bootstrap,
-                seed=options.seed,
-            )
+                evaluators[name].update(heard, prediction)
+            bar.update(len(batch.uids))
+    results = {name: evaluator.result(options.bootstrap, options.seed) for name, evaluator in evaluators.items()}
     write_result(results, classes, out)
     write_token_figures(tokens, dict(zip(uids, clips["classes"], strict=True)), classes, out)
     history = pandas.read_csv(checkpoint.with_name("history.csv")).to_dict("records")

@@ -95,6 +95,13 @@ class Batch:
         """The same batch with its tensors on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def with_sound(self, features: Mapping[str, np.ndarray]) -> Batch:
+        """The same pictures with other audio features [T, A] by clip uid. Raises `DataError` if they do not fit."""
+        audio_BTA = torch.zeros_like(self.audio_BTA)
+        for uid, valid_T, audio_TA in zip(self.uids, self.valid_BT, audio_BTA, strict=True):
+            audio_TA[valid_T] = read_features(features, uid, int(valid_T.sum()))
+        return replace(self, audio_BTA=audio_BTA)
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which `to` copies asynchronously; `DataLoader` calls this."""
         return self._map(torch.Tensor.pin_memory)
@@ -172,7 +179,7 @@ class AVSDataset(ClipDataset):
         return Sample(
             uid=clip.uid,
             images_TCHW=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
-            audio_TA=self._read_features(clip)[shown],
+            audio_TA=read_features(self.features, clip.uid, clip.frames)[shown],
             labels_THW=torch.from_numpy(np.ascontiguousarray(labels)),
             labeled=min(clip.labeled - shown.start, len(images)),
             counted=part != "filler",
@@ -198,15 +205,16 @@ class AVSDataset(ClipDataset):
     def _resize(self, image: Image.Image, view: View | None, labels: bool) -> np.ndarray:
         return resize_image(image, self.image_size, self.resize, view, labels=labels)
 
-    def _read_features(self, clip: Any) -> torch.Tensor:
-        try:
-            features = np.asarray(self.features[clip.uid], np.float32)
-        except KeyError:
-            raise DataError(f"clip {clip.uid}: no audio features; the stage features computes them") from None
-        if features.shape != (clip.frames, EMBEDDING_SIZE):
-            expected = [clip.frames, EMBEDDING_SIZE]
-            raise DataError(f"clip {clip.uid}: audio features are {list(features.shape)}; expected {expected}")
-        return torch.from_numpy(features.copy())
+
+def read_features(features: Mapping[str, np.ndarray], uid: str, frames: int) -> torch.Tensor:
+    """Audio features [frames, A] of a clip. Raises `DataError` if there are none or they have another shape."""
+    try:
+        audio_TA = np.asarray(features[uid], np.float32)
+    except KeyError:
+        raise DataError(f"clip {uid}: no audio features; the stage features computes them") from None
+    if audio_TA.shape != (frames, EMBEDDING_SIZE):
+        raise DataError(f"clip {uid}: audio features are {list(audio_TA.shape)}; expected {[frames, EMBEDDING_SIZE]}")
+    return torch.from_numpy(audio_TA.copy())
 
 
 def collate(items: Sequence[Sample | ClipSize]) -> Batch:

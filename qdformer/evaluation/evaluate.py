@@ -46,14 +46,32 @@ def evaluate(
     classes: Classes,
     progress: Callable[[int], object] | None = None,
     *,
-    manifest: pandas.DataFrame | None = None,
-    picture_uids: Collection[str] = (),
-    class_scores: Mapping[str, ClassScores] = MappingProxyType({}),
-    video_batch: int = 4,
     bootstrap: int = 1000,
     seed: int = 0,
+    **options: Any,
 ) -> Evaluation:
     """Score `predict` on every labeled frame of `batches`.
+
+    Args:
+        predict: returns the prediction for a batch, at the size of its images.
+        progress: called after each batch with its number of clips.
+        bootstrap, seed: as for `Evaluator.result`.
+        options: of `Evaluator`.
+
+    Raises:
+        EvaluationError: as `Evaluator.update` and `Evaluator.result`.
+    """
+    evaluator = Evaluator(classes, **options)
+    for batch in batches:
+        with torch.no_grad():
+            evaluator.update(batch, predict(batch))
+        if progress is not None:
+            progress(len(batch.uids))
+    return evaluator.result(bootstrap, seed)
+
+
+class Evaluator:
+    """Collects the scores of predictions, batch by batch.
 
     Padding, frames without ground truth and pixels labeled 255 are left out; a clip without any other pixel is not
     counted. Batches may be of any size: the result depends on the order of the clips alone, which matters for
@@ -62,45 +80,55 @@ def evaluate(
     returns the result of all.
 
     Args:
-        predict: returns the prediction for a batch, at the size of its images.
         classes: the object classes of the label maps.
-        progress: called after each batch with its number of clips.
         manifest: tells the `subset` of the clips and which classes sound in them. For a data set without class names,
             such as MS3, everything labeled counts as one source.
         picture_uids: the clips whose pictures are kept.
-        class_scores: scores of the classes that do not come from `predict`, by the name of the control. Their metrics
-            of the sounding classes become part of the result, with the name as prefix.
-        bootstrap: number of resamples of the clips.
-        seed: of the resamples.
+        class_scores: scores of the classes that do not come from the predictions, by the name of the control. Their
+            metrics of the sounding classes become part of the result, with the name as prefix.
 
     Raises:
-        EvaluationError: a prediction has a wrong shape, type or range; a class id or clip is unknown; no clip has a
-            labeled frame.
         ValueError: there are several processes, and no manifest.
     """
-    if manifest is None and len(all_gather(None)) > 1:
-        raise ValueError("several processes need the manifest to agree on the order of the clips")
-    clips: dict[str, tuple[int, Any]] = {}
-    if manifest is not None:
-        clips = {clip.uid: (position, clip) for position, clip in enumerate(manifest.itertuples())}
-    scores = Scores(classes, video_batch)
-    decomposition = DecompositionScores(len(classes.names), class_scores)
-    rows: dict[int, dict[str, object]] = {}
-    pictures: dict[int, Picture] = {}
-    for batch in batches:
-        with torch.no_grad():
-            prediction = predict(batch)
+
+    def __init__(
+        self,
+        classes: Classes,
+        *,
+        manifest: pandas.DataFrame | None = None,
+        picture_uids: Collection[str] = (),
+        class_scores: Mapping[str, ClassScores] = MappingProxyType({}),
+        video_batch: int = 4,
+    ) -> None:
+        if manifest is None and len(all_gather(None)) > 1:
+            raise ValueError("several processes need the manifest to agree on the order of the clips")
+        self.classes = classes
+        self.manifest = manifest
+        self.picture_uids = picture_uids
+        self._clips: dict[str, tuple[int, Any]] = {}
+        if manifest is not None:
+            self._clips = {clip.uid: (position, clip) for position, clip in enumerate(manifest.itertuples())}
+        self._scores = Scores(classes, video_batch)
+        self._decomposition = DecompositionScores(len(classes.names), class_scores)
+        self._rows: dict[int, dict[str, object]] = {}
+        self._pictures: dict[int, Picture] = {}
+
+    def update(self, batch: Batch, prediction: Prediction) -> None:
+        """Score the prediction for a batch.
+
+        Raises:
+            EvaluationError: the prediction has a wrong shape, type or range; a class id or clip is unknown.
+        """
         labels_BTHW = to_array(batch.labels_BTHW)
-        semantic_BTHW, foreground_BTHW, class_probs_BTC = _checked(prediction, batch.uids, labels_BTHW.shape, classes)
+        semantic_BTHW, foreground_BTHW, class_probs_BTC = _checked(
+            prediction, batch.uids, labels_BTHW.shape, self.classes
+        )
         tokens = BatchTokens.of(prediction.output)
-        valid_BT = to_array(batch.valid_BT)
-        labeled_BT = valid_BT & to_array(batch.labeled_BT)
+        labeled_BT = to_array(batch.valid_BT) & to_array(batch.labeled_BT)
         for index, uid in enumerate(batch.uids):
-            if manifest is not None and uid not in clips:
-                raise EvaluationError(f"clip {uid}: not in the manifest; expected one of its {len(manifest)} clips")
-            position, clip = clips.setdefault(uid, (len(clips), None))
-            if uid in picture_uids:
-                pictures[position] = _picture(
+            position, clip = self._find(uid)
+            if uid in self.picture_uids:
+                self._pictures[position] = _picture(
                     batch, index, semantic_BTHW[index], class_probs_BTC[index], labeled_BT[index]
                 )
             kept_F = np.flatnonzero(labeled_BT[index])
@@ -110,53 +138,64 @@ def evaluate(
             area = _image_area(labels_BTHW[index, kept_F])
             truth_FHW = labels_BTHW[index, kept_F][area]
             ignored_FHW = truth_FHW == IGNORE_INDEX
-            present = _present_classes(truth_FHW, ignored_FHW, uid, classes)
-            present_FC = frame_sources(truth_FHW, len(classes.names))
-            decomposition.update(uid, class_probs_BTC[index], tokens, index, kept_F, present_FC, position)
-            sounding_FHW = (truth_FHW > 0) & ~ignored_FHW
-            own = scores.update(
+            present = _present_classes(truth_FHW, ignored_FHW, uid, self.classes)
+            present_FC = frame_sources(truth_FHW, len(self.classes.names))
+            self._decomposition.update(uid, class_probs_BTC[index], tokens, index, kept_F, present_FC, position)
+            own = self._scores.update(
                 semantic_BTHW[index, kept_F][area],
                 foreground_BTHW[index, kept_F][area],
                 truth_FHW,
-                sounding_FHW,
+                (truth_FHW > 0) & ~ignored_FHW,
                 ignored_FHW if ignored_FHW.any() else None,
                 position,
             )
-            rows[position] = {
+            self._rows[position] = {
                 "uid": uid,
                 "subset": clip.subset if clip else "",
-                "classes": "_".join(classes.names[class_id - 1] for class_id in present),
+                "classes": "_".join(self.classes.names[class_id - 1] for class_id in present),
                 "sources": max(len(clip.classes) if clip else 0, len(present)),
                 "off_screen": bool(clip and clip.off_screen),
-                "unseen": any(classes.unseen[class_id - 1] for class_id in present),
+                "unseen": any(self.classes.unseen[class_id - 1] for class_id in present),
                 "frames": len(kept_F),
                 **{key: own[key] for key in (*SCORES, "predicted_area")},
             }
-        if progress is not None:
-            progress(len(batch.uids))
-    scores.sync()
-    decomposition.sync()
-    rows, pictures = gather_by_index(rows), gather_by_index(pictures)
-    if not rows:
-        raise EvaluationError("nothing to evaluate: no clip has a labeled frame")
 
-    per_clip = pandas.DataFrame(list(rows.values()))
-    decomposed = decomposition.resample(bootstrap, seed)
-    resamples = scores.resample(bootstrap, seed) | decomposed
-    by_sources = source_resamples(scores, per_clip, bootstrap, seed)
-    values = {key: number(resampled[0]) for key, resampled in resamples.items()}
-    return Evaluation(
-        summary={key: values[key] for key in (*SCORES, *decomposed)} | {"clips": len(rows)},
-        groups={key: values[key] for key in ("miou_seen", "miou_unseen", "fscore_per_frame")},
-        intervals={key: resampling_interval(resampled) for key, resampled in resamples.items()},
-        resamples=resamples,
-        per_clip=per_clip,
-        per_class=class_table(scores),
-        per_source=source_table(by_sources, per_clip),
-        source_resamples=by_sources,
-        confusion=scores.semantic.confusion(),
-        pictures=list(pictures.values()),
-    )
+    def result(self, bootstrap: int = 1000, seed: int = 0) -> Evaluation:
+        """The metrics of all clips, of all processes, with intervals from `bootstrap` resamples of the clips.
+
+        Raises:
+            EvaluationError: no clip has a labeled frame.
+        """
+        scores, decomposition = self._scores, self._decomposition
+        scores.sync()
+        decomposition.sync()
+        rows, pictures = gather_by_index(self._rows), gather_by_index(self._pictures)
+        if not rows:
+            raise EvaluationError("nothing to evaluate: no clip has a labeled frame")
+
+        per_clip = pandas.DataFrame(list(rows.values()))
+        decomposed = decomposition.resample(bootstrap, seed)
+        resamples = scores.resample(bootstrap, seed) | decomposed
+        by_sources = source_resamples(scores, per_clip, bootstrap, seed)
+        values = {key: number(resampled[0]) for key, resampled in resamples.items()}
+        return Evaluation(
+            summary={key: values[key] for key in (*SCORES, *decomposed)} | {"clips": len(rows)},
+            groups={key: values[key] for key in ("miou_seen", "miou_unseen", "fscore_per_frame")},
+            intervals={key: resampling_interval(resampled) for key, resampled in resamples.items()},
+            resamples=resamples,
+            per_clip=per_clip,
+            per_class=class_table(scores),
+            per_source=source_table(by_sources, per_clip),
+            source_resamples=by_sources,
+            confusion=scores.semantic.confusion(),
+            pictures=list(pictures.values()),
+        )
+
+    def _find(self, uid: str) -> tuple[int, Any]:
+        """Position of a clip, and its row of the manifest."""
+        if self.manifest is not None and uid not in self._clips:
+            raise EvaluationError(f"clip {uid}: not in the manifest; expected one of its {len(self.manifest)} clips")
+        return self._clips.setdefault(uid, (len(self._clips), None))
 
 
 def _checked(

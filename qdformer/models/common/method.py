@@ -48,7 +48,7 @@ class Method(nn.Module, ABC):
          code reads it.
        - `build_criterion(loss)`: a module called with `(output, labels_BTHW, valid_BT, labeled_BT)`, which returns the
          weighted losses by name and their sum as `total`. Labels are class ids 0..C or 255 (ignored).
-       - `predict(images_BTCHW, audio_BTA, valid_BT)`: the `Prediction` of a model in evaluation mode.
+       - `predict(images_BTCHW, audio_BTA, valid_BT, maps)`: the `Prediction` of a model in evaluation mode.
 
     3. Registry. Add the class to `METHODS` in `models/registry.py`.
 
@@ -84,9 +84,13 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def predict(
-        self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor | None = None
+        self,
+        images_BTCHW: torch.Tensor,
+        audio_BTA: torch.Tensor,
+        valid_BT: torch.Tensor | None = None,
+        maps: dict[int, torch.Tensor] | None = None,
     ) -> Prediction:
-        """The segmentation of a batch of clips, without gradients."""
+        """The segmentation of a batch of clips, without gradients. `maps`: see `forward`."""
 
     def parameter_groups(
         self, learning_rate: float, backbone_lr_mult: float, weight_decay: float

@@ -305,14 +305,18 @@ class QDFormer(Method):
 
     @torch.inference_mode()
     def predict(
-        self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor | None = None
+        self,
+        images_BTCHW: torch.Tensor,
+        audio_BTA: torch.Tensor,
+        valid_BT: torch.Tensor | None = None,
+        maps: dict[int, torch.Tensor] | None = None,
     ) -> Prediction:
         """The segmentation of a batch of clips; the model must be in evaluation mode.
 
         A pixel is foreground where the highest (1 - p(no object)) * mask of any query exceeds `FOREGROUND_THRESHOLD`;
         it takes the class with the highest p(class) * mask among the queries. All other pixels are background.
         """
-        output = self(images_BTCHW, audio_BTA, valid_BT)
+        output = self(images_BTCHW, audio_BTA, valid_BT, maps)
         H, W = images_BTCHW.shape[-2:]
         logits_FNHW = output.mask_logits_BTNHW.flatten(0, 1)
         masks_FNHW = functional.interpolate(
@@ -323,7 +327,7 @@ class QDFormer(Method):
         foreground_FHW = (object_probs_FN[..., None, None] * masks_FNHW).amax(1)
         # A query's highest p(class) * mask is that of its most probable class, so that no map per class is needed.
         best_FN, class_FN = class_probs_FNC.max(-1)
-        winner_FHW = (best_FN[..., None, None] * masks_FNHW).argmax(1)
+        winner_FHW = (best_FN[..., None, None] * masks_FNHW).max(1).indices  # on a CPU six times as fast as argmax
         semantic_FHW = class_FN.gather(1, winner_FHW.flatten(1)).view_as(winner_FHW) + 1
         semantic_FHW = semantic_FHW.where(foreground_FHW > FOREGROUND_THRESHOLD, 0)
         frames = images_BTCHW.shape[:2]

@@ -274,6 +274,16 @@ def test_a_filler_has_no_valid_frame(manifest):
     assert batch.uids == ["a"] and not batch.valid_BT.any() and not batch.labeled_BT.any()
 
 
+def test_other_sounds_of_the_same_pictures(manifest):
+    batch = collate([AVSDataset(manifest, features(1.0), image_size=48)[index] for index in range(2)])
+    other = batch.with_sound(features(2.0))
+    expected = collate([AVSDataset(manifest, features(2.0), image_size=48)[index] for index in range(2)])
+    assert torch.equal(other.audio_BTA, expected.audio_BTA) and not torch.equal(other.audio_BTA, batch.audio_BTA)
+    assert other.images_BTCHW is batch.images_BTCHW
+    with pytest.raises(DataError, match="clip b: no audio features"):
+        batch.with_sound({"a": features()["a"]})
+
+
 def test_order_changes_with_the_epoch():
     sampler = EpochSampler(50, 4, shuffle=True, seed=0)
     first = list(sampler)

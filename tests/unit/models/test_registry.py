@@ -39,3 +39,5 @@ def test_a_method_trains_and_predicts_through_the_interface(name):
     assert isinstance(prediction, Prediction)
     assert prediction.semantic_BTHW.shape == prediction.foreground_BTHW.shape == labels.shape
     assert prediction.class_probs_BTC.shape == (2, 2, CLASSES)
+    again = model.predict(images, audio, FRAMES, model.backbone(images.flatten(0, 1)))
+    assert torch.equal(again.foreground_BTHW, prediction.foreground_BTHW)
