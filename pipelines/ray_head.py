@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ class Cluster:
     address: str
     cpus: int
     gpus: int
+    auth_mode: str
+    """Its `RAY_AUTH_MODE`, which a process needs to join by the address: Ray sets it only where it starts a session."""
 
 
 @contextlib.contextmanager
@@ -77,7 +80,8 @@ def main() -> None:
     with ray_session():
         resources = ray.cluster_resources()
         address = ray.get_runtime_context().gcs_address
-        cluster = Cluster(address, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        cpus, gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
+        cluster = Cluster(address, cpus, gpus, os.environ.get("RAY_AUTH_MODE", "disabled"))
         print(json.dumps(asdict(cluster)), flush=True)
         sys.stdin.read()  # returns when the parent closes it or has ended
 

@@ -60,7 +60,8 @@ class Workers:
             "OMP_NUM_THREADS": str(self._cpus),
         }
         path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-        return {**share, **dvc_environment(), "PYTHONPATH": path, "RAY_ADDRESS": self.cluster.address, **extra}
+        session = {"RAY_ADDRESS": self.cluster.address, "RAY_AUTH_MODE": self.cluster.auth_mode}
+        return {**share, **dvc_environment(), "PYTHONPATH": path, **session, **extra}
 
     def run(self, targets: Sequence[str], log: Path, extra: Mapping[str, str]) -> None:
         """Bring the stages `targets` up to date, in this order, with the output in `log`; raises `CellError`."""

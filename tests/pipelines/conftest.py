@@ -124,11 +124,12 @@ class Cluster:
     address: str
     cpus: int
     gpus: int
+    auth_mode: str
 
 @contextlib.contextmanager
 def shared_ray_session():
     print("a Ray session", flush=True)
-    yield Cluster("127.0.0.1:1", 4, 0)
+    yield Cluster("127.0.0.1:1", 4, 0, "token")
 """
 
 PIPELINE = """
