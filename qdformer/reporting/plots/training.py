@@ -30,6 +30,8 @@ _LABELS = {
     "cls": "class",
     "l1": "box L1",
     "giou": "box GIoU",
+    "token_cls": "class of clip tokens",
+    "local_token_cls": "class of frame tokens",
 }
 
 
