@@ -35,7 +35,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export VIDEO AUDIO OUT MODEL SET REASON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data check test test-slow bench listen predict serve demo report train sweep retrain rollback new-clips schedule up status logs down ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench listen predict serve demo export report train sweep retrain rollback new-clips schedule up status logs down ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ serve: setup ## Serve a page and a JSON API for your own videos on 127.0.0.1 (SE
 demo: setup ## Compose a video of known masks and segment it (SECONDS=60 SEED=0)
 	@python -m pipelines.demo --data "$(DATA)" --seconds "$(SECONDS)" --seed "$(SEED)" --model="$$MODEL"
 
+export: setup ## Write a model as a folder to share, with ONNX and torch.export graphs (MODEL=champion|path|run OUT=folder)
+	@python -m pipelines.export --data "$(DATA)" --model="$$MODEL" --out="$$OUT"
+
 report: setup ## Write the results as one HTML page with playable clips: report.html
 	@python -m pipelines.report --data "$(DATA)"
 
@@ -146,7 +149,7 @@ lint: setup ## Check style and types
 # The CUDA libraries are left to torch, which names their versions: a build for the CPU needs none of them.
 lock: ## Rewrite requirements.lock from pyproject.toml
 	@rm -rf .cache/lock && $(or $(PYTHON),$(lastword $(PYTHONS))) -m venv .cache/lock
-	@.cache/lock/bin/python -m pip install --quiet '.[pipeline,dev]'
+	@.cache/lock/bin/python -m pip install --quiet '.[pipeline,export,dev]'
 	@{ sed -n '/^#/p' requirements.lock; \
 	   .cache/lock/bin/python -m pip freeze --exclude qdformer --exclude setuptools \
 	     | sed -E 's/\+[a-z0-9.]*$$//; /^(cuda-|nvidia-[^m]|triton==)/d'; \
@@ -154,4 +157,4 @@ lock: ## Rewrite requirements.lock from pyproject.toml
 	@mv requirements.lock.new requirements.lock && rm -rf .cache/lock build
 
 clean: ## Remove all computed files (keeps .venv, downloads and the MLflow record)
-	@rm -rf data models workspaces sweeps listen predictions report.html reports/*
+	@rm -rf data models workspaces sweeps listen predictions exported report.html reports/*

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipelines.cli import command_main, preset_parser
 from pipelines.environment import PROJECT, shown_path, tracking_environment
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 CHAMPION = "champion"
+HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.safetensors)"
+"""A model of the Hugging Face hub: OWNER/NAME."""
 INPUT_RULES = {
     "download": ("dataset", "frames"),
     "features": ("pca", "short_clips", "center"),
@@ -105,7 +107,8 @@ def load_segmenter(
             are any, and from the record for a model of the record.
         workspace: where the preset's results are.
         model: empty for the model of the workspace; `champion`; a checkpoint, for which the workspace's VGGish is used;
-            a folder written by `make export`; or the id of an MLflow run.
+            a folder written by `make export`, or the id of such a model on the Hugging Face hub; or the id of an MLflow
+            run.
         hop: seconds from one window to the next, None for the default.
         project: where the models of the record are looked for.
 
@@ -124,10 +127,14 @@ def load_segmenter(
                 return recorded.from_champion(tracking.experiment_name(settings), project=project, hop=hop)
             return recorded.from_run(model, project=project, hop=hop)
         path = Path(model).expanduser()
+        if model and (path.is_dir() or (not path.exists() and re.fullmatch(HUB_ID, model))):
+            rules: dict[str, Any] = {} if hop is None else {"hop": hop}
+            return Segmenter.from_pretrained(path if path.is_dir() else model, **rules)
         checkpoint, vggish = path if model else workspace / CHECKPOINT, workspace / VGGISH
         if model and not path.is_file():
             raise InputError(
-                f"MODEL={model}: no such file; expected {CHAMPION}, the id of an MLflow run, or a checkpoint"
+                f"MODEL={model}: no such file; expected {CHAMPION}, the id of an MLflow run, a checkpoint, or a folder "
+                "that `make export` wrote"
             )
         for file in (checkpoint, vggish):
             if not file.is_file():
@@ -249,7 +256,7 @@ def main() -> None:
     parser.add_argument(
         "--model",
         default="",
-        help="champion, the id of an MLflow run, or a checkpoint (default: the workspace's)",
+        help="champion, the id of an MLflow run, a checkpoint, or a folder of make export (default: the workspace's)",
     )
     parser.add_argument("--hop", default="", help="seconds from one window to the next (default: see docs/predict.md)")
     arguments = parser.parse_args()

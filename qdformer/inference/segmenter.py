@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from huggingface_hub import ModelHubMixin
 
 from qdformer.config.base import SettingsError
 from qdformer.inference.masks import RunLengths, bounding_box, encode_rle
 from qdformer.inference.predictor import Predictor
+from qdformer.inference.sharing import MODEL_CARD, find_folder, read_folder, write_folder
 from qdformer.inference.sound import SoundStream
 from qdformer.inference.video import FRAME_AT, Second, iter_seconds
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MERGE: Merge = "vote"
 
+
+RULES = ("clip_frames", "hop", "merge", "frame_at")
+"""Arguments of `Segmenter` that a shared folder stores."""
 
 CLIP_SECONDS = {"s4": 5, "ms3": 5, "avss": 10}
 """Frames of a clip of the published data sets; those of other data sets are in their settings."""
@@ -89,7 +94,14 @@ Merge = Literal["center", "vote"]
 """How the results of overlapping windows become one, see `Segmenter`."""
 
 
-class Segmenter:
+class Segmenter(
+    ModelHubMixin,
+    library_name="qdformer",
+    pipeline_tag="image-segmentation",
+    tags=["audio-visual-segmentation"],
+    paper_url="https://arxiv.org/abs/2310.00132",
+    model_card_template=MODEL_CARD,
+):
     """Marks and names the sounding objects of a video of any length.
 
     The model sees clips of the length that it was trained with. A longer video is divided into windows of `clip_frames`
@@ -103,6 +115,9 @@ class Segmenter:
       the probabilities are the means over the windows.
 
     Only the frames, the sound and the results of about one window are in memory.
+
+    `save_pretrained(folder)`, `from_pretrained(folder or hub id)` and `push_to_hub(hub id)` are those of
+    `huggingface_hub.ModelHubMixin`; the files are described in `qdformer.inference.sharing`.
 
     Args:
         predictor: the model with the input rules of its training.
@@ -178,6 +193,42 @@ class Segmenter:
             center=settings.features.center,
             device=device,
         )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        rules = {name: getattr(self, name) for name in RULES}
+        write_folder(self.predictor, save_directory, rules)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **rules: Any,
+    ) -> Segmenter:
+        """Load a folder that `save_pretrained` wrote, or the model with this id on the Hugging Face hub.
+
+        `rules` replace those of `config.json`: `clip_frames`, `hop`, `merge`, `frame_at`; `device` places the model.
+        Raises `InputError` if the model is not at hand, otherwise as `from_checkpoint`.
+        """
+        folder = find_folder(
+            str(pretrained_model_name_or_path),
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        return super().from_pretrained(folder, **rules)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, device: torch.device | str = "cpu", **options: Any) -> Segmenter:
+        rules = {name: options[name] for name in RULES if name in options}
+        return cls(read_folder(Path(model_id), device), **rules)
 
     @property
     def classes(self) -> tuple[str, ...]:

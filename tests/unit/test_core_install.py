@@ -35,7 +35,7 @@ predictor = Predictor(QDFormer(settings, 2).eval(), classes, Embedder(VGGish().e
 result = predictor.predict(np.zeros((2, 32, 64, 3), np.uint8), np.zeros(32000, np.float32), 16000)
 print(result.semantic_THW.shape, result.classes)
 """
-EXTRAS = {"fastapi", "mlflow", "ray", "sqlalchemy", "psutil", "yt_dlp"}
+EXTRAS = {"fastapi", "mlflow", "ray", "sqlalchemy", "psutil", "onnxruntime", "yt_dlp"}
 """Imports that come with an extra: those of `tracking` and `inference.service`, and those in functions that only the
 pipeline calls.
 """
