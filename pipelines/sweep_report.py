@@ -113,11 +113,10 @@ def _lines(plan: Sweep, groups: Mapping[str, Group]) -> Iterator[tuple[tuple[str
 
 
 def _numbers(prefix: str, estimate: Estimate) -> dict[str, object]:
-    """The columns of an estimate; an undefined one has none."""
-    if math.isnan(estimate.value):
-        return {}
+    """The columns of an estimate, without those of undefined numbers."""
     names = (prefix or "value", f"{prefix}_low".lstrip("_"), f"{prefix}_high".lstrip("_"))
-    return dict(zip(names, (estimate.value, estimate.low, estimate.high), strict=True))
+    numbers = zip(names, (estimate.value, estimate.low, estimate.high), strict=True)
+    return {name: number for name, number in numbers if not math.isnan(number)}
 
 
 def _intervals(plan: Sweep, lines: Lines, row: str) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -167,9 +166,14 @@ def _markdown(plan: Sweep, lines: Lines, failed: Collection[str]) -> str:
 
 
 def _table(plan: Sweep, lines: Lines, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of one table on clean sound: every metric, its difference, and the paper's value if any."""
+    """Columns and rows of one table on clean sound: every metric, its difference, and the paper's value if any.
+
+    A metric that no row defines, such as `miou_seen` for data without seen classes, has no column.
+    """
     columns = ["row", "seeds"]
     rows = []
+    defined = [metric for metric in metrics if any("value" in lines[row, CONDITION, metric] for row in plan.rows)]
+    metrics = defined or metrics
     printed = [metric for metric in metrics if any("paper" in lines[row, CONDITION, metric] for row in plan.rows)]
     for metric in metrics:
         columns += [f"`{metric}`", "difference", *(["paper"] if metric in printed else [])]

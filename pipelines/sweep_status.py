@@ -118,11 +118,9 @@ ENDS = ("", "_low", "_high")
 
 
 def with_interval(value: str, low: str, high: str, sign: str = "") -> str:
-    """`0.357 [0.321, 0.390]`; a dash for a value that is undefined."""
-    if not value:
-        return "–"
-    numbers = [f"{float(number):{sign}.3f}" for number in (value, low, high)]
-    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+    """`0.357 [0.321, 0.390]`; without an interval that is undefined; a dash for a value that is."""
+    value, *ends = [f"{float(number):{sign}.3f}" if number else "" for number in (value, low, high)]
+    return f"{value} [{', '.join(ends)}]" if all(ends) else value or "–"
 
 
 def asked_jobs() -> int | None:

@@ -58,8 +58,14 @@ class DecompositionScores:
             scores.sync()
 
     def resample(self, bootstrap: int, seed: int) -> dict[str, np.ndarray]:
-        """As `Scores.resample`."""
-        return resample(self._compute, len(self.tokens), bootstrap, seed)
+        """As `Scores.resample`; `code_nmi` is NaN for the resamples.
+
+        Clips that are drawn twice raise the mutual information, so that its interval would lie above the value itself.
+        """
+        resamples = resample(self._compute, len(self.tokens), bootstrap, seed)
+        if "code_nmi" in resamples:
+            resamples["code_nmi"][1:] = np.nan
+        return resamples
 
     def _compute(self, indices_RN: np.ndarray) -> dict[str, np.ndarray]:
         own, *others = (

@@ -98,7 +98,7 @@ def robustness_curves(
             _finish_snr_axes(axes, key, positions, labels, highest * 1.1 or 1)
         figure.tight_layout(w_pad=2, rect=(0, 0.09, 1, 1))
         handles, names = grid[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="lower center", ncols=min(5, len(names)), fontsize=8.5)
+        figure.legend(handles, names, loc="lower center", ncols=min(6, len(names)), fontsize=8.5)
     return figure
 
 
