@@ -25,7 +25,8 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     """Train on the workspace's data; write `out/model.safetensors` and `out/history.csv`.
 
     `run_id` is the MLflow run to which the metrics of every epoch are logged. The state from which a crashed training
-    continues is kept below `.cache/ray` until the training ends, because DVC empties `out` before a rerun.
+    continues is kept below `.cache/ray` until other settings, data or code are trained there, because DVC empties `out`
+    before a rerun and keeps the result only when the stage has ended.
     """
     workspace = workspace.resolve()
     condition = settings.train.condition
@@ -41,6 +42,7 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
         features=features,
         storage=storage,
         on_epoch=functools.partial(log_epoch, tracking.tracking_uri(), run_id) if run_id else None,
+        on_start=functools.partial(tracking.log_tags, run_id) if run_id else None,
     )
     history = launch(job, out)
     # without times: DVC compares the checksum of this file, which must be the same for the same training

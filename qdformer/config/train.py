@@ -102,3 +102,13 @@ class Train(Section):
                 f"{stages}; expected 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _every_part_is_trained(self) -> Train:
+        model = self.model
+        if model.calibrate and not (model.quantize or model.recombine or self.loss.token_cls):
+            raise ValueError(
+                "model.calibrate: true without model.quantize and model.recombine leaves the tokens of the clip "
+                "without a loss; expected one of the two, loss.token_cls above 0, or model.calibrate: false"
+            )
+        return self

@@ -124,6 +124,12 @@ def finish_training(run_id: str, checkpoint: Path) -> None:
         store.set_tags(run_id, {"checkpoint_sha256": digests.file_sha256(checkpoint)})
 
 
+def log_tags(run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run, such as the number of workers of a training."""
+    with warn_if_unreachable(f"the tags {', '.join(tags)} are not recorded"):
+        Store().set_tags(run_id, tags)
+
+
 def log_files(run_id: str, files: Path) -> None:
     """Store a file, or all files below a folder, with a run."""
     store = Store()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +19,14 @@ from qdformer.models.backbones import BackboneError
 from qdformer.models.registry import build_model
 from qdformer.utils.digests import file_sha256
 from qdformer.utils.errors import InputError
-from qdformer.utils.files import write_bytes
+from qdformer.utils.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from qdformer.config.model import ModelSettings
     from qdformer.models import Method
 
 METADATA = "qdformer"
+STATE, DIGESTS = "state.pt", "sha256.json"
 RENAMED_TENSORS = {"quantizer.free_KD": "quantizer.codebook_weight"}
 """New name of each tensor in checkpoints from before a renaming."""
 
@@ -71,20 +74,49 @@ def load_model(path: Path, *, trained: bool = True) -> tuple[Method, Classes]:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run, and then its digest, without which the state is not valid."""
+    """Write the state of a run, and then the digests of all files in the folder, without which they are not valid."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / "state.pt")
-    (folder / "state.sha256").write_text(file_sha256(folder / "state.pt"), encoding="ascii")
+    torch.save(state, folder / STATE)
+    digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != DIGESTS}
+    write_text(folder / DIGESTS, json.dumps(digests))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote; raise `CheckpointError` if the file is missing or damaged."""
-    path = folder / "state.pt"
+    """Read what `save_state` wrote; raise `CheckpointError` if a file of the checkpoint is missing or damaged."""
+    check_checkpoint(folder)
+    return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise `CheckpointError` if a file of a checkpoint is missing or damaged. An interrupted copy is such a folder."""
     try:
-        expected = (folder / "state.sha256").read_text(encoding="ascii")
-        found = file_sha256(path)
+        digests = _read_digests(folder / DIGESTS)
+        for name, expected in digests.items():
+            if (found := file_sha256(folder / name)) != expected:
+                raise CheckpointError(f"{folder / name}: damaged: SHA-256 is {found}, expected {expected}")
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: missing; the checkpoint is incomplete") from None
-    if found != expected:
-        raise CheckpointError(f"{path}: damaged: SHA-256 is {found}, expected {expected}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_digests(path: Path) -> dict[str, str]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CheckpointError(f"{path}: damaged: not a JSON file") from None
+
+
+def usable_checkpoints(run: Path, warn: Callable[[str], None] = print) -> list[Path]:
+    """The complete checkpoints below the folder of a run, newest first.
+
+    The others are removed, after `warn` has been called with the reason.
+    """
+    usable = []
+    for folder in sorted(run.glob("checkpoint_*/"), reverse=True):  # Ray names them by the time
+        try:
+            check_checkpoint(folder)
+        except CheckpointError as error:
+            warn(f"Training: {error}; an older checkpoint is used, if there is one")
+            shutil.rmtree(folder)
+        else:
+            usable.append(folder)
+    return usable

@@ -39,12 +39,33 @@ class Job:
     on_epoch: Callable[[Mapping[str, float]], None] | None = None
     """Called by rank 0 with the metrics of each epoch; it is pickled and sent to the worker's process."""
 
+    on_start: Callable[[Mapping[str, str]], None] | None = None
+    """Called by the launching process with the number of workers and the size of the global batch."""
+
+    @property
+    def inputs_file(self) -> Path:
+        """File with the digests of the inputs of the run whose checkpoints are kept."""
+        return self.storage / "inputs.json"
+
+    @property
+    def messages_file(self) -> Path:
+        """File to which rank 0 appends lines for the user."""
+        return self.storage / "messages"
+
     @property
     def progress_file(self) -> Path:
         """File to which rank 0 writes the number of finished steps and of all steps."""
         return self.storage / "progress"
 
+    def inputs(self) -> dict[str, str]:
+        """What the result depends on: settings, and digests of data and code, by their names for the user."""
+        return {
+            "the settings of train": self.recipe.model_dump_json(),
+            "the audio features": file_sha256(self.features),
+            "the data set": tree_sha256(self.dataset),
+            **{f"qdformer/{name}": tree_sha256(PACKAGE / name) for name in CODE},
+        }
+
     def digest(self) -> str:
-        """Digest of settings, data and code, on which the result depends. A run is resumed only under it."""
-        trees = [self.dataset, *(PACKAGE / name for name in CODE)]
-        return short_digest([self.recipe.model_dump_json(), file_sha256(self.features), *map(tree_sha256, trees)])
+        """Digest of all inputs. A run is resumed only under it."""
+        return short_digest(self.inputs().values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -152,6 +152,16 @@ def train_epoch(
     state.epoch_sums = {}
     state.history.append({"epoch": state.epochs_done + 1, **metrics})
     return state.history[-1]
+
+
+def describe_epoch(metrics: Mapping[str, float], epochs: int) -> str:
+    """One line about a finished epoch, with the expected duration of the remaining ones."""
+    losses = ", ".join(f"{name} {metrics[name]:.3g}" for name in ("total", "cls", "mask", "dice") if name in metrics)
+    minutes = metrics["seconds"] * (epochs - metrics["epoch"]) / 60
+    return (
+        f"epoch {metrics['epoch']:.0f}/{epochs}: {losses}; {metrics['frames_per_second']:.0f} frames/s, "
+        f"{metrics['data_wait']:.0%} waiting for data; {minutes:.1f} min left"
+    )
 
 
 def _train_step(

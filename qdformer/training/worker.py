@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from qdformer.data.manifest import read_classes, read_manifest, task_classes
 from qdformer.models.registry import build_model
 from qdformer.training.cached_views import CachedViews
 from qdformer.training.checkpoint import load_state, save_model, save_state
-from qdformer.training.loop import TrainingState, train_epoch
+from qdformer.training.loop import TrainingState, describe_epoch, train_epoch
+from qdformer.utils.errors import InputError
 
 if TYPE_CHECKING:
     from qdformer.data.dataset import Batch
@@ -26,8 +28,12 @@ if TYPE_CHECKING:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train the job in `config`. Every rank reports once per epoch; rank 0 adds the checkpoint."""
+    """Train the job in `config` from the checkpoint given there, if any.
+
+    Every rank reports once per epoch; rank 0 adds the checkpoint.
+    """
     job: Job = config["job"]
+    check_shared_folders(job)
     recipe = job.recipe
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -53,7 +59,7 @@ def train_worker(config: dict[str, Any]) -> None:
     network = ray.train.torch.prepare_model(model)
     clips: ClipDataset = data
     if recipe.cached_views:
-        folder = job.storage / context.get_experiment_name() / "views"
+        folder = config["folder"] / "views"
         clips = CachedViews(data, model.backbone, recipe, folder, device)
     loader = build_loader(clips, recipe.batch_size, shuffle=True, rank=rank, world_size=context.get_world_size())
     sampler = loader.batch_sampler
@@ -65,9 +71,14 @@ def train_worker(config: dict[str, Any]) -> None:
             yield batch
             job.progress_file.write_text(f"{step} {state.total_steps}", encoding="ascii")
 
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            state.load_state_dict(load_state(Path(folder)))
+    def tell(line: str) -> None:
+        if rank == 0:
+            with job.messages_file.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+
+    if (checkpoint := config["checkpoint"]) is not None:
+        state.load_state_dict(load_state(checkpoint))
+        tell(f"Training: resumed after epoch {state.epochs_done} of {recipe.epochs}, step {state.steps_done}")
 
     for epoch in range(state.epochs_done, recipe.epochs):
         sampler.set_epoch(epoch)
@@ -77,10 +88,21 @@ def train_worker(config: dict[str, Any]) -> None:
         if rank != 0:
             ray.train.report(metrics)
             continue
+        tell(describe_epoch(metrics, recipe.epochs))
         if job.on_epoch is not None:
             job.on_epoch(metrics)
-        with tempfile.TemporaryDirectory(dir=job.storage) as folder:
-            save_state(Path(folder), state.state_dict())
-            save_model(Path(folder) / "model.safetensors", model, classes, recipe.model)
-            (Path(folder) / "history.json").write_text(json.dumps(state.history), encoding="utf-8")
-            ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder))
+        with tempfile.TemporaryDirectory(dir=job.storage) as new:
+            save_model(Path(new) / "model.safetensors", model, classes, recipe.model)
+            (Path(new) / "history.json").write_text(json.dumps(state.history), encoding="utf-8")
+            save_state(Path(new), state.state_dict())  # last: it writes the digests of all files
+            ray.train.report(metrics, ray.train.Checkpoint.from_directory(new))
+
+
+def check_shared_folders(job: Job) -> None:
+    """Raise `InputError` if this node lacks a folder or file that all nodes of a cluster must see under one path."""
+    for path in (job.dataset, job.features, job.inputs_file):
+        if not path.exists():
+            raise InputError(
+                f"{path}: not found on the node {socket.gethostname()}; data set, features and checkpoints must lie in "
+                "folders that all nodes of the Ray cluster share"
+            )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 
 import ray
+from ray._private import ray_constants
 
 # Services that a local session does not need; each costs a process, seconds of start-up or lines of output.
 ENVIRONMENT = {
@@ -34,8 +37,17 @@ def ray_session() -> Iterator[None]:
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    runtime_env = None
+    if not (address := os.environ.get("RAY_ADDRESS")):
+        quoted = shlex.quote(sys.executable)
+        # Ray puts the interpreter's path into a shell command as it is.
+        runtime_env = {"py_executable": quoted} if quoted != sys.executable else None
+    if not address or address.startswith("127."):
+        # With this variable, which is meant for other systems, all processes listen on the loopback interface only.
+        os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+        ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
     # Without its dashboard Ray repeats a warning every second; the workers' output stays in Ray's log folder.
-    ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=runtime_env)
     try:
         yield
     finally:
