@@ -44,6 +44,7 @@ def recipe_with(model: dict[str, Any] | None = None, **changes: Any) -> Train:
     recipe = load_settings(PROJECT / "params.yaml").train
     small = recipe.model.model_copy(update=SMALL_MODEL | (model or {}))
     values = {"image_size": 32, "epochs": 3, "batch_size": 4, "warmup_steps": 1, "precision": "float32"}
+    values["cached_views"] = 0  # which needs a frozen backbone and clips of one size
     return recipe.model_copy(update=values | {"model": small} | changes)
 
 
@@ -106,17 +107,22 @@ def train(recipe: Train, root: Path, stop_after: int | None = None, state_dict: 
 
 
 def on_ranks(world_size: int, run: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """The results of `run(*arguments)` in `world_size` processes joined by gloo; they are stored by `torch.save`."""
+    """The results of `run(*arguments)` in `world_size` processes joined by gloo.
+
+    Arguments and results go through files: tensors in the arguments of a spawned process are shared by all ranks.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_rank, (world_size, folder, run, arguments), world_size)
+        torch.save(arguments, Path(folder, "arguments"))
+        multiprocessing.spawn(_rank, (world_size, folder, run), world_size)
         return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(world_size)]
 
 
-def _rank(rank: int, world_size: int, folder: str, run: Callable[..., Any], arguments: tuple) -> None:
+def _rank(rank: int, world_size: int, folder: str, run: Callable[..., Any]) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         address = f"file://{folder}/rendezvous"
         distributed.init_process_group(
             "gloo", init_method=address, rank=rank, world_size=world_size, timeout=timedelta(minutes=2)
         )
+    arguments = torch.load(Path(folder, "arguments"), weights_only=False)
     torch.save(run(*arguments), Path(folder, str(rank)))
