@@ -51,8 +51,8 @@ def show(train: Train, title: str) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     side = train.image_size
     print(
-        f"Backbone {settings.backbone}, {settings.encoder} encoder, hidden_dim {settings.hidden_dim}; "
-        f"task {train.task} with {classes} classes.\n"
+        f"Backbone {settings.backbone}. {settings.summary}. "
+        f"Task {train.task} with {classes} classes.\n"
         f"One forward pass of one clip: {FRAMES} frames of {side} x {side} pixels, float32, on the CPU with "
         f"{torch.get_num_threads()} threads; medians of 3.\n"
         "GFLOP: matrix products and convolutions; a multiply-add counts as two.\n"
@@ -69,7 +69,7 @@ def main() -> None:
     def run() -> None:
         project = Path.cwd()
         train = preset_settings(arguments.data, project).train
-        show(train, f"QDFormer with the settings of {preset_label(arguments.data, project)}")
+        show(train, f"{train.model.title} with the settings of {preset_label(arguments.data, project)}")
 
     command_main(run)
 

@@ -41,7 +41,7 @@ def write_report(name: str, workspace: Path) -> Path:
     tags = {**provenance(workspace), **(_recorded_code(run.data.tags) if run else {})}
     page = workspace / PAGE
     about = About(
-        title=f"QDFormer on {settings.download.dataset}",
+        title=f"{settings.train.model.title} on {settings.download.dataset}",
         evaluation_setup=evaluation_setup(settings),
         facts=_facts(tags, checkpoint_sha256, run),
         settings=settings.model_dump(),

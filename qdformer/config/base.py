@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,10 @@ class SettingsError(InputError):
 
 
 class Section(BaseModel):
-    """An immutable group of settings; unknown keys and values of other types are refused."""
+    """An immutable group of settings; unknown keys and values of other types are refused.
 
+    `follows`: fields whose keys depend on the kind of another field, by the name of that field.
+    """
+
+    follows: ClassVar[dict[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -10,14 +10,15 @@ The rule of merging (`merge`) is the same for every layer:
   changes `train` and keeps `val` and `test`. Optional sections are no exception.
 - Everything else is replaced as a whole: lists, and mappings with free keys (`mix.conditions`, `noise.count`,
   `sweep.grids`).
-- A section that has several types, distinguished by the key `name` (`train.model`), is replaced as a whole if `name`
-  differs.
+- A section that has several types, distinguished by the key `name` (`train.model`), is replaced if `name` differs:
+  only keys that both types have from a common base class are kept, such as the backbone. A section that follows it
+  (`train.loss`) is then replaced as a whole.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,42 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], *sections: type[S
     `sections` are the types that the mapping may have (default: `Settings`).
     """
     sections = sections or (Settings,)
-    if any(KIND in section.model_fields for section in sections) and overlay.get(KIND, base.get(KIND)) != base.get(
-        KIND
-    ):
-        return dict(overlay)
     merged = dict(base)
+    if any(KIND in section.model_fields for section in sections) and _kind_changes(base, overlay):
+        shared = _shared_keys(sections, base.get(KIND), overlay[KIND])
+        merged = {key: value for key, value in base.items() if key in shared}
+    for follower, leader in [pair for section in sections for pair in section.follows.items()]:
+        if follower in base and _kind_changes(base.get(leader), overlay.get(leader)):
+            merged[follower] = {}
     for key, value in overlay.items():
         inner = [found for section in sections for found in _sections_of(section, key)]
-        if inner and isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
-            merged[key] = merge(base[key], value, *inner)
+        if inner and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value, *inner)
         else:
             merged[key] = value
     return merged
+
+
+def _kind_changes(base: Any, overlay: Any) -> bool:
+    """Whether `overlay` makes another kind of section of `base`."""
+    if not isinstance(base, Mapping) or not isinstance(overlay, Mapping):
+        return False
+    return overlay.get(KIND, base.get(KIND)) != base.get(KIND)
+
+
+def _shared_keys(sections: Iterable[type[Section]], *kinds: Any) -> set[str]:
+    """The keys that the sections of these kinds have from their nearest common base class."""
+    chosen = [section for kind in kinds for section in sections if _is_kind(section, kind)]
+    if len(chosen) < len(kinds):
+        return set()
+    first, *others = chosen
+    common = next(base for base in first.__mro__ if all(issubclass(other, base) for other in others))
+    return set(common.model_fields) - {KIND} if issubclass(common, Section) else set()
+
+
+def _is_kind(section: type[Section], kind: Any) -> bool:
+    field = section.model_fields.get(KIND)
+    return field is not None and kind in typing.get_args(field.annotation)
 
 
 def _sections_of(section: type[Section], key: str) -> list[type[Section]]:

@@ -19,6 +19,7 @@ from qdformer.config.download import Download
 from qdformer.config.evaluate import Evaluate
 from qdformer.config.features import Features
 from qdformer.config.mix import Mix
+from qdformer.config.model import SETTINGS
 from qdformer.config.noise import Noise
 from qdformer.config.pretrain import Pretrain
 from qdformer.config.promote import Promote
@@ -80,26 +81,46 @@ def parse_settings(values: Any, source: str = "settings") -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         errors = error.errors()
+    method = _method_name(values)
+    for item in errors:
+        item["loc"] = _without_method(item["loc"])
     renamed = {
         (*item["loc"][:-1], RENAMED.get(_dotted(item["loc"][:-1]), {}).get(str(item["loc"][-1])))
         for item in errors
         if item["type"] == "extra_forbidden"
     }
     problems = [
-        _describe(item["loc"], item["type"], item["msg"], item["input"])
+        _describe(item["loc"], item["type"], item["msg"], item["input"], method)
         for item in sorted(errors, key=lambda item: item["type"] != "extra_forbidden")  # unknown keys first
         if not (item["type"] == "missing" and item["loc"] in renamed)  # its old name is reported instead
     ]
     raise SettingsError(f"{source}: " + "\n  ".join(problems))
 
 
-def _describe(location: tuple[int | str, ...], kind: str, message: str, given: Any) -> str:
+def _method_name(values: Any) -> str:
+    """`train.model.name`, empty if it cannot be found."""
+    for part in ("train", "model", "name"):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values if isinstance(values, str) else ""
+
+
+def _without_method(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The location of an error without the method's name, which pydantic inserts after `train.model`."""
+    if location[:2] == ("train", "model") and location[2:3] and location[2] in SETTINGS:
+        return *location[:2], *location[3:]
+    return location
+
+
+def _describe(location: tuple[int | str, ...], kind: str, message: str, given: Any, method: str) -> str:
     """One line for one of pydantic's errors: the key, and what was expected."""
     key, section = _dotted(location) or "settings", location[:-1]
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        found = f"not {given['name']!r}" if isinstance(given, dict) and "name" in given else "but it is missing"
+        return f"{key}.name: expected one of {', '.join(map(repr, SETTINGS))}, {found}"
     if kind == "extra_forbidden":
         if new := RENAMED.get(_dotted(section), {}).get(str(location[-1])):
             return f"{key}: unknown key; it is called {new} now"
-        return f"{key}: unknown key; known here: {', '.join(_known_keys(section))}"
+        return f"{key}: unknown key; known here: {', '.join(_known_keys(section, method))}"
     message = message.removeprefix("Value error, ")
     return f"{key}: {message}" if kind in ("missing", "value_error") else f"{key}: {message}, not {given!r}"
 
@@ -126,8 +147,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+def _known_keys(location: tuple[int | str, ...], method: str) -> list[str]:
     model: Any = Settings
+    if location[:1] == ("train",) and location[1:2] in (("model",), ("loss",)) and method in SETTINGS:
+        model = SETTINGS[method] if location[1] == "model" else SETTINGS[method].losses
+        location = location[2:]
     for part in location:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
         model = field.annotation if field else None

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from qdformer.config.base import Count, Positive, Rate, Section, Share, Weight
-from qdformer.config.model import BACKBONE_STAGES, ModelSettings
+from qdformer.config.methods.base import BACKBONE_STAGES, MethodSettings
+from qdformer.config.model import ModelSettings, parse_losses
 
 Task = Literal["avs", "avss"]
 Resize = Literal["longest", "squash", "crop"]
-
-
-class Loss(Section):
-    """Weights of the losses and of the matching costs (Eq. 8-10).
-
-    `quantize` is lambda_quant and `commitment` is lambda_com; the paper gives neither. `quantize_reduction`: Eq. 9 is a
-    `sum` of squared norms over the tokens and frames of a clip. `mean` divides its terms for the clip's tokens by the
-    number N D of their values, and the term for the frames' tokens by N T D, as the loss functions of VQ-VAE's
-    implementations do. The same weight then fits every number of tokens, frames and channels.
-
-    `token_cls` and `token_match` are not in the paper, where both are 0. `token_cls` is the weight of a class loss of
-    the tokens VQ(g_i) and VQ(l_i,t), computed by the class head of the mask decoder (as Mask2Former, Cheng et al.,
-    2022, supervises its queries before the first decoder layer; TAViS, Luo et al., 2025, classifies audio tokens after
-    Hungarian matching). `token_match` is the weight of the tokens' class cost in the matching of Eq. 10: if it exceeds
-    the other costs, the tokens decide which query segments which source.
-    """
-
-    cls: Weight
-    token_cls: Weight
-    token_match: Weight
-    no_object: Weight
-    l1: Weight
-    giou: Weight
-    mask: Weight
-    dice: Weight
-    quantize: Weight
-    quantize_reduction: Literal["sum", "mean"]
-    commitment: Weight
-    auxiliary: bool
 
 
 class Augment(Section):
@@ -66,6 +38,8 @@ class Train(Section):
     backbone computes of them are kept on disk during the training, so that it processes each view only once. 0: a new
     view in every epoch.
 
+    `model`: the method, by its `name`, and its settings; `loss`: the losses of this method.
+
     `task`: `avs` segments all sounding objects as one class, `avss` classifies them. `resize`: `longest` scales the
     longer side of a frame to `image_size` (as the paper does), `squash` scales both sides to it without keeping the
     ratio, and `crop` scales the shorter side to it and takes the central square; AVSBench's public code has the last
@@ -73,10 +47,11 @@ class Train(Section):
     `precision`: `bfloat16` trains in mixed precision on devices with bfloat16 instructions and in float32 on others.
     """
 
+    follows: ClassVar[dict[str, str]] = {"loss": "model"}
     task: Task
     condition: str
     model: ModelSettings
-    loss: Loss
+    loss: SerializeAsAny[Section]
     resize: Resize
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
     frames: Positive | None
@@ -93,6 +68,12 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"]
     seed: Count
 
+    @field_validator("loss", mode="plain")
+    @classmethod
+    def _parse_loss(cls, values: Any, info: ValidationInfo) -> Any:
+        model = info.data.get("model")  # absent if it is not valid, which is an error of its own
+        return values if model is None else parse_losses(model.name, values)
+
     @model_validator(mode="after")
     def _check_cached_views(self) -> Train:
         model, stages = self.model, BACKBONE_STAGES[self.model.backbone]
@@ -104,11 +85,7 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
-    def _every_part_is_trained(self) -> Train:
-        model = self.model
-        if model.calibrate and not (model.quantize or model.recombine or self.loss.token_cls):
-            raise ValueError(
-                "model.calibrate: true without model.quantize and model.recombine leaves the tokens of the clip "
-                "without a loss; expected one of the two, loss.token_cls above 0, or model.calibrate: false"
-            )
+    def _check_losses(self) -> Train:
+        model: MethodSettings = self.model
+        model.check_losses(self.loss)
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qdformer.models.qdformer.model import QDFormer
+from qdformer.models.tpavi.model import TPAVI
 
 if TYPE_CHECKING:
     from qdformer.config.model import ModelSettings
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, Any] = {
     "qdformer": QDFormer,
+    "tpavi": TPAVI,
 }
 
 

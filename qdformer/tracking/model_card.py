@@ -25,7 +25,7 @@ def model_card(
     """
     return "\n\n".join(
         (
-            f"# QDFormer on {settings.download.dataset}",
+            f"# {settings.train.model.title} on {settings.download.dataset}",
             _purpose(settings),
             "## Training data",
             _data(settings),
@@ -43,9 +43,10 @@ def model_card(
 
 def _purpose(settings: Settings) -> str:
     output = "and the class of each" if settings.train.task == "avss" else "as one foreground mask"
+    model = settings.train.model
     return (
         "Audio-visual segmentation: from the frames of a video and its sound, the model predicts the pixels of the "
-        f"sounding objects, {output}. An open implementation of QDFormer (Li et al., CVPR 2024)."
+        f"sounding objects, {output}. An open implementation of {model.title} ({model.paper})."
     )
 
 
@@ -67,7 +68,6 @@ def _data(settings: Settings) -> str:
 
 def _recipe(settings: Settings) -> str:
     train, model = settings.train, settings.train.model
-    parts = [part for part in ("decompose", "quantize", "recombine", "calibrate") if getattr(model, part)]
     vggish = {"official": "the published weights", "pretrained_here": "pretrained on this data set's own sounds"}
     weights = "random weights" if model.backbone_weights is None else f"ImageNet weights ({model.backbone_weights})"
     return "\n".join(
@@ -75,8 +75,7 @@ def _recipe(settings: Settings) -> str:
             f"- audio encoder: VGGish, {vggish[settings.pretrain.weights]}",
             f"- image encoder: {model.backbone} from {weights}, {model.frozen_stages} of its stages frozen; "
             f"{train.resize} side {train.image_size}",
-            f"- QDFormer: hidden dimension {model.hidden_dim}, {model.encoder_layers} + {model.decoder_layers} layers, "
-            f"{model.encoder} encoder; parts enabled: {', '.join(parts) or 'none'}",
+            f"- {model.summary}",
             f"- AdamW, learning rate {train.learning_rate:g}, {train.epochs} epochs, batch {train.batch_size}, "
             f"{train.precision}, seed {train.seed}",
         )

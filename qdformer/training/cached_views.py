@@ -32,7 +32,7 @@ class CachedViews(ClipDataset):
         self.data = data
         self.seed = data.seed
         self.backbone = backbone
-        self.strides = [stride for stride in backbone.channels if stride >= recipe.model.mask_stride]
+        self.strides = recipe.model.map_strides
         self.views = recipe.cached_views
         self.precision = recipe.precision
         self.folder = folder

@@ -22,7 +22,7 @@ from qdformer.utils.errors import InputError
 from qdformer.utils.files import write_bytes, write_text
 
 if TYPE_CHECKING:
-    from qdformer.config.model import ModelSettings
+    from qdformer.config.methods.base import MethodSettings
     from qdformer.models import Method
 
 METADATA = "qdformer"
@@ -35,7 +35,7 @@ class CheckpointError(InputError):
     """A checkpoint is missing, damaged or of another kind; the message names the file."""
 
 
-def save_model(path: Path, model: Method, classes: Classes, settings: ModelSettings) -> None:
+def save_model(path: Path, model: Method, classes: Classes, settings: MethodSettings) -> None:
     """Write the weights, with the settings and classes to rebuild the model. The same weights give the same bytes."""
     about = {"model": settings.model_dump(), "classes": {"names": classes.names, "unseen": classes.unseen}}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qdformer.utils.constants import EMBEDDING_SIZE
 
 if TYPE_CHECKING:
-    from qdformer.config.train import Loss
+    from qdformer.config.base import Section
     from qdformer.models import Method
 
 REST = "the rest"
@@ -82,7 +82,7 @@ def summarize(model: Method, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor
     ]
 
 
-def peak_memory(model: Method, loss: Loss, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor) -> Memory:
+def peak_memory(model: Method, loss: Section, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor) -> Memory:
     """Peak memory of a forward pass and of a training step (forward, loss, backward, AdamW), as Linux reports it."""
 
     def forward() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from qdformer.config.model import QDFormerSettings
+from qdformer.config.base import Section
+from qdformer.config.methods.base import MethodSettings
+from qdformer.config.methods.qdformer import Loss, QDFormerSettings
+from qdformer.config.model import SETTINGS, parse_losses, parse_model_settings
 from qdformer.config.settings import load_settings
-from qdformer.config.train import Loss
+from qdformer.models import Method, build_model
 from qdformer.models.qdformer.model import QDFormer
 from tests.helpers import PROJECT
 
@@ -32,6 +35,11 @@ SMALL = PARAMS.train.model.model_copy(
     }
 )
 CLASSES = 4
+SIZES: dict[str, dict[str, object]] = {
+    "qdformer": SMALL.model_dump(),
+    "tpavi": {"hidden_dim": 32},
+}
+"""What makes a model of each method small; a new method needs an entry."""
 ROWS = {
     "baseline": {"decompose": False, "quantize": False, "recombine": False, "calibrate": False},
     "decomposed": {"quantize": False, "recombine": False, "calibrate": False},
@@ -63,6 +71,22 @@ def settings(**changes: object) -> QDFormerSettings:
 def make_model(seed: int = 0, **changes: object) -> QDFormer:
     torch.manual_seed(seed)
     return QDFormer(settings(**changes), CLASSES)
+
+
+def method_settings(name: str, **changes: object) -> MethodSettings:
+    """The settings of a small model of any method, with a backbone of random weights."""
+    shared = {key: getattr(SMALL, key) for key in MethodSettings.model_fields}
+    return parse_model_settings({**shared, **SIZES[name], "name": name, **changes})
+
+
+def method_losses(name: str) -> Section:
+    """The loss weights of any method: those of params.yaml, or the method's own."""
+    return LOSS if isinstance(LOSS, SETTINGS[name].losses) else parse_losses(name, {})
+
+
+def make_method(name: str, num_classes: int = CLASSES, seed: int = 0, **changes: object) -> Method:
+    torch.manual_seed(seed)
+    return build_model(method_settings(name, **changes), num_classes)
 
 
 def make_clips(clips: int = 2, frames: int = 2, height: int = 64, width: int = 64, seed: int = 0):

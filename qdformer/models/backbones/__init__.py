@@ -13,7 +13,7 @@ from qdformer.models.backbones.base import Backbone
 from qdformer.models.backbones.weights import BackboneError, Weights, read_weights
 
 if TYPE_CHECKING:
-    from qdformer.config.model import MethodSettings
+    from qdformer.config.methods.base import MethodSettings
 
 __all__ = ["Backbone", "BackboneError", "build_backbone"]
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qdformer.utils.constants import EMBEDDING_SIZE
+
 if TYPE_CHECKING:
-    from qdformer.config.model import ModelSettings
-    from qdformer.config.train import Loss
+    from qdformer.config.methods.base import MethodSettings
     from qdformer.models.backbones import Backbone
 
 
@@ -32,13 +33,29 @@ class Prediction:
     """The method's own output, as `forward` returned it."""
 
 
+def check_inputs(images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, signals: int | None = None) -> tuple[int, int]:
+    """The number of clips and frames; raises `ValueError` for shapes that do not fit.
+
+    `signals`: number of separated signals, for a model whose audio features are [B, T, signals, A].
+    """
+    if images_BTCHW.ndim != 5 or images_BTCHW.shape[2] != 3:
+        raise ValueError(f"images have shape {list(images_BTCHW.shape)}; expected [clips, frames, 3, height, width]")
+    B, T = images_BTCHW.shape[:2]
+    expected = [B, T, *([] if signals is None else [signals]), EMBEDDING_SIZE]
+    if list(audio_BTA.shape) != expected:
+        many = "" if signals is None else ", one separated signal for each prototype (train.model.separate)"
+        raise ValueError(f"audio has shape {list(audio_BTA.shape)}; expected {expected} as the images{many}")
+    return B, T
+
+
 class Method(nn.Module, ABC):
     """A method for audio-visual segmentation: the interface between a model and training, evaluation and cost.
 
     To add a method:
 
-    1. Settings. In `config/model.py`, derive a class from `MethodSettings` with `name: Literal["mymethod"]`, and add it
-       to the union `ModelSettings`. `train.model` in `params.yaml` then takes its keys, and no others.
+    1. Settings. In `config/methods/mymethod.py`, derive a class from `MethodSettings` with `name: Literal["mymethod"]`
+       and, as `losses`, the section of its loss weights. Add it to the union `ModelSettings` in `config/model.py`.
+       `train.model` and `train.loss` then take its keys, and no others. Defaults are the published values.
     2. Model. In `models/mymethod/`, derive a class from `Method`. Its constructor takes `(settings, num_classes)` and
        sets `backbone` (from `build_backbone(settings)`), `settings` and `num_classes`. Implement:
 
@@ -46,11 +63,18 @@ class Method(nn.Module, ABC):
          per frame; `valid_BT` is false for padding frames, which must not influence other frames; `maps` are those of
          `backbone` for the frames, if they have been computed before. It returns any object; only the method's own
          code reads it.
-       - `build_criterion(loss)`: a module called with `(output, labels_BTHW, valid_BT, labeled_BT)`, which returns the
-         weighted losses by name and their sum as `total`. Labels are class ids 0..C or 255 (ignored).
+       - `build_criterion(loss)`, where `loss` is the section of its loss weights: a module called with `(output,
+         labels_BTHW, valid_BT, labeled_BT)`, which returns the weighted losses by name and their sum as `total`. Labels
+         are class ids 0..C or 255 (ignored).
        - `predict(images_BTCHW, audio_BTA, valid_BT, maps)`: the `Prediction` of a model in evaluation mode.
 
     3. Registry. Add the class to `METHODS` in `models/registry.py`.
+
+    4. Preset. Write `pipelines/presets/mymethod.yaml` with `train: {model: {name: mymethod}}` and its recipe.
+
+    The tests of `tests/unit/models/test_methods.py` then run over the method. If its output has fields of
+    `QDFormerOutput` (tokens, codes, class logits of queries), the evaluation measures the decomposition; otherwise
+    these metrics are empty.
 
     The rest has defaults: `parameter_groups` (parameters named in `no_decay` have no weight decay) and the hooks
     `on_epoch_start`, `on_step_end` and `on_epoch_end`, by which a method takes part in training beyond its gradient and
@@ -62,7 +86,7 @@ class Method(nn.Module, ABC):
     without a valid frame, which must not influence the losses or the statistics.
     """
 
-    settings: ModelSettings
+    settings: MethodSettings
     num_classes: int
     backbone: Backbone
     no_decay: tuple[str, ...] = ()
@@ -79,8 +103,8 @@ class Method(nn.Module, ABC):
         """Frames and audio features -> the method's output. Raises `ValueError` for shapes that do not fit."""
 
     @abstractmethod
-    def build_criterion(self, loss: Loss) -> nn.Module:
-        """The training objective with these loss weights."""
+    def build_criterion(self, loss: Any) -> nn.Module:
+        """The training objective with these loss weights, a section of the type `settings.losses`."""
 
     @abstractmethod
     def predict(

@@ -46,11 +46,9 @@ def build_targets(
     judged_BTHW = (labels_BTHW != IGNORE_INDEX) & labeled_BT[..., None, None]
     labels_BTHW = labels_BTHW.where(judged_BTHW, 0)
     B = len(labels_BTHW)
+    if labels_BTHW.numel() and (highest := int(labels_BTHW.max())) > num_classes:
+        raise InputError(f"class id {highest} in the labels; expected 0..{num_classes} or {IGNORE_INDEX}")
     present_BC = torch.stack([torch.bincount(clip.flatten(), minlength=num_classes + 1).bool() for clip in labels_BTHW])
-    if present_BC.shape[1] > num_classes + 1:
-        raise InputError(
-            f"class id {int(labels_BTHW.max())} in the labels; expected 0..{num_classes} or {IGNORE_INDEX}"
-        )
     ids = [clip[1:].nonzero().flatten().tolist() for clip in present_BC.cpu()]
     most = max(map(len, ids), default=0)
     device = labels_BTHW.device

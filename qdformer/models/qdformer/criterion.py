@@ -25,7 +25,7 @@ from qdformer.models.qdformer.matcher import match
 from qdformer.utils.distributed import sum_over_ranks
 
 if TYPE_CHECKING:
-    from qdformer.config.train import Loss
+    from qdformer.config.methods.qdformer import Loss
     from qdformer.models.qdformer.output import QDFormerOutput
 
 FOCAL_GAMMA = 2.0

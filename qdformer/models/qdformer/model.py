@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from qdformer.models.backbones import build_backbone
 from qdformer.models.common.fpn import FeaturePyramid
-from qdformer.models.common.method import Method, Prediction
+from qdformer.models.common.method import Method, Prediction, check_inputs
 from qdformer.models.common.pixel_encoder import PixelEncoder
 from qdformer.models.common.transformer import LinearBottleneck
 from qdformer.models.qdformer.criterion import Criterion
@@ -28,8 +28,7 @@ from qdformer.utils.constants import EMBEDDING_SIZE
 from qdformer.utils.distributed import rank, sum_over_ranks
 
 if TYPE_CHECKING:
-    from qdformer.config.model import QDFormerSettings
-    from qdformer.config.train import Loss
+    from qdformer.config.methods.qdformer import Loss, QDFormerSettings
 
 FOREGROUND_THRESHOLD = 0.4
 """A pixel is foreground if its highest probability over the queries exceeds this.
@@ -55,6 +54,7 @@ class QDFormer(Method):
     with `filters_from: continuous`.
     """
 
+    settings: QDFormerSettings
     no_decay = ("prototypes_ND", "codebook_weight", "level_LD")
 
     def __init__(self, settings: QDFormerSettings, num_classes: int) -> None:
@@ -128,7 +128,8 @@ class QDFormer(Method):
         In training mode the output contains the predictions of every decoder layer. Raises `ValueError` for shapes that
         do not fit.
         """
-        B, T = self._check(images_BTCHW, audio_BTA)
+        signals = self.settings.num_prototypes if self.settings.separate else None
+        B, T = check_inputs(images_BTCHW, audio_BTA, signals)
         if valid_BT is None:
             valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
         attended_BT = valid_BT | ~valid_BT.any(-1, keepdim=True)  # attention to no frame at all would be NaN
@@ -290,18 +291,6 @@ class QDFormer(Method):
     def _classify(self, tokens: torch.Tensor | None) -> torch.Tensor | None:
         """Logits of the mask decoder's class head for tokens [..., D], in training mode only."""
         return self.mask_decoder.classify(tokens).float() if self.training and tokens is not None else None
-
-    def _check(self, images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor) -> tuple[int, int]:
-        if images_BTCHW.ndim != 5 or images_BTCHW.shape[2] != 3:
-            raise ValueError(
-                f"images have shape {list(images_BTCHW.shape)}; expected [clips, frames, 3, height, width]"
-            )
-        B, T = images_BTCHW.shape[:2]
-        signals = [self.settings.num_prototypes] if self.settings.separate else []
-        if list(audio_BTA.shape) != (expected := [B, T, *signals, EMBEDDING_SIZE]):
-            many = ", one separated signal for each prototype (train.model.separate)" if signals else ""
-            raise ValueError(f"audio has shape {list(audio_BTA.shape)}; expected {expected} as the images{many}")
-        return B, T
 
     @torch.inference_mode()
     def predict(

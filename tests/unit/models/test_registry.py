@@ -5,17 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qdformer.config.model import ModelSettings, parse_model_settings
+from qdformer.config.model import SETTINGS, parse_model_settings
 from qdformer.models import METHODS, Method, Prediction, build_model
-from tests.helpers.model import CLASSES, LOSS, SMALL, make_clips, settings
+from tests.helpers.model import CLASSES, SMALL, make_clips, method_losses, method_settings
 
 FRAMES = torch.ones(2, 2, dtype=torch.bool)
 
 
 def test_the_settings_of_every_method_are_distinguished_by_its_name():
-    options = getattr(ModelSettings, "__args__", (ModelSettings,))
-    names = {option.model_fields["name"].annotation.__args__[0] for option in options}
-    assert names == set(METHODS)
+    assert set(SETTINGS) == set(METHODS)
     assert parse_model_settings(SMALL.model_dump()) == SMALL
     with pytest.raises(ValueError, match="qdformer"):
         parse_model_settings(SMALL.model_dump() | {"name": "other"})
@@ -24,12 +22,12 @@ def test_the_settings_of_every_method_are_distinguished_by_its_name():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_and_predicts_through_the_interface(name):
     torch.manual_seed(0)
-    model = build_model(settings(name=name), CLASSES)
+    model = build_model(method_settings(name), CLASSES)
     assert isinstance(model, Method) and model.settings.name == name and model.num_classes == CLASSES
     images, audio, labels = make_clips()
     model.on_epoch_start()
     output = model(images, audio, FRAMES)
-    losses = model.build_criterion(LOSS)(output, labels, FRAMES, FRAMES)
+    losses = model.build_criterion(method_losses(name))(output, labels, FRAMES, FRAMES)
     losses["total"].backward()
     groups = model.parameter_groups(0.001, 0.5, 0.01)
     assert groups[0]["lr"] == 0.001 and losses["total"].ndim == 0

@@ -1,0 +1,1 @@
+"""The settings of each method: one module per method, listed in `qdformer.config.model`."""

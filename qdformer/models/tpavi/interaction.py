@@ -1,0 +1,50 @@
+"""Temporal pixel-wise audio-visual interaction (TPAVI).
+
+Shapes: B clips, T frames, S positions of a map, D hidden dimension, E = D / 2, A audio features (128).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qdformer.models.common.norm import TokenBatchNorm
+from qdformer.utils.constants import EMBEDDING_SIZE
+
+
+class PixelwiseInteraction(nn.Module):
+    """Z_i = V_i + mu(alpha_i g(V_i)) with alpha_i = theta(V_i) phi(A)^T / N, where the audio A of a frame stands at
+    each of its positions, and N = T S counts the positions of the clip. theta, phi, g and mu are 1x1x1 convolutions;
+    batch normalization follows mu, and layer normalization the sum, as in the public code.
+
+    Differences from the public code:
+
+    - phi(A) is the same at all positions of a frame. So alpha_i g(V_i) = theta(V_i) M, with the E x E matrix
+      M = 1/T sum_t phi(a_t)^T mean_s g(v_t,s), and the T S x T S matrix alpha_i is never computed. The result is the
+      same.
+    - Padding frames have no part in M, N and the statistics of batch normalization. The public code for AVSS counts
+      them in all three, as frames of zeros.
+    """
+
+    def __init__(self, hidden_dim: int, audio_bias: bool = True) -> None:
+        super().__init__()
+        inner = hidden_dim // 2
+        self.align = nn.Linear(EMBEDDING_SIZE, hidden_dim, bias=audio_bias)
+        self.g = nn.Linear(hidden_dim, inner)
+        self.theta = nn.Linear(hidden_dim, inner)
+        self.phi = nn.Linear(hidden_dim, inner)
+        self.mu = nn.Linear(inner, hidden_dim)
+        self.batch_norm = TokenBatchNorm(hidden_dim)
+        nn.init.zeros_(self.batch_norm.weight)
+        self.layer_norm = nn.LayerNorm(hidden_dim)
+
+    def forward(
+        self, visual_BTSD: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> Z_i [B, T, S, D] and the aligned audio features [B, T, D]."""
+        aligned_BTD = self.align(audio_BTA)
+        share_BT = valid_BT / valid_BT.sum(1, keepdim=True).clamp(min=1)
+        phi_BTE = self.phi(aligned_BTD) * share_BT[..., None]
+        mixing_BEE = phi_BTE.transpose(1, 2) @ self.g(visual_BTSD.mean(2))  # the mean of g is g of the mean
+        attended_BTSE = (self.theta(visual_BTSD).flatten(1, 2) @ mixing_BEE).unflatten(1, visual_BTSD.shape[1:3])
+        return self.layer_norm(visual_BTSD + self.batch_norm(self.mu(attended_BTSE), valid_BT)), aligned_BTD

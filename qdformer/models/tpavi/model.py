@@ -1,0 +1,114 @@
+"""TPAVI (Zhou et al., "Audio-Visual Segmentation", ECCV 2022, arXiv 2207.08351; extended to AVSS in arXiv 2301.13190).
+
+Shapes: B clips, T frames (one per second), F = B * T, A audio features (128), D hidden dimension, C object classes,
+K logits per pixel (1 for one class, else C + 1), H W pixels, h w size of a map.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qdformer.models.backbones import build_backbone
+from qdformer.models.common.method import Method, Prediction, check_inputs
+from qdformer.models.common.transformer import flatten_map, unflatten_map
+from qdformer.models.tpavi.criterion import Criterion
+from qdformer.models.tpavi.decoder import ASPP, Decoder
+from qdformer.models.tpavi.interaction import PixelwiseInteraction
+from qdformer.models.tpavi.output import TPAVIOutput
+
+if TYPE_CHECKING:
+    from qdformer.config.methods.tpavi import TPAVILoss, TPAVISettings
+
+THRESHOLD = 0.5
+"""Probability above which a pixel is foreground if there is one class, as in the public code."""
+
+
+class TPAVI(Method):
+    """Backbone, ASPP -> V_i, TPAVI -> Z_i and a decoder with the feature maps of four stages.
+
+    Differences from the public code, which has one copy of the model for each backbone and data set:
+
+    - Batch normalization of the backbone is folded into its convolutions, so that its statistics stay as pretrained.
+    - The computation of TPAVI (`PixelwiseInteraction`), with padding frames left out, and of sizes (`Decoder`).
+    - The video self-attention of the public code (`tpavi_vv_flag`), which its recipes do not use, is left out.
+    """
+
+    settings: TPAVISettings
+
+    def __init__(self, settings: TPAVISettings, num_classes: int) -> None:
+        super().__init__()
+        hidden_dim = settings.hidden_dim
+        self.settings = settings
+        self.num_classes = num_classes
+        self.backbone = build_backbone(settings)
+        self.strides = settings.map_strides
+        self.aspp = nn.ModuleList(ASPP(self.backbone.channels[stride], hidden_dim) for stride in self.strides)
+        self.interactions = nn.ModuleDict(
+            {
+                str(stage): PixelwiseInteraction(hidden_dim, settings.audio_bias)
+                for stage in sorted(set(settings.tpavi_stages))
+            }
+        )
+        self.decoder = Decoder(hidden_dim, 1 if num_classes == 1 else num_classes + 1)
+        for part in (self.aspp, self.decoder):
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+
+    def forward(
+        self,
+        images_BTCHW: torch.Tensor,
+        audio_BTA: torch.Tensor,
+        valid_BT: torch.Tensor | None = None,
+        maps: dict[int, torch.Tensor] | None = None,
+    ) -> TPAVIOutput:
+        """See `Method`."""
+        B, T = check_inputs(images_BTCHW, audio_BTA)
+        if valid_BT is None:
+            valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
+        self.backbone.frames_per_clip = T
+        if maps is None:
+            maps = self.backbone(images_BTCHW.flatten(0, 1))
+        stages = [aspp(maps[stride]) for aspp, stride in zip(self.aspp, self.strides, strict=True)]
+        fused_maps, fused_audio = [], []
+        for stage, interaction in self.interactions.items():
+            index = int(stage) - 1
+            visual_BTSD = flatten_map(stages[index]).unflatten(0, (B, T))
+            fused_BTSD, aligned_BTD = interaction(visual_BTSD, audio_BTA, valid_BT)
+            stages[index] = unflatten_map(fused_BTSD.flatten(0, 1), stages[index].shape[-2:])
+            fused_maps.append(functional.relu(stages[index]))
+            fused_audio.append(aligned_BTD)
+        logits_FKHW = self.decoder(stages, images_BTCHW.shape[-2:])
+        return TPAVIOutput(logits_FKHW.unflatten(0, (B, T)), fused_maps, fused_audio)
+
+    def build_criterion(self, loss: TPAVILoss) -> Criterion:
+        return Criterion(loss, self.num_classes)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        images_BTCHW: torch.Tensor,
+        audio_BTA: torch.Tensor,
+        valid_BT: torch.Tensor | None = None,
+        maps: dict[int, torch.Tensor] | None = None,
+    ) -> Prediction:
+        """The segmentation of a batch of clips; the model must be in evaluation mode.
+
+        With one class, pixels are foreground above `THRESHOLD`; with several, they take the class of the highest
+        probability. A class's probability in a frame is the highest among its pixels, because the method classifies
+        pixels alone.
+        """
+        output = self(images_BTCHW, audio_BTA, valid_BT, maps)
+        logits_BTKHW = output.logits_BTKHW.float()
+        if self.num_classes == 1:
+            foreground_BTHW = logits_BTKHW[:, :, 0].sigmoid()
+            semantic_BTHW = (foreground_BTHW > THRESHOLD).long()
+            class_probs_BTC = foreground_BTHW.flatten(2).amax(-1, keepdim=True)
+        else:
+            probs_BTKHW = logits_BTKHW.softmax(2)
+            semantic_BTHW = probs_BTKHW.argmax(2)
+            foreground_BTHW = (1 - probs_BTKHW[:, :, 0]).clamp(0, 1)
+            class_probs_BTC = probs_BTKHW[:, :, 1:].flatten(3).amax(-1)
+        return Prediction(semantic_BTHW, foreground_BTHW, class_probs_BTC, output)
