@@ -22,6 +22,8 @@ SEEDS ?=
 EPOCHS ?=
 SET ?=
 BENCH ?=
+CHECKPOINT ?=
+METHOD ?=
 DATASET ?=
 SOURCE ?=
 TO ?=
@@ -32,10 +34,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
-export VIDEO AUDIO OUT MODEL SET REASON
+export CHECKPOINT VIDEO AUDIO OUT MODEL SET REASON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data check test test-slow bench listen predict serve demo export report train sweep retrain rollback new-clips schedule up status logs down ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench listen predict serve demo export report train evaluate sweep retrain rollback new-clips schedule up status logs down ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -108,6 +110,9 @@ report: setup ## Write the results as one HTML page with playable clips: report.
 
 train: setup ## Train and evaluate with some settings changed (SET="model.codebook_size=64 epochs=4")
 	@python -m pipelines.flows train --data "$(DATA)" --set="$$SET"
+
+evaluate: setup ## Evaluate a published checkpoint (CHECKPOINT=MS3_best.pth METHOD=avsegformer DATA=ms3)
+	@python -m pipelines.flows evaluate --data "$(DATA)" --method "$(METHOD)" --checkpoint="$$CHECKPOINT"
 
 sweep: setup ## Compare the rows of a grid of ablations (GRID=table2 SEEDS=3 EPOCHS=2 SET="image_size=96")
 	@python -m pipelines.flows sweep --data "$(DATA)" --grid="$(GRID)" --seeds="$(SEEDS)" --epochs="$(EPOCHS)" --set="$$SET"

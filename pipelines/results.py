@@ -27,12 +27,10 @@ def print_results(name: str, settings: Settings, workspace: Path, record: Record
     `seconds` holds the time of each stage that ran; it is empty if every stage was up to date.
     """
     metrics = read_metrics(workspace / REPORTS, [*settings.mix.conditions, *settings.evaluate.controls])
-    keys = dict.fromkeys(key for values in metrics.values() for key in values)
-    columns = [key for key in keys if key.startswith(TABLE_METRICS)]
-    rows = [[condition, *(_number(values.get(key)) for key in columns)] for condition, values in metrics.items()]
+    columns, rows = metric_rows(metrics)
     timings = [[stage, f"{value:.1f}"] for stage, value in seconds.items()]
     title = results_title(name, settings)
-    print_table(title, ["condition", *columns], rows)
+    print_table(title, columns, rows)
     both_right = two_of_two(metrics.get("clean", {}))
     print(both_right)
     if timings:
@@ -41,10 +39,18 @@ def print_results(name: str, settings: Settings, workspace: Path, record: Record
         print("Every stage was up to date.")
     print(f"\nMLflow record: {record}\nOpen it with:  make ui")
     print(f"All runs and their scores, while that runs: {record.runs_url}")
-    markdown = [f"## {title}", markdown_table(["condition", *columns], rows), both_right, f"MLflow: {record}"]
+    markdown = [f"## {title}", markdown_table(columns, rows), both_right, f"MLflow: {record}"]
     if timings:
         markdown.append(markdown_table(["stage", "seconds"], timings))
     return "\n\n".join(markdown)
+
+
+def metric_rows(metrics: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows of the table of metrics, by condition."""
+    keys = dict.fromkeys(key for values in metrics.values() for key in values)
+    columns = [key for key in keys if key.startswith(TABLE_METRICS)]
+    rows = [[condition, *(_number(values.get(key)) for key in columns)] for condition, values in metrics.items()]
+    return ["condition", *columns], rows
 
 
 def results_title(name: str, settings: Settings) -> str:

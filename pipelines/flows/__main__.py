@@ -1,4 +1,4 @@
-"""Run a flow: `python -m pipelines.flows {reproduce,train,data,sweep,retrain,schedule} [--data PRESET]`.
+"""Run a flow: `python -m pipelines.flows {reproduce,train,data,evaluate,sweep,retrain,schedule} [--data PRESET]`.
 
 Settings and the workspace's lock are checked before Prefect and MLflow are imported, which takes seconds: wrong
 settings and a busy workspace are refused at once. If nothing has changed, `reproduce` and `retrain` end without
@@ -15,6 +15,7 @@ from pathlib import Path
 from pipelines.arrivals import has_arrivals
 from pipelines.cells import plan_sweep, write_sweep
 from pipelines.cli import command_main, preset_parser
+from pipelines.published import checkpoint_file, preset_of
 from pipelines.record import current_verdict, noted_record, record_results, require_tracking_store
 from pipelines.results import print_results
 from pipelines.settings import preset_settings
@@ -108,6 +109,15 @@ def import_dataset(data: str, source: str) -> None:
     _run_with_prefect(lambda: flow(data, sources))
 
 
+def evaluate(data: str, method: str, checkpoint: str) -> None:
+    """Evaluate a published checkpoint of another public code."""
+    path, preset = checkpoint_file(checkpoint), preset_of(data, method)
+    _check(preset)
+    from pipelines.flows.evaluate import evaluate as flow
+
+    _run_with_prefect(lambda: flow(preset, path))
+
+
 def parse_source(text: str) -> list[str]:
     """Split paths and URLs at blanks, with quotes as in a shell; paths become absolute."""
     try:
@@ -172,6 +182,10 @@ def _parser() -> argparse.ArgumentParser:
     data = flows.add_parser("data", parents=[options], help=import_dataset.__doc__)
     data.add_argument("--source", default="", help="folders, archives or URLs that hold it (default: as saved)")
     data.set_defaults(run=import_dataset)
+    published = flows.add_parser("evaluate", parents=[options], help=evaluate.__doc__)
+    published.add_argument("--method", default="", help="the method; the preset is then DATA-METHOD")
+    published.add_argument("--checkpoint", default="", help="the published file")
+    published.set_defaults(run=evaluate)
     timer = flows.add_parser("schedule", parents=[options], help=schedule.__doc__)
     timer.add_argument("--cron", default="0 3 * * *", help="minute hour day month weekday, in UTC (%(default)s)")
     timer.add_argument("--every", type=float, metavar="SECONDS", help="retrain at this interval instead")

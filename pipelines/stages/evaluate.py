@@ -89,8 +89,10 @@ def evaluate_checkpoint(
     results = {name: evaluator.result(options.bootstrap, options.seed) for name, evaluator in evaluators.items()}
     write_result(results, classes, out)
     write_token_figures(tokens, dict(zip(uids, clips["classes"], strict=True)), classes, out)
-    history = pandas.read_csv(checkpoint.with_name("history.csv")).to_dict("records")
-    plots.save(plots.training_curves(history), out / "figures" / "training.png")
+    history = checkpoint.with_name("history.csv")
+    if history.is_file():  # a published checkpoint has none
+        curves = plots.training_curves(pandas.read_csv(history).to_dict("records"))
+        plots.save(curves, out / "figures" / "training.png")
     return results
 
 

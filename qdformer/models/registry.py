@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qdformer.models.avsegformer.model import AVSegFormer
 from qdformer.models.qdformer.model import QDFormer
 from qdformer.models.tpavi.model import TPAVI
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, Any] = {
     "qdformer": QDFormer,
     "tpavi": TPAVI,
+    "avsegformer": AVSegFormer,
 }
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from qdformer.audio.vggish.model import VGGish
 from qdformer.utils.digests import file_sha256
+from tests.helpers.published import small_avsegformer, value, write_checkpoint
 
 MODEL = {"hidden_dim": 32, "num_heads": 4, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "codebook_size": 16}
 SMALL = {"train": {"epochs": 1, "image_size": 64, "model": MODEL}, "evaluate": {"bootstrap": 50, "pictures": 2}}
@@ -40,7 +41,7 @@ def resnet50(tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", CLIPS)
 def test_a_preset_and_its_twin_with_swin_reach_a_metric(checkout, resnet50, tmp_path, kind):
-    def python(*arguments: str) -> str:
+    def python(*arguments: str | Path) -> str:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "PREFECT", "RAY"))}
         environment["PYTHONPATH"] = str(checkout)
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
@@ -88,6 +89,25 @@ def test_a_preset_and_its_twin_with_swin_reach_a_metric(checkout, resnet50, tmp_
     figures = json.loads((twin / "reports" / "metrics" / "clean.json").read_text())
     assert figures["clips"] == CLIPS[kind] and all(0 <= figures[name] <= 1 for name in SCORES)
     assert backbone(twin) == ("swin_tiny", None)
+
+    method = workspace.with_name(f"{kind}-avsegformer")
+    method.mkdir()
+    layers = {f"{part}_layers": 1 for part in ("generator", "encoder", "decoder")}
+    (method / "overrides.yaml").write_text(
+        yaml.safe_dump({"train": {"image_size": 64, "model": {"num_queries": 12, **layers}}})
+    )
+    shapes = small_avsegformer("resnet50", 70 if kind == "avss" else 1, 12)
+    file = write_checkpoint(
+        tmp_path / "best.pth", {name: value(name, shape) for name, shape in shapes.items() if "vggish" not in name}
+    )
+    output = python(
+        "-m", "pipelines.flows", "evaluate", "--data", kind, "--method", "avsegformer", "--checkpoint", file
+    )
+    assert "Running stage 'train'" not in output and "best.pth. Test metrics of" in output
+    reports = method / "published" / "best"
+    figures = json.loads((reports / "metrics" / "clean.json").read_text())
+    assert figures["clips"] == CLIPS[kind] and all(0 <= figures[name] <= 1 for name in SCORES)
+    assert not (reports / "metrics" / "untrained.json").exists() and (reports / "model.safetensors").is_file()
 
 
 def backbone(workspace: Path) -> tuple[str, str | None]:

@@ -38,8 +38,20 @@ CLASSES = 4
 SIZES: dict[str, dict[str, object]] = {
     "qdformer": SMALL.model_dump(),
     "tpavi": {"hidden_dim": 32},
+    "avsegformer": {
+        "hidden_dim": 32,
+        "num_heads": 4,
+        "num_queries": 12,
+        "generator_layers": 1,
+        "generator_ffn_dim": 64,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "ffn_dim": 64,
+    },
 }
 """What makes a model of each method small; a new method needs an entry."""
+LEARNING_RATES = {"avsegformer": 0.0005}
+"""Learning rates for one batch, of methods whose published recipe has a lower one than QDFormer's."""
 ROWS = {
     "baseline": {"decompose": False, "quantize": False, "recombine": False, "calibrate": False},
     "decomposed": {"quantize": False, "recombine": False, "calibrate": False},

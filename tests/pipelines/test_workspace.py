@@ -63,6 +63,29 @@ def test_the_presets_of_the_published_sets_follow_the_paper():
         assert swin == settings.model_copy(update={"train": train.model_copy(update={"model": model})})
 
 
+def test_the_presets_of_avsegformer_follow_its_public_code():
+    for name, epochs, size in (("s4", 30, 512), ("ms3", 60, 512), ("avss", 30, 224)):
+        base, settings = preset_settings(name), preset_settings(f"{name}-avsegformer")
+        assert settings.model_copy(update={"train": base.train}) == base  # the same data, features and evaluation
+        train, model = settings.train, settings.train.model
+        assert (model.name, model.backbone, model.backbone_weights) == (
+            "avsegformer",
+            "resnet50",
+            "microsoft/resnet-50",
+        )
+        assert (model.generator_layers, model.encoder_layers, model.decoder_layers) == (6, 6, 6)
+        assert (model.hidden_dim, model.num_queries, model.mask_stride, model.output_stride) == (256, 300, 4, 1)
+        assert (train.loss.mask, train.loss.mix, train.loss.kind) == (1.0, 0.1, "dice")
+        assert (train.task, train.epochs, train.image_size, train.resize) == (base.train.task, epochs, size, "squash")
+        assert (train.learning_rate, train.backbone_lr_mult, train.lr_milestones) == (2e-5, 1.0, [])
+        assert train.batch_size == (4 if name == "avss" else 2)
+        pvt = preset_settings(f"{name}-avsegformer-pvt").train.model
+        assert pvt == model.model_copy(update={"backbone": "pvt_v2_b5", "backbone_weights": "OpenGVLab/pvt_v2_b5"})
+    stamps = preset_settings("avsegformer").train
+    own = {key: getattr(stamps, key) for key in ("model", "loss", "learning_rate")}
+    assert stamps == preset_settings().train.model_copy(update=own)
+
+
 def test_overrides_apply_to_the_presets_that_extend_a_preset(project):
     save_overrides("s4", {"download": {"source": ["/data/s4.zip"]}, "train": {"epochs": 2}}, project.root)
     save_overrides(
@@ -79,7 +102,7 @@ def test_overrides_apply_to_the_presets_that_extend_a_preset(project):
 @pytest.mark.parametrize(
     ("presets", "message"),
     [
-        ({"a": "nope"}, r"no preset 'nope' \(a extends nope\); there are: a, avss"),
+        ({"a": "nope"}, r"no preset 'nope' \(a extends nope\); there are: a, avsegformer, avss"),
         ({"a": "b", "b": "a"}, r"preset 'a' extends itself \(a extends b extends a\)"),
         ({"a": "[s4]"}, r"no preset \"\['s4'\]\""),
     ],
@@ -123,7 +146,7 @@ def test_overrides_are_saved_and_merged_over_the_preset(project):
 def test_an_unknown_preset_lists_the_known_ones_and_writes_nothing(project, name):
     with pytest.raises(
         SettingsError,
-        match=r"no preset .*; there are: avss, avss-light, avss-swin, .*, toy",
+        match=r"no preset .*; there are: .*avss, .*avss-light, .*avss-swin, .*, toy",
     ):
         open_workspace(name, project.root)
     assert not (project.root / "workspaces").exists()

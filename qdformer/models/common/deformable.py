@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from qdformer.models.common.transformer import FeedForward
+from qdformer.models.common.transformer import Activation, FeedForward
 
 NUM_POINTS = 4
 """Sampling points per head and level."""
@@ -171,10 +171,12 @@ class _WeightedSum(torch.autograd.Function):
 class DeformableLayer(nn.Module):
     """Deformable self-attention and feed-forward, the layer of the paper's transformer encoder."""
 
-    def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int, levels: int) -> None:
+    def __init__(
+        self, hidden_dim: int, num_heads: int, ffn_dim: int, levels: int, activation: Activation = "relu"
+    ) -> None:
         super().__init__()
         self.attention = DeformableAttention(hidden_dim, num_heads, levels)
-        self.feed_forward = FeedForward(hidden_dim, ffn_dim)
+        self.feed_forward = FeedForward(hidden_dim, ffn_dim, activation)
 
     def forward(self, x_FSD: torch.Tensor, position_SD: torch.Tensor, grid: SamplingGrid) -> torch.Tensor:
         return self.feed_forward(self.attention(x_FSD, position_SD, grid))

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+Activation = Literal["relu", "gelu"]
 
 
 class Attention(nn.Module):
@@ -49,14 +52,17 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Residual two-layer perceptron followed by layer normalization."""
 
-    def __init__(self, hidden_dim: int, ffn_dim: int) -> None:
+    def __init__(self, hidden_dim: int, ffn_dim: int, activation: Activation = "relu") -> None:
         super().__init__()
+        self.activation = activation
         self.wide = nn.Linear(hidden_dim, ffn_dim)
         self.narrow = nn.Linear(ffn_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, x_BQD: torch.Tensor) -> torch.Tensor:
-        return self.norm(x_BQD + self.narrow(functional.relu(self.wide(x_BQD), inplace=True)))
+        wide = self.wide(x_BQD)
+        wide = functional.relu(wide, inplace=True) if self.activation == "relu" else functional.gelu(wide)
+        return self.norm(x_BQD + self.narrow(wide))
 
 
 class EncoderLayer(nn.Module):
@@ -74,11 +80,11 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention among the queries, cross-attention to a memory, feed-forward."""
 
-    def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, ffn_dim: int, activation: Activation = "relu") -> None:
         super().__init__()
         self.self_attention = Attention(hidden_dim, num_heads)
         self.cross_attention = Attention(hidden_dim, num_heads)
-        self.feed_forward = FeedForward(hidden_dim, ffn_dim)
+        self.feed_forward = FeedForward(hidden_dim, ffn_dim, activation)
 
     def forward(
         self,
@@ -131,11 +137,16 @@ def sine_position_encoding(positions_S: torch.Tensor, dims: int) -> torch.Tensor
 
 def map_position_encoding(height: int, width: int, dims: int, device: torch.device) -> torch.Tensor:
     """Position encoding [height * width, dims] of a map's cells in row order: half of it for y, half for x."""
-    y = sine_position_encoding((torch.arange(height, device=device) + 0.5) / height, dims // 2)
-    x = sine_position_encoding((torch.arange(width, device=device) + 0.5) / width, dims // 2)
-    return torch.cat(
-        [y[:, None].expand(height, width, dims // 2), x[None].expand(height, width, dims // 2)], dim=-1
-    ).flatten(0, 1)
+    return grid_position_encoding(
+        (torch.arange(height, device=device) + 0.5) / height, (torch.arange(width, device=device) + 0.5) / width, dims
+    )
+
+
+def grid_position_encoding(y_H: torch.Tensor, x_W: torch.Tensor, dims: int) -> torch.Tensor:
+    """Position encoding [H * W, dims] of the points of a grid in row order: half of it for y, half for x."""
+    y, x = sine_position_encoding(y_H, dims // 2), sine_position_encoding(x_W, dims // 2)
+    shape = (len(y), len(x), dims // 2)
+    return torch.cat([y[:, None].expand(shape), x[None].expand(shape)], dim=-1).flatten(0, 1)
 
 
 def flatten_map(map_FDHW: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,15 @@ from qdformer.evaluation.tokens import BatchTokens
 from qdformer.models import METHODS, Prediction
 from qdformer.training.checkpoint import CheckpointError, load_model, save_model
 from qdformer.utils.errors import InputError
-from tests.helpers.model import CLASSES, SIZES, make_clips, make_method, method_losses, method_settings
+from tests.helpers.model import (
+    CLASSES,
+    LEARNING_RATES,
+    SIZES,
+    make_clips,
+    make_method,
+    method_losses,
+    method_settings,
+)
 
 TASKS = {"avs": 1, "avss": CLASSES}
 
@@ -130,7 +138,7 @@ def test_one_batch_is_learned(name, task):
     images, audio, labels = make_clips()
     labels = labels.clamp(max=TASKS[task])
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
-    optimizer = torch.optim.AdamW(model.parameter_groups(0.002, 0.5, 0.0))
+    optimizer = torch.optim.AdamW(model.parameter_groups(LEARNING_RATES.get(name, 0.002), 0.5, 0.0))
     first = None
     model.on_epoch_start()
     for step in range(200):

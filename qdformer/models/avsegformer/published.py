@@ -1,0 +1,111 @@
+"""Checkpoints of the authors' code (https://github.com/vvvb-github/AVSegFormer): names and layouts of their tensors.
+
+Shapes: H heads, L levels, K points, D hidden dimension.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from qdformer.models.avsegformer.model import AVSegFormer
+from qdformer.models.backbones.avsbench import build_from_checkpoint
+from qdformer.models.backbones.weights import BackboneError, Weights, read_weights
+
+if TYPE_CHECKING:
+    from qdformer.config.methods.avsegformer import AVSegFormerSettings
+
+RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^audio_proj\.", "audio_projection."),
+    (r"^head\.level_embed$", "encoder.level_LD"),
+    (r"^head\.learnable_query\.weight$", "learned_queries_QD"),
+    (r"^head\.query_generator\.query\.weight$", "audio_queries_QD"),
+    (r"^head\.query_generator\.layers\.", "query_generator."),
+    (r"^head\.transformer\.encoder\.layers\.", "encoder.layers."),
+    (r"^head\.transformer\.decoder\.layers\.", "decoder."),
+    (r"^head\.in_proj\.(\d)\.", lambda found: f"encoder.projections.{4 * 2 ** int(found[1])}."),
+    (r"^head\.lateral_conv\.", "encoder.lateral."),
+    (r"^head\.out_conv\.", "encoder.smooth."),
+    (r"^head\.mlp\.layers\.(\d)\.", lambda found: f"mask_head.mlp.{2 * int(found[1])}."),
+    (r"^head\.fc\.0\.", "mask_head.narrow."),
+    (r"^head\.fc\.2\.", "mask_head.smooth."),
+    (r"^head\.fc\.4\.", "mask_head.out."),
+    (r"^head\.fusion_block\.proj\.", "mixer.attention.out_proj."),
+    (r"^(encoder\..*)self_attn\.sampling_offsets\.", r"\1attention.offsets."),
+    (r"^(encoder\..*)self_attn\.attention_weights\.", r"\1attention.weights."),
+    (r"^(encoder\..*)self_attn\.value_proj\.", r"\1attention.value."),
+    (r"^(encoder\..*)self_attn\.output_proj\.", r"\1attention.out."),
+    (r"^(encoder\.layers\.\d+\.)norm1\.", r"\1attention.norm."),
+    (r"^(encoder\.layers\.\d+\.)norm2\.", r"\1feed_forward.norm."),
+    (r"\.self_attn\.", ".self_attention.attention."),
+    (r"\.cross_attn\.", ".cross_attention.attention."),
+    (r"\.norm1\.", ".self_attention.norm."),
+    (r"\.norm2\.", ".cross_attention.norm."),
+    (r"\.norm3\.", ".feed_forward.norm."),
+    (r"\.(linear1|ffn\.0)\.", ".feed_forward.wide."),
+    (r"\.(linear2|ffn\.2)\.", ".feed_forward.narrow."),
+)
+"""Patterns in the names of the authors' code, and what each becomes here; all are applied in this order."""
+UNUSED_PREFIXES = ("vggish.", "head.fpn.", "head.attn_fc.")
+"""Tensors of parts that this model does not have."""
+MIXER = "head.fusion_block."
+
+
+def load_published(path: str, settings: AVSegFormerSettings, num_classes: int) -> AVSegFormer:
+    """The model with the weights of a checkpoint of the authors' code, backbone included.
+
+    `settings` must be those of the checkpoint: a published recipe, such as the preset s4-avsegformer. The file is read
+    without running code in it. Raises `BackboneError`, which names the file and tensor, if a tensor is missing, has
+    another shape, or belongs to no part of the model.
+    """
+    weights = read_weights(path)
+    model = AVSegFormer(settings.model_copy(update={"backbone_weights": None, "backbone_sha256": None}), num_classes)
+    model.backbone = build_from_checkpoint(settings.backbone, weights, "backbone.")
+    head = convert(weights, settings.num_heads)
+    expected = {name: x for name, x in model.state_dict().items() if not name.startswith("backbone.")}
+    for name, x in expected.items():
+        if name not in head and name.endswith(("in_proj_bias", "out_proj.bias")):
+            head[name] = Tensor(name, torch.zeros_like(x))  # attention without biases in the authors' code
+        if name not in head or head[name].value.shape != x.shape:
+            found = head.get(name)
+            raise weights.mismatch(
+                found.published_name if found else f"for {name}", x.shape, found.value.shape if found else None
+            )
+    for name, tensor in head.items():
+        if name not in expected:
+            raise BackboneError(f"{path}: key {tensor.published_name} is of another network; no part of AVSegFormer")
+    model.load_state_dict({name: tensor.value for name, tensor in head.items()}, strict=False)
+    return model
+
+
+class Tensor(NamedTuple):
+    """A tensor of a checkpoint and its name there."""
+
+    published_name: str
+    value: torch.Tensor
+
+
+def convert(weights: Weights, num_heads: int) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of the authors' code, but those of the backbone, under this model's names."""
+    converted: dict[str, Tensor] = {}
+    for name, x in weights.tensors.items():
+        if name.startswith((*UNUSED_PREFIXES, "backbone.", MIXER)) and not name.startswith(f"{MIXER}proj."):
+            continue
+        renamed = _rename(name)
+        if ".attention.offsets." in renamed and x.shape[0] % (2 * num_heads) == 0:
+            # Rows in the order [H, L, K, x and y] -> rows in the order [x and y, H, L, K].
+            x = x.unflatten(0, (num_heads, -1, 2)).movedim(2, 0).flatten(0, 2).contiguous()
+        converted[renamed] = Tensor(name, x)
+    parts = [weights.tensors.get(f"{MIXER}{part}_proj.weight") for part in ("q", "kv")]
+    joined = torch.cat([x for x in parts if x is not None]) if any(x is not None for x in parts) else torch.empty(0)
+    converted["mixer.attention.in_proj_weight"] = Tensor(f"{MIXER}q_proj.weight and {MIXER}kv_proj.weight", joined)
+    return converted
+
+
+def _rename(name: str) -> str:
+    for pattern, new in RENAMED:
+        name = re.sub(pattern, new, name)
+    return name
