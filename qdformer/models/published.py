@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from qdformer.models.avsegformer.published import load_published as load_avsegformer
 from qdformer.models.backbones import BackboneError
+from qdformer.models.tpavi.published import load_published as load_tpavi
 
 if TYPE_CHECKING:
     from qdformer.config.methods.base import MethodSettings
     from qdformer.models.common.method import Method
 
-LOADERS: dict[str, Callable[[str, Any, int], Method]] = {"avsegformer": load_avsegformer}
+LOADERS: dict[str, Callable[[str, Any, int], Method]] = {"avsegformer": load_avsegformer, "tpavi": load_tpavi}
 
 
 def load_published(path: str, settings: MethodSettings, num_classes: int) -> Method:

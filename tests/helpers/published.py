@@ -61,3 +61,15 @@ def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     """A file as the public codes write it: the state dict of the model in `DataParallel`."""
     torch.save({f"module.{name}": tensor for name, tensor in tensors.items()}, path)
     return path
+
+
+def published_tpavi(backbone: str, classes: int) -> dict[str, list[int]]:
+    """The tensors of a checkpoint of AVSBench's public code, whose backbones AVSegFormer's code has taken over."""
+    prefix = "resnet." if backbone == "resnet50" else "encoder_backbone."
+    body = golden("avsegformer")["tensors"][backbone].items()
+    found = {prefix + name.removeprefix("backbone."): x for name, x in body if name.startswith("backbone.")}
+    found |= golden("tpavi")["tensors"][backbone]
+    if classes > 1:  # the code for AVSS
+        found |= {"output_conv.4.weight": [classes + 1, 32, 1, 1], "output_conv.4.bias": [classes + 1]}
+        found = {name: shape for name, shape in found.items() if not name.endswith("align_channel.bias")}
+    return found

@@ -86,6 +86,23 @@ def test_the_presets_of_avsegformer_follow_its_public_code():
     assert stamps == preset_settings().train.model_copy(update=own)
 
 
+def test_the_presets_of_tpavi_follow_its_public_code():
+    for name, epochs, avm in (("s4", 15, 0.0), ("ms3", 30, 10.0), ("avss", 60, 0.5)):
+        base, settings = preset_settings(name), preset_settings(f"{name}-tpavi")
+        assert settings.model_copy(update={"train": base.train}) == base  # the same data, features and evaluation
+        train, model = settings.train, settings.train.model
+        assert (model.name, model.hidden_dim, model.tpavi_stages) == ("tpavi", 256, [1, 2, 3, 4])
+        assert (model.backbone, model.audio_bias, model.window) == ("resnet50", name != "avss", 5)
+        assert (train.loss.mask, train.loss.avm) == (1.0, avm)
+        assert (train.task, train.epochs, train.batch_size, train.resize) == (base.train.task, epochs, 4, "squash")
+        assert (train.learning_rate, train.backbone_lr_mult, train.weight_decay) == (1e-4, 1.0, 0.0)
+        pvt = preset_settings(f"{name}-tpavi-pvt").train.model
+        assert pvt == model.model_copy(update={"backbone": "pvt_v2_b5", "backbone_weights": "OpenGVLab/pvt_v2_b5"})
+    stamps = preset_settings("tpavi").train
+    own = {key: getattr(stamps, key) for key in ("model", "loss", "max_grad_norm")}
+    assert stamps == preset_settings().train.model_copy(update=own)
+
+
 def test_overrides_apply_to_the_presets_that_extend_a_preset(project):
     save_overrides("s4", {"download": {"source": ["/data/s4.zip"]}, "train": {"epochs": 2}}, project.root)
     save_overrides(

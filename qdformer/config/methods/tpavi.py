@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from qdformer.config.base import Section, Weight
+from qdformer.config.base import Positive, Section, Weight
 from qdformer.config.methods.base import MethodSettings
 
 
@@ -26,7 +26,8 @@ class TPAVISettings(MethodSettings):
 
     `hidden_dim`: number of channels of the maps after ASPP and in the decoder. `tpavi_stages`: the stages, 1 to 4 for
     strides 4 to 32, in which the audio is fused. `audio_bias`: whether the layer that projects the audio features has a
-    bias; in the public code it has one for S4 and MS3, and none for AVSS.
+    bias; in the public code it has one for S4 and MS3, and none for AVSS. `window`: number of frames in a row that are
+    fused with each other's audio; longer clips are divided. It is 5 in the public code, also for AVSS's ten frames.
     """
 
     losses: ClassVar[type[Section]] = TPAVILoss
@@ -36,6 +37,7 @@ class TPAVISettings(MethodSettings):
     hidden_dim: Annotated[int, Field(ge=16, multiple_of=16)] = 256
     tpavi_stages: Annotated[list[Annotated[int, Field(ge=1, le=4)]], Field(min_length=1, max_length=4)] = [1, 2, 3, 4]
     audio_bias: bool = True
+    window: Positive = 5
 
     @property
     def summary(self) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from qdformer.models.avsegformer.model import AVSegFormer
 from qdformer.models.backbones.avsbench import build_from_checkpoint
-from qdformer.models.backbones.weights import BackboneError, Weights, read_weights
+from qdformer.models.backbones.weights import Weights, read_weights
+from qdformer.models.common.published_tensors import Tensor, load_tensors
 
 if TYPE_CHECKING:
     from qdformer.config.methods.avsegformer import AVSegFormerSettings
@@ -65,27 +66,11 @@ def load_published(path: str, settings: AVSegFormerSettings, num_classes: int) -
     model = AVSegFormer(settings.model_copy(update={"backbone_weights": None, "backbone_sha256": None}), num_classes)
     model.backbone = build_from_checkpoint(settings.backbone, weights, "backbone.")
     head = convert(weights, settings.num_heads)
-    expected = {name: x for name, x in model.state_dict().items() if not name.startswith("backbone.")}
-    for name, x in expected.items():
+    for name, x in model.state_dict().items():
         if name not in head and name.endswith(("in_proj_bias", "out_proj.bias")):
             head[name] = Tensor(name, torch.zeros_like(x))  # attention without biases in the authors' code
-        if name not in head or head[name].value.shape != x.shape:
-            found = head.get(name)
-            raise weights.mismatch(
-                found.published_name if found else f"for {name}", x.shape, found.value.shape if found else None
-            )
-    for name, tensor in head.items():
-        if name not in expected:
-            raise BackboneError(f"{path}: key {tensor.published_name} is of another network; no part of AVSegFormer")
-    model.load_state_dict({name: tensor.value for name, tensor in head.items()}, strict=False)
+    load_tensors(model, head, weights, settings.title)
     return model
-
-
-class Tensor(NamedTuple):
-    """A tensor of a checkpoint and its name there."""
-
-    published_name: str
-    value: torch.Tensor
 
 
 def convert(weights: Weights, num_heads: int) -> dict[str, Tensor]:

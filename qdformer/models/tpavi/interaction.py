@@ -15,7 +15,8 @@ from qdformer.utils.constants import EMBEDDING_SIZE
 class PixelwiseInteraction(nn.Module):
     """Z_i = V_i + mu(alpha_i g(V_i)) with alpha_i = theta(V_i) phi(A)^T / N, where the audio A of a frame stands at
     each of its positions, and N = T S counts the positions of the clip. theta, phi, g and mu are 1x1x1 convolutions;
-    batch normalization follows mu, and layer normalization the sum, as in the public code.
+    batch normalization follows mu, and layer normalization the sum, as in the public code. A clip with more than
+    `window` frames is divided into clips of this length, as the public code does with the ten frames of AVSS.
 
     Differences from the public code:
 
@@ -23,12 +24,13 @@ class PixelwiseInteraction(nn.Module):
       M = 1/T sum_t phi(a_t)^T mean_s g(v_t,s), and the T S x T S matrix alpha_i is never computed. The result is the
       same.
     - Padding frames have no part in M, N and the statistics of batch normalization. The public code for AVSS counts
-      them in all three, as frames of zeros.
+      them in all three, as frames of zeros; a window of its data is either filled or empty.
     """
 
-    def __init__(self, hidden_dim: int, audio_bias: bool = True) -> None:
+    def __init__(self, hidden_dim: int, audio_bias: bool, window: int) -> None:
         super().__init__()
         inner = hidden_dim // 2
+        self.window = window
         self.align = nn.Linear(EMBEDDING_SIZE, hidden_dim, bias=audio_bias)
         self.g = nn.Linear(hidden_dim, inner)
         self.theta = nn.Linear(hidden_dim, inner)
@@ -43,8 +45,13 @@ class PixelwiseInteraction(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """-> Z_i [B, T, S, D] and the aligned audio features [B, T, D]."""
         aligned_BTD = self.align(audio_BTA)
-        share_BT = valid_BT / valid_BT.sum(1, keepdim=True).clamp(min=1)
-        phi_BTE = self.phi(aligned_BTD) * share_BT[..., None]
-        mixing_BEE = phi_BTE.transpose(1, 2) @ self.g(visual_BTSD.mean(2))  # the mean of g is g of the mean
-        attended_BTSE = (self.theta(visual_BTSD).flatten(1, 2) @ mixing_BEE).unflatten(1, visual_BTSD.shape[1:3])
+        windows = [x.split(self.window, 1) for x in (visual_BTSD, self.phi(aligned_BTD), valid_BT)]
+        attended_BTSE = torch.cat([self._attend(*window) for window in zip(*windows, strict=True)], 1)
         return self.layer_norm(visual_BTSD + self.batch_norm(self.mu(attended_BTSE), valid_BT)), aligned_BTD
+
+    def _attend(self, visual_BTSD: torch.Tensor, phi_BTE: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
+        """alpha_i g(V_i) of one window [B, T, S, E]."""
+        share_BT = valid_BT / valid_BT.sum(1, keepdim=True).clamp(min=1)
+        visual_BTD = visual_BTSD.mean(2)  # the mean of g is g of the mean
+        mixing_BEE = (phi_BTE * share_BT[..., None]).transpose(1, 2) @ self.g(visual_BTD)
+        return (self.theta(visual_BTSD).flatten(1, 2) @ mixing_BEE).unflatten(1, visual_BTSD.shape[1:3])

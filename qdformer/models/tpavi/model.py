@@ -49,7 +49,7 @@ class TPAVI(Method):
         self.aspp = nn.ModuleList(ASPP(self.backbone.channels[stride], hidden_dim) for stride in self.strides)
         self.interactions = nn.ModuleDict(
             {
-                str(stage): PixelwiseInteraction(hidden_dim, settings.audio_bias)
+                str(stage): PixelwiseInteraction(hidden_dim, settings.audio_bias, settings.window)
                 for stage in sorted(set(settings.tpavi_stages))
             }
         )
