@@ -37,7 +37,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export CHECKPOINT VIDEO AUDIO OUT MODEL SET REASON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data check test test-slow bench listen predict serve demo export report train evaluate sweep retrain rollback new-clips schedule up status logs down ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench listen predict serve demo export report train evaluate sweep compare retrain rollback new-clips schedule up status logs down ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -116,6 +116,9 @@ evaluate: setup ## Evaluate a published checkpoint (CHECKPOINT=MS3_best.pth METH
 
 sweep: setup ## Compare the rows of a grid of ablations (GRID=table2 SEEDS=3 EPOCHS=2 SET="image_size=96")
 	@python -m pipelines.flows sweep --data "$(DATA)" --grid="$(GRID)" --seeds="$(SEEDS)" --epochs="$(EPOCHS)" --set="$$SET"
+
+compare: setup ## Train and compare all methods with the same data, backbone and budget (SEEDS=3 EPOCHS=2)
+	@python -m pipelines.flows sweep --data "$(DATA)" --grid=methods --seeds="$(or $(SEEDS),3)" --epochs="$(EPOCHS)" --set="$$SET"
 
 retrain: setup ## Retrain if anything changed; a better model becomes the champion
 	@python -m pipelines.flows retrain --data "$(DATA)"

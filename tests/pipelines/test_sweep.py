@@ -15,6 +15,7 @@ from pipelines.cells import data_stage_names, plan_sweep, stage_names, write_swe
 from pipelines.settings import preset_files, preset_settings
 from pipelines.workspace import locked_workspace
 from qdformer.config.base import SettingsError
+from qdformer.models import METHODS
 from tests.helpers.imports import run_time_modules
 from tests.helpers.processes import left_behind
 
@@ -139,9 +140,21 @@ def test_every_row_of_every_grid_is_valid():
                 with pytest.raises(SettingsError, match=r"sweep\.grids\.noise\.snr10: .*one of mix\.conditions"):
                     plan_sweep(settings, grid)
                 continue
+            if settings.train.model.name != "qdformer" and grid in ("table2", "codebook", "tokens", "methods"):
+                with pytest.raises(SettingsError, match=rf"sweep\.grids\.{grid}\.\w+: train\.model\.\w+: "):
+                    plan_sweep(settings, grid)
+                continue
             plan = plan_sweep(settings, grid, seeds=2)
             assert len(plan.cells) == 2 * len(settings.sweep.grids[grid])
             assert {cell.seed for cell in plan.cells} == {settings.train.seed, settings.train.seed + 1}
+
+
+def test_the_rows_of_the_grid_of_methods_are_the_presets_of_the_methods():
+    plan = plan_sweep(preset_settings(), "methods", seeds=1)
+    assert plan.rows == ["qdformer", "tpavi", "avsegformer"] and set(plan.rows) == set(METHODS)
+    assert plan.reference == "qdformer"
+    for cell in plan.cells:
+        assert cell.settings.train == preset_settings("" if cell.row == "qdformer" else cell.row).train
 
 
 def test_rows_are_compared_with_the_row_that_changes_nothing():
@@ -158,7 +171,11 @@ def test_rows_are_compared_with_the_row_that_changes_nothing():
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        ({}, ("--grid", "table3"), "GRID=table3: no such grid in sweep.grids; there are: table2, codebook, tokens,"),
+        (
+            {},
+            ("--grid", "table3"),
+            "GRID=table3: no such grid in sweep.grids; there are: table2, methods, codebook,",
+        ),
         ({}, ("--seeds", "0"), "SEEDS=0: expected at least 1"),
         ({}, ("--seeds", "two"), "SEEDS=two: expected a whole number"),
         ({}, ("--epochs", "0"), "SET: train.epochs: Input should be greater than 0, not 0"),
