@@ -15,6 +15,7 @@ import pandas
 import yaml
 
 from pipelines.cli import CommandError
+from pipelines.drift import PROFILE, record_profile
 from pipelines.environment import dvc_environment
 from pipelines.settings import is_default
 from pipelines.workspace import CHECKPOINT, PARAMS, REPORTS, VGGISH, locked_outs, locked_stage, provenance, restore_out
@@ -45,8 +46,11 @@ def model_name(settings: Settings, preset: str) -> str:
     return f"qdformer-{preset}"
 
 
-def register_checkpoint(settings: Settings, workspace: Path, model: str, run_id: str) -> ModelVersion:
-    """Register the workspace's checkpoint as a version that points into DVC, with all that its evaluation needs."""
+def register_checkpoint(settings: Settings, workspace: Path, model: str, run_id: str, drift: str = "") -> ModelVersion:
+    """Register the workspace's checkpoint as a version that points into DVC, with all that its evaluation needs.
+
+    The run gets the profile of the training clips, and the version the report on `drift` of its new clips as a tag.
+    """
     from qdformer.tracking.model_card import model_card
 
     outs = locked_outs(workspace)
@@ -57,7 +61,11 @@ def register_checkpoint(settings: Settings, workspace: Path, model: str, run_id:
         "dvc.model": outs[CHECKPOINT.parent.as_posix()],
         "dvc.vggish": outs.get(VGGISH.parent.as_posix(), ""),
         "input": json.dumps({key: train[key] for key in INPUT_SETTINGS}),
+        "training_profile": PROFILE,
     }
+    if drift:
+        origin["drift"] = drift
+    record_profile(settings, workspace, run_id)
     card = model_card(settings, provenance(workspace), intervals, source)
     return tracking.register(model, run_id, file_sha256(workspace / CHECKPOINT), source, card, origin)
 

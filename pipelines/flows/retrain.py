@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import Flow, flow, runtime, task
 from prefect.artifacts import create_markdown_artifact
@@ -15,13 +15,17 @@ from pipelines.arrivals import QUARANTINE, has_arrivals, take_in_arrivals
 from pipelines.console import markdown_table
 from pipelines.flows.liveness import marked_alive
 from pipelines.flows.pipeline import run_dvc_repro
-from pipelines.flows.reproduce import record_in_mlflow, show_results
+from pipelines.flows.reproduce import artifact_key, record_in_mlflow, show_results
 from pipelines.flows.say import say
 from pipelines.notify import notify
 from pipelines.record import current_verdict, require_tracking_store
-from pipelines.workspace import BusyError, is_up_to_date, locked_workspace
+from pipelines.workspace import ACCEPTED, BusyError, is_up_to_date, locked_workspace
 from qdformer.config.settings import Settings
+from qdformer.data.accepted import read_accepted
 from qdformer.utils.processes import end_with_parent
+
+if TYPE_CHECKING:
+    from qdformer.monitoring.profile import Profile
 
 
 def _tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -57,9 +61,11 @@ def _retrain(data: str) -> str:
         if is_up_to_date(workspace) and (verdict := current_verdict(settings, workspace, data)):
             say(f"Nothing changed: {verdict}")
             return verdict
-        seconds = run_dvc_repro(workspace, lock)
+        seconds: dict[str, float] = {}
+        drift = measure_drift(settings, workspace, data, lock, seconds)
+        seconds |= run_dvc_repro(workspace, lock)
         record = record_in_mlflow(settings, workspace)
-        verdict = register_and_judge(settings, workspace, data, record.run_id)
+        verdict = register_and_judge(settings, workspace, data, record.run_id, drift)
     show_results(data, settings, workspace, record, seconds)
     say(f"Registered: {verdict}")
     return verdict
@@ -80,14 +86,61 @@ def take_in(settings: Settings, workspace: Path, data: str) -> None:
         create_markdown_artifact(f"## Clips set apart\n\n{markdown_table(['clip', 'reason'], rows)}", key=key)
 
 
+def measure_drift(settings: Settings, workspace: Path, data: str, lock: int, seconds: dict[str, float]) -> str:
+    """Compare new clips with the champion's training clips before anything is trained; return the report in one line.
+
+    It is empty if there is no champion, or if it knows all clips. The stages up to the features of the training are run
+    for it, and their times added to `seconds`. Raises `DriftError` if `promote.drift` is `stop` and the clips differ.
+    """
+    if not read_accepted(workspace / ACCEPTED):
+        return ""
+    from pipelines import drift, promotion  # these imports take seconds
+    from qdformer import tracking
+
+    champion = tracking.find_champion(promotion.model_name(settings, data))
+    if champion is None:
+        return ""
+    reference = drift.fetch_champion_profile(settings, workspace, champion)
+    if reference is not None and not drift.unknown_clips(workspace, reference):
+        return ""
+    seconds |= run_dvc_repro(workspace, lock, (drift.features_stage(settings),))
+    return judge_drift(settings, workspace, data, reference, str(champion.version))
+
+
 @task(cache_policy=NO_CACHE)
-def register_and_judge(settings: Settings, workspace: Path, data: str, run_id: str) -> str:
+def judge_drift(settings: Settings, workspace: Path, data: str, reference: Profile | None, version: str) -> str:
+    """Tell how the new clips differ from the training clips of the champion, and refuse them if that is wanted."""
+    from pipelines import drift
+
+    found = drift.measure(settings, workspace, reference, version)
+    say(f"Drift: {found}")
+    if found.flagged or not found.complete:
+        notify("drift", f"{data or settings.download.dataset}: {found}")
+    rows = [
+        [
+            shift.aspect,
+            f"{shift.mmd2:+.4f}",
+            f"{shift.p_value:.2g}",
+            "**differs**" if shift.flagged else "",
+            shift.detail,
+        ]
+        for shift in found.shifts
+    ]
+    table = markdown_table(["aspect", "MMD²", "p-value", "", "largest changes"], rows) if rows else ""
+    key = artifact_key("drift", data or settings.download.dataset)
+    create_markdown_artifact(f"## Drift of new clips\n\n{found}\n\n{table}", key=key, description=str(found))
+    drift.require_allowed(settings, found)
+    return str(found)
+
+
+@task(cache_policy=NO_CACHE)
+def register_and_judge(settings: Settings, workspace: Path, data: str, run_id: str, drift: str) -> str:
     """Register the workspace's checkpoint and compare it with the champion; show the verdict on the flow's page."""
     from pipelines import promotion  # these imports take seconds
     from qdformer import tracking
 
     model = promotion.model_name(settings, data)
-    version = promotion.register_checkpoint(settings, workspace, model, run_id)
+    version = promotion.register_checkpoint(settings, workspace, model, run_id, drift)
     verdict = promotion.judge_checkpoint(settings, workspace, model, version)
     line = current_verdict(settings, workspace, data)
     notify("promotion" if verdict.promoted else "refusal", str(line))
@@ -103,10 +156,11 @@ def register_and_judge(settings: Settings, workspace: Path, data: str, run_id: s
         for gate in verdict.gates
     ]
     table = markdown_table(["gate", "change", "paired interval", "expected", "outcome"], gates) if gates else ""
+    told = f"\n\nDrift: {drift}" if drift else ""
     page = tracking.dashboard_url() + tracking.version_url_path(model, version.version)
     create_markdown_artifact(
         f"## {'Promoted' if verdict.promoted else 'Refused'}: {model} version {version.version}\n\n{line}\n\n{table}"
-        f"\n\n[The version in MLflow]({page})",
+        f"{told}\n\n[The version in MLflow]({page})",
         key=f"verdict-{model}".lower(),
         description=line,
     )

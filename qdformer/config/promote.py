@@ -22,8 +22,9 @@ class Promote(Section):
     a visible source (such as `silence`) rises by at most `max_false_positives[CONTROL]`, a share of the pixels, and the
     IoU of every class with at least `min_class_clips` test clips falls by at most `max_class_drop`.
 
-    `drift`: whether clips that arrived and whose distribution differs from the champion's training data, with a
-    p-value below `drift_p_value`, only lead to a warning or stop the retraining.
+    `drift`: whether clips that arrived since the champion's training, and that differ from its training clips in sound,
+    pictures or the mix of classes, only lead to a warning or stop the retraining. They differ if a permutation test
+    gives a p-value below `drift_p_value`, which is the probability of a false alarm over all three aspects.
     """
 
     metric: Score
@@ -34,4 +35,4 @@ class Promote(Section):
     max_class_drop: Weight
     min_class_clips: Positive
     drift: Literal["warn", "stop"]
-    drift_p_value: Annotated[float, Field(gt=0, lt=1)]
+    drift_p_value: Annotated[float, Field(ge=0.0001, lt=1)]

@@ -38,7 +38,7 @@ from qdformer.tracking.runs import (
     run_name,
     training_run,
 )
-from qdformer.tracking.store import TrackingError, tracking_uri, warn_if_unreachable
+from qdformer.tracking.store import Store, TrackingError, tracking_uri, warn_if_unreachable
 from qdformer.tracking.views import dashboard_url, runs_url, save_comparison
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "Gate",
     "PromotionError",
     "Scorecard",
+    "Store",
     "TrackingError",
     "Verdict",
     "compare",

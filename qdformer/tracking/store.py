@@ -179,6 +179,11 @@ class Store:
             return Path(self._client.download_artifacts(run_id, file, folder)).read_text(encoding="utf-8")
 
     @_retried
+    def download(self, run_id: str, file: str, folder: Path) -> Path:
+        """Copy a file of the run to `folder`; return its path there."""
+        return Path(self._client.download_artifacts(run_id, file, str(folder)))
+
+    @_retried
     def log_file(self, run_id: str, path: Path) -> None:
         self._client.log_artifact(run_id, str(path))
 

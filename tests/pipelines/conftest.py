@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
+import json
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -43,7 +46,18 @@ def write_scores(out, score):
 STEPS = """
 import json, sys, time, yaml
 from pathlib import Path
+import numpy as np
+from PIL import Image
 from pipelines.scores import write_scores
+
+def draw_frames(root, names):
+    for seed, name in enumerate(names):
+        folder = root / "v1s" / name / "frames"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+        for index in range(3):
+            Image.fromarray(pixels).save(folder / f"{index}.jpg")
+
 step, params = sys.argv[1], yaml.safe_load(open("params.yaml"))
 print("step", step, flush=True)
 if Path(f"fail-{step}").exists():
@@ -54,19 +68,30 @@ if Path(f"slow-{step}").exists():
     Path("slow-started").touch()
     time.sleep(float(Path(f"slow-{step}").read_text() or 120))
 if step == "download":
+    from qdformer.data.accepted import join_accepted
     Path("data/dataset").mkdir(parents=True, exist_ok=True)
     Path("data/dataset/seed").write_text(str(params["download"]["seed"]))
-    clips = ["," + name + ",0,0,dog," + name + ",v1s,3,0\\n" for name in ("train", "val", "test")]
+    names = [*(f"train-{index}" for index in range(20)), "val", "test"]
+    rows = [f",{name},0,0,dog,{name.split('-')[0]},v1s,3,0\\n" for name in names]
     columns = "vid,uid,s_min,s_sec,a_obj,split,label,frames,unseen\\n"
-    Path("data/dataset/metadata.csv").write_text(columns + "".join(clips))
+    Path("data/dataset/metadata.csv").write_text(columns + "".join(rows))
     Path("data/dataset/classes.csv").write_text("id,name,unseen\\n1,dog,0\\n")
     Path("data/dataset/label2idx.json").write_text(json.dumps({"background": 0, "dog": 1}))
-if step == "features":
-    Path("data/features").mkdir(parents=True, exist_ok=True)
-    for name in params["mix"]["conditions"]:
-        Path(f"data/features/{name}.h5").write_text("features")
+    draw_frames(Path("data/dataset"), names)
+    join_accepted(Path("data/dataset"), Path("accepted"))
+if step == "pretrain":
     Path("models/vggish").mkdir(parents=True, exist_ok=True)
     Path("models/vggish/vggish.safetensors").write_text(str(params["pretrain"]["seed"]))
+if step == "features":
+    import zlib
+    from qdformer.audio.features.store import FeatureInfo, write_features
+    from qdformer.utils.digests import file_sha256
+    uids = [line.split(",")[1] for line in Path("data/dataset/metadata.csv").read_text().splitlines()[1:]]
+    info = FeatureInfo("clean", file_sha256("models/vggish/vggish.safetensors"), "repeat")
+    def embed(uid):
+        values = np.random.default_rng(zlib.crc32(uid.encode())).exponential(size=(3, 128))
+        return values * (5 if "loud" in uid else 1)
+    write_features(Path("data/features/clean.h5"), [(uid, embed(uid)) for uid in uids], info)
 if step == "train":
     out = Path("models/qdformer")
     out.mkdir(parents=True, exist_ok=True)
@@ -137,12 +162,18 @@ stages:
   download:
     cmd: python -m pipelines.steps download
     params: [download]
+    deps: [accepted]
     outs: [data/dataset]
-  features:
-    cmd: python -m pipelines.steps features
-    deps: [data/dataset]
+  pretrain:
+    cmd: python -m pipelines.steps pretrain
     params: [pretrain]
-    outs: [data/features, models/vggish]
+    outs: [models/vggish]
+  features:
+    foreach: [clean]
+    do:
+      cmd: python -m pipelines.steps features
+      deps: [data/dataset, models/vggish]
+      outs: ["data/features/${item}.h5"]
   train:
     cmd: python -m pipelines.steps train
     params: [train]
@@ -172,7 +203,7 @@ class Project:
             env=self.environment(**environment),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=480,
         )
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -231,6 +262,7 @@ def project(tmp_path: Path) -> Project:
     (root / ".dvcignore").write_text("__pycache__\n/workspaces\n", encoding="utf-8")
     (root / "pipelines" / "steps.py").write_text(STEPS, encoding="utf-8")
     (root / "pipelines" / "scores.py").write_text(SCORES, encoding="utf-8")
+    (root / "accepted").mkdir()
     (root / ".dvc").mkdir()
     (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
     # the stages of a sweep's cells call these functions to train and evaluate
@@ -261,3 +293,23 @@ def prefect_api(tmp_path_factory) -> Iterator[str]:
     yield url
     server.stdin.close()
     server.wait(timeout=30)
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The address of a local receiver of messages, and those that it has received."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(500 if "fail" in self.path else 204)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    received: list[dict[str, str]] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", received
+        server.shutdown()

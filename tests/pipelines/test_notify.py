@@ -2,31 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
-
 import pytest
 
 from pipelines.notify import notify
-
-
-@pytest.fixture
-def receiver():
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(500 if "fail" in self.path else 204)
-            self.end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
-    received: list[dict[str, str]] = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", received
-        server.shutdown()
 
 
 def test_a_message_is_delivered(receiver, monkeypatch):
