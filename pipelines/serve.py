@@ -1,7 +1,12 @@
-"""Serve a page and a JSON API that segment uploaded videos, on the loopback interface until Ctrl-C."""
+"""Serve a page and a JSON API that segment uploaded videos, until Ctrl-C.
+
+It listens on the loopback interface. On any other interface it demands the key in the environment's QDFORMER_API_KEY.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from qdformer.inference import Segmenter
 
 LOOPBACK = "127.0.0.1"
+API_KEY = "QDFORMER_API_KEY"
+MIN_KEY_LENGTH = 16
 EXAMPLES = Path(".cache", "examples")
 EXAMPLE_SECONDS, EXAMPLE_SEEDS, EXAMPLE_SIZE = 12, (3, 5, 7), (480, 360)
 
@@ -60,6 +67,27 @@ def example_videos(classes: tuple[str, ...], project: Path = PROJECT) -> dict[st
     return {f"composed video {number}": path for number, path in enumerate(paths.values(), start=1)}
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the interface `host`."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_api_key(host: str) -> str:
+    """The key that requests must have: from the environment, where it may be left out only on the loopback interface.
+
+    Raises `InputError` if it is missing or short.
+    """
+    key = os.environ.get(API_KEY, "").strip()
+    if not key and not is_loopback(host):
+        raise InputError(f"--host {host}: other machines reach it; expected a key for its users in {API_KEY}")
+    if key and (len(key) < MIN_KEY_LENGTH or not key.isascii()):
+        raise InputError(f"{API_KEY}: expected at least {MIN_KEY_LENGTH} ASCII characters")
+    return key
+
+
 def main() -> None:
     parser = preset_parser(__doc__)
     parser.add_argument("--host", default=LOOPBACK, help=f"the interface to listen on (default: {LOOPBACK})")
@@ -70,6 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 0 <= arguments.port < 65536 or arguments.max_mib < 1 or arguments.max_seconds < 1:
         raise InputError("expected a port of 0 to 65535, and limits of at least 1")
+    api_key = read_api_key(arguments.host)
     settings, workspace = preset_settings(arguments.data), open_workspace(arguments.data)
     segmenter = load_segmenter(settings, workspace, arguments.model)
 
@@ -80,8 +109,8 @@ def main() -> None:
 
     limits = Limits(max_bytes=arguments.max_mib * 2**20, max_seconds=arguments.max_seconds)
     queue = JobQueue(lambda *job: segment_upload(segmenter, *job), limits)
-    hosts = LOCAL_HOSTS if arguments.host in LOCAL_HOSTS else ("*",)
-    app = make_app(queue, segmenter.classes, example_videos(segmenter.classes), hosts)
+    hosts = (*LOCAL_HOSTS, arguments.host) if is_loopback(arguments.host) else ("*",)
+    app = make_app(queue, segmenter.classes, example_videos(segmenter.classes), hosts, api_key)
     config = uvicorn.Config(app, arguments.host, arguments.port, log_level="warning", timeout_graceful_shutdown=3)
     socket = config.bind_socket()
     print(f"Page: http://{arguments.host}:{socket.getsockname()[1]}/  (Ctrl-C stops it)", flush=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
@@ -24,6 +27,7 @@ SCRIPT = Path(__file__).with_name("page.js")
 POLICY = "default-src 'self'; media-src 'self' blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _SAME_SITE = ("GET", "HEAD", "OPTIONS")
+_CHALLENGE = {"WWW-Authenticate": 'Basic realm="QDFormer"'}
 
 
 class ResultFile(StrEnum):
@@ -93,7 +97,11 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def make_app(
-    queue: JobQueue, classes: tuple[str, ...], examples: Mapping[str, Path], hosts: tuple[str, ...] = LOCAL_HOSTS
+    queue: JobQueue,
+    classes: tuple[str, ...],
+    examples: Mapping[str, Path],
+    hosts: tuple[str, ...] = LOCAL_HOSTS,
+    api_key: str = "",
 ) -> FastAPI:
     """The application; the queue runs while it does.
 
@@ -102,6 +110,8 @@ def make_app(
         classes: names of the classes of the model.
         examples: videos by the name that is shown.
         hosts: names under which the service is reached; requests to another name are refused.
+        api_key: if it is not empty, requests without it are refused. A program sends it as `Authorization: Bearer
+            KEY`; a browser asks its user for it, as the password of any user name.
     """
 
     @asynccontextmanager
@@ -117,7 +127,13 @@ def make_app(
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Refuse requests by which another site's page would change something; forbid the page to load from others."""
+        """Refuse requests without the key, or by which another site's page would change something.
+
+        The page is forbidden to load anything from other sites.
+        """
+        if api_key and not _has_key(request.headers.get("authorization", ""), api_key):
+            text = '{"detail":"expected the key of this service"}'
+            return Response(text, 401, headers=_CHALLENGE, media_type="application/json")
         origin = request.headers.get("origin")
         if request.method not in _SAME_SITE and origin and urlsplit(origin).netloc != request.headers.get("host"):
             return Response('{"detail":"requests from another site are refused"}', 403, media_type="application/json")
@@ -193,6 +209,19 @@ def make_app(
         return FileResponse(job.results / file.value)
 
     return app
+
+
+def _has_key(authorization: str, api_key: str) -> bool:
+    """Whether a header has the key, as a Bearer token or as the password of the scheme Basic."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(given.strip().encode(), api_key.encode())
 
 
 def _find(queue: JobQueue, job_id: str) -> Job:

@@ -63,9 +63,9 @@ def video(tmp_path_factory) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(worker, examples=None, **limits) -> Iterator[tuple[TestClient, JobQueue]]:
+def serving(worker, examples=None, api_key="", **limits) -> Iterator[tuple[TestClient, JobQueue]]:
     queue = JobQueue(worker, Limits(**limits))
-    app = make_app(queue, ("bell", "dog"), examples or {})
+    app = make_app(queue, ("bell", "dog"), examples or {}, api_key=api_key)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client, queue
 
@@ -188,6 +188,24 @@ def test_other_sites_and_other_host_names_are_refused(worker, video):
             headers = {"origin": origin}
             assert client.post("/api/jobs?name=a", content=video, headers=headers).status_code == status
         assert client.get("/api/service", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_a_service_with_a_key_answers_only_those_who_have_it(worker, video):
+    key = "correct-horse-battery"
+    with serving(worker, api_key=key) as (client, queue):
+        for path in ("/", "/page.js", "/openapi.json", "/api/service", f"/api/jobs/{UNKNOWN}"):
+            refused = client.get(path)
+            assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Basic ")
+        for wrong in (f"Bearer {key}x", "Bearer ", f"Token {key}", key, "Basic %%%", "Basic /w=="):
+            assert client.get("/api/service", headers={"authorization": wrong}).status_code == 401
+        assert client.get("/api/service", auth=("anyone", key[:-1])).status_code == 401
+        assert client.post("/api/jobs?name=a", content=video).status_code == 401
+        assert worker.names == []
+        assert client.get("/api/service", auth=("anyone", key)).json()["classes"] == ["bell", "dog"]
+        headers = {"authorization": f"Bearer {key}"}
+        assert client.post("/api/jobs?name=a", content=video, headers=headers).status_code == 202
+        foreign = headers | {"origin": "http://evil.example"}
+        assert client.post("/api/jobs?name=b", content=video, headers=foreign).status_code == 403
 
 
 def test_paths_of_clients_are_not_used(worker, video):
