@@ -1,0 +1,69 @@
+"""Faults of a training through Ray, each really done. Every test states the time within which it must end."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.helpers.launch import make_inputs
+from tests.helpers.runs import Run, kill_session
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> str:
+    """The digest of the model that four epochs on two workers give."""
+    run = Run(make_inputs(tmp_path_factory.mktemp("whole")), 4)
+    assert run.end(120) == 0, run.text
+    return run.model
+
+
+def test_a_killed_worker_is_replaced_and_the_model_is_the_same(tmp_path, uninterrupted):
+    """Row 2: the training continues within 60 s of the death, after the last finished epoch."""
+    run = Run(make_inputs(tmp_path), 4)
+    run.wait_for("epoch 2/4", 120)
+    victim = run.workers()[1]
+    killed = time.monotonic()
+    victim.kill()
+    run.wait_for("resumed after epoch", 60)
+    print(f"training again {time.monotonic() - killed:.0f} s after the kill")
+    assert run.end(120) == 0, run.text
+    assert "died" in run.text and run.model == uninterrupted
+
+
+def test_a_run_killed_twice_gives_the_same_model(tmp_path, uninterrupted):
+    """Rows 4 and 21: killed in the middle, and after the last epoch; the third start takes seconds."""
+    root = make_inputs(tmp_path)
+    first = Run(root, 4)
+    first.wait_for("epoch 2/4", 120)
+    kill_session(first)
+    second = Run(root, 4)
+    second.wait_for("resumed after epoch", 120)
+    assert second.end(120) == 0, second.text
+    assert "epoch 1/4" not in second.text and second.model == uninterrupted
+    (root / "out" / "model.safetensors").unlink()  # as DVC does before a rerun
+    third = Run(root, 4)
+    assert third.end(30) == 0 and "finished before" in third.text and third.model == uninterrupted
+
+
+def test_a_stopped_worker_ends_the_run(tmp_path):
+    """Row 7, with a limit of 20 s in place of 300 s."""
+    run = Run(make_inputs(tmp_path), 200, QDFORMER_HANG_LIMIT="20")
+    run.wait_for("epoch 2/200", 120)
+    victim = run.workers()[1]
+    victim.suspend()
+    try:
+        assert run.end(120) == 1
+    finally:
+        if victim.is_running():
+            victim.kill()
+    assert "error: the training failed" in run.text
+
+
+def test_more_workers_than_the_machine_has_are_refused_at_once(tmp_path):
+    """Row 24."""
+    run = Run(make_inputs(tmp_path), 2, workers=64, QDFORMER_CPUS_PER_WORKER="64")
+    assert run.end(40) == 1
+    assert "QDFORMER_WORKERS: 64 workers with 64 CPUs each need 4096 CPUs, but the Ray cluster has" in run.text
