@@ -37,7 +37,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export CHECKPOINT VIDEO AUDIO OUT MODEL SET REASON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data check test test-slow bench listen predict serve demo export report train evaluate sweep compare retrain rollback new-clips schedule up status logs down ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench profile listen predict serve demo export report train evaluate sweep compare retrain rollback new-clips schedule up status logs down ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ test-slow: setup ## Run the end-to-end and fault tests
 
 bench: setup .cache/bench/.ready ## Measure the speed of the parts, and compare with torchvggish (BENCH=features for one part)
 	@PYTHONPATH=.cache/bench python tests/benchmarks $(BENCH)
+
+profile: setup ## Trace some training steps, and print their ten most expensive operations
+	@python -m pipelines.profile --data "$(DATA)"
 
 .cache/bench/.ready: tests/benchmarks/requirements.txt
 	@rm -rf $(@D) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) --requirement $<
