@@ -1,4 +1,4 @@
-"""The services in the background: `python -m pipelines.services {up,status,logs,down} [SERVICE]`."""
+"""The services in the background: `python -m pipelines.services {up,run,status,logs,down} [SERVICE]`."""
 
 from __future__ import annotations
 
@@ -56,12 +56,7 @@ def up() -> None:
     services = read_services()
     control = supervisor()
     if control is None:
-        _require_free(services)
-        socket_path().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config = write_config(services)
-        command = [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(config)]
-        environment = os.environ | services.environment()
-        environment.pop("SUPERVISOR_SERVER_URL", None)
+        command, environment = _supervisord(services)
         if subprocess.run(command, cwd=PROJECT, env=environment).returncode:
             raise CommandError(f"supervisor did not start; see {FOLDER / 'supervisord.log'}")
         deadline = time.monotonic() + 20
@@ -83,6 +78,15 @@ def up() -> None:
         time.sleep(0.5)
     _show(rows)
     print(f"\nPrefect: http://{HOST}:{services.prefect_port}   MLflow: {services.tracking_uri}")
+
+
+def run() -> None:
+    """Become supervisor and run the services in the foreground until SIGTERM, for systemd and containers."""
+    if supervisor() is not None:
+        raise CommandError("the services run already; make down stops them")
+    command, environment = _supervisord(read_services(), "--nodaemon")
+    os.chdir(PROJECT)
+    os.execve(command[0], command, environment)
 
 
 def status() -> None:
@@ -121,6 +125,16 @@ def down() -> None:
             raise CommandError(f"supervisor (process {pid}) has not ended after {STOP_SECONDS:.0f} s")
         time.sleep(0.2)
     print("All services have stopped.")
+
+
+def _supervisord(services: Services, *options: str) -> tuple[list[str], dict[str, str]]:
+    """The command that starts supervisor, and its environment, once all is ready for it."""
+    _require_free(services)
+    socket_path().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config = write_config(services)
+    environment = os.environ | services.environment()
+    environment.pop("SUPERVISOR_SERVER_URL", None)
+    return [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(config), *options], environment
 
 
 def _rows(services: Services, control: Any) -> list[list[str]]:
@@ -173,13 +187,13 @@ def _require_free(services: Services) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.services", description=__doc__)
-    parser.add_argument("command", choices=["up", "status", "logs", "down"])
+    parser.add_argument("command", choices=["up", "run", "status", "logs", "down"])
     parser.add_argument("service", nargs="?", default="", help="with logs: one of " + ", ".join(NAMES))
     arguments = parser.parse_args()
     if arguments.command == "logs":
         logs(arguments.service)
     else:
-        {"up": up, "status": status, "down": down}[arguments.command]()
+        {"up": up, "run": run, "status": status, "down": down}[arguments.command]()
 
 
 if __name__ == "__main__":
