@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -48,6 +50,32 @@ def test_a_run_killed_twice_gives_the_same_model(tmp_path, uninterrupted):
     assert third.end(30) == 0 and "finished before" in third.text and third.model == uninterrupted
 
 
+def test_a_full_disk_ends_the_run_with_the_reason(tmp_path):
+    """Rows 5 and 6: rank 0 cannot write its checkpoint, while rank 1 waits for it inside `report`."""
+    root = make_inputs(tmp_path)
+    storage = root / "storage"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(storage)], capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    try:
+        run = Run(root, 2)
+        assert run.end(120) == 1
+        assert "error: the training failed: worker 0" in run.text
+        assert "No space left on device" in run.text or "file write failed" in run.text
+        assert not (root / "out").exists() and "Traceback" not in run.text
+    finally:
+        subprocess.run(["umount", "--lazy", str(storage)], check=True)
+
+
+def test_a_project_in_a_path_with_a_space_and_an_umlaut(tmp_path):
+    """Row 25: the interpreter, the data and the checkpoints lie there."""
+    place = tmp_path / "my prüjects"
+    place.mkdir()
+    (place / "venv").symlink_to(sys.prefix)
+    run = Run(make_inputs(place), 1, workers=1, python=str(place / "venv" / "bin" / "python"))
+    assert run.end(120) == 0, run.text
+    assert run.model
+
+
 def test_a_stopped_worker_ends_the_run(tmp_path):
     """Row 7, with a limit of 20 s in place of 300 s."""
     run = Run(make_inputs(tmp_path), 200, QDFORMER_HANG_LIMIT="20")
@@ -60,6 +88,15 @@ def test_a_stopped_worker_ends_the_run(tmp_path):
         if victim.is_running():
             victim.kill()
     assert "error: the training failed" in run.text
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_clip(tmp_path):
+    """Row 8: one line, no second attempt, and no checkpoint of a poisoned model."""
+    run = Run(make_inputs(tmp_path, poisoned="clip5"), 2)
+    assert run.end(90) == 1
+    assert "FloatingPointError" in run.text and "clip5" in run.text and "epoch 1, step" in run.text
+    assert "restarting" not in run.text and "Traceback" not in run.text
+    assert not list((tmp_path / "storage").glob("*/checkpoint_*/state.pt"))
 
 
 def test_more_workers_than_the_machine_has_are_refused_at_once(tmp_path):
