@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -14,25 +14,44 @@ from pipelines.cli import command_main, preset_parser
 from pipelines.settings import preset_label, preset_settings
 from qdformer.config.train import Train
 from qdformer.models.registry import build_model
-from qdformer.training.cost import Part, peak_memory, random_clip, summarize
+from qdformer.training.cost import Memory, Part, peak_memory, random_clip, summarize
 
 FRAMES = 5
 CLASSES = {"avs": 1, "avss": 70}
 """The number of classes of AVSBench by task."""
 
 
-def show(train: Train, title: str) -> None:
-    """Print the table of parts and the peak memory for one clip of `FRAMES` frames."""
-    settings, classes = train.model, CLASSES[train.task]
+@dataclass(frozen=True)
+class Cost:
+    """What one clip of `FRAMES` frames costs."""
+
+    parts: list[Part]
+    memory: Memory
+
+    @property
+    def whole(self) -> Part:
+        return Part("all", *(sum(column) for column in list(zip(*map(astuple, self.parts), strict=True))[1:]))
+
+
+def measure(train: Train) -> Cost:
+    """The cost of the model of these settings, with random weights.
+
+    The memory is that of the process, which should have done nothing else before.
+    """
+    settings = train.model
     torch.manual_seed(0)
-    model = build_model(settings.model_copy(update={"backbone_weights": None}), classes)
+    model = build_model(settings.model_copy(update={"backbone_weights": None}), CLASSES[train.task])
     if settings.backbone_weights is not None and settings.frozen_stages:
         model.backbone.freeze(settings.frozen_stages)  # as with pretrained weights
     clip = random_clip(FRAMES, train.image_size)
     memory = peak_memory(model, train.loss, *clip)  # first, because a process may keep memory that it once had
-    parts = summarize(model, *clip)
-    whole = Part("all", *(sum(column) for column in list(zip(*map(astuple, parts), strict=True))[1:]))
+    return Cost(summarize(model, *clip), memory)
 
+
+def show(train: Train, title: str) -> None:
+    """Print the table of parts and the peak memory for one clip of `FRAMES` frames."""
+    cost = measure(train)
+    settings, parts, whole, memory = train.model, cost.parts, cost.whole, cost.memory
     table = Table(title=title, title_justify="left")
     table.add_column("part", no_wrap=True)
     for column in ("parameters", "trained", "GFLOP", "% of GFLOP", "ms", "% of ms"):
@@ -52,7 +71,7 @@ def show(train: Train, title: str) -> None:
     side = train.image_size
     print(
         f"Backbone {settings.backbone}. {settings.summary}. "
-        f"Task {train.task} with {classes} classes.\n"
+        f"Task {train.task} with {CLASSES[train.task]} classes.\n"
         f"One forward pass of one clip: {FRAMES} frames of {side} x {side} pixels, float32, on the CPU with "
         f"{torch.get_num_threads()} threads; medians of 3.\n"
         "GFLOP: matrix products and convolutions; a multiply-add counts as two.\n"

@@ -7,15 +7,20 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.cells import Sweep
 from pipelines.console import markdown_table
+from pipelines.sweep_cost import compares_methods, cost_plot, cost_table, row_costs
 from pipelines.sweep_status import COLUMNS, CONDITION, ENDS, FAILED, table_path, with_interval
 from pipelines.workspace import REPORTS
 from qdformer.evaluation.result import DECOMPOSITION, SCORES
 from qdformer.reporting import plots
 from qdformer.reporting.resamples import Estimate, Group, read_run
 from qdformer.utils.files import write_rows, write_text
+
+if TYPE_CHECKING:
+    from pipelines.cost import Cost
 
 PAPER = {
     "table2": {
@@ -45,6 +50,12 @@ SECTIONS = {
     ),
 }
 """The tables of the page, all on clean sound, and their metrics (docs/evaluation.md)."""
+COST_PICTURE = "-cost.png"
+COST_LEGEND = (
+    "One clip of five frames with the classes of AVSBench, random weights, float32, on the CPU: GFLOP of matrix "
+    "products and convolutions (a multiply-add counts as two), the time of a forward pass, and the peak memory of the "
+    "process (`qdformer-cost`)."
+)
 OVER_SNR = ("miou_dataset", "davis_jf")
 METRICS = tuple(metric for metrics in SECTIONS.values() for metric in metrics)
 Lines = Mapping[tuple[str, str, str], Mapping[str, object]]
@@ -82,13 +93,18 @@ def write_report(plan: Sweep, workspace: Path, failed: Collection[str]) -> Sweep
     lines = dict(_lines(plan, groups))
     csv_file = workspace / table_path(plan)
     write_rows(csv_file, COLUMNS, list(lines.values()))
-    title, markdown = _title(plan), _markdown(plan, lines, failed)
+    finished = {row: _intervals(plan, lines, row) for row, group in groups.items() if group.runs}
+    costs = row_costs(plan, finished) if compares_methods(plan) else {}
+    title, markdown = _title(plan), _markdown(plan, lines, failed, costs)
     write_text(csv_file.with_suffix(".md"), markdown)
     write_text(csv_file.with_suffix(".tex"), _latex(plan, lines))
     files = [csv_file.with_suffix(kind) for kind in (".csv", ".md", ".tex")]
-    finished = {row: _intervals(plan, lines, row) for row, group in groups.items() if group.runs}
     if finished:
         files.append(plots.save(plots.robustness_curves(finished, OVER_SNR), csv_file.with_suffix(".png")))
+    if costs:
+        scores = {row: conditions[CONDITION][OVER_SNR[0]] for row, conditions in finished.items()}
+        picture = csv_file.with_name(f"{plan.grid}{COST_PICTURE}")
+        files.append(plots.save(cost_plot(costs, scores, OVER_SNR[0]), picture))
     tags = [f"{position} {row}" for position, row in enumerate(plan.rows, start=1)]
     colors = dict(zip(tags, itertools.cycle(plots.OKABE_ITO), strict=False))
     return SweepReport(title, markdown, files, colors)
@@ -140,7 +156,7 @@ def _title(plan: Sweep) -> str:
     )
 
 
-def _markdown(plan: Sweep, lines: Lines, failed: Collection[str]) -> str:
+def _markdown(plan: Sweep, lines: Lines, failed: Collection[str], costs: Mapping[str, Cost]) -> str:
     parts = [
         f"# {_title(plan)}",
         "Mean over seeds [95 % interval of a hierarchical bootstrap over seeds and clips]. A difference is to the row "
@@ -157,6 +173,8 @@ def _markdown(plan: Sweep, lines: Lines, failed: Collection[str]) -> str:
     for heading, metrics in SECTIONS.items():
         parts.append(f"## {heading}")
         parts.append(markdown_table(*_table(plan, lines, metrics)))
+    if costs:
+        parts += [f"## Cost\n\n![Scores over cost]({plan.grid}{COST_PICTURE})", COST_LEGEND, cost_table(costs)]
     parts.append(f"## Over the signal-to-noise ratio\n\n![Scores of the rows]({plan.grid}.png)")
     for metric in OVER_SNR:
         conditions = plan.settings.sweep.conditions
