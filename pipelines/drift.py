@@ -62,7 +62,7 @@ def fetch_champion_profile(settings: Settings, workspace: Path, champion: ModelV
         if name := champion.tags.get("training_profile"):
             with tempfile.TemporaryDirectory() as folder:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(tracking.Store().download(champion.run_id, name, Path(folder)), path)
+                shutil.move(tracking.Store().download(str(champion.run_id), name, Path(folder)), path)
         elif champion.tags.get("data_digest") == provenance(workspace)["data_digest"]:
             save_profile(path, workspace_profile(settings, workspace))
         else:

@@ -23,8 +23,8 @@ class Promote(Section):
     IoU of every class with at least `min_class_clips` test clips falls by at most `max_class_drop`.
 
     `drift`: whether clips that arrived since the champion's training, and that differ from its training clips in sound,
-    pictures or the mix of classes, only lead to a warning or stop the retraining. They differ if a permutation test
-    gives a p-value below `drift_p_value`, which is the probability of a false alarm over all three aspects.
+    estimated SNR, pictures or the mix of classes, only lead to a warning or stop the retraining. They differ if a
+    permutation test gives a p-value below `drift_p_value`, the probability of a false alarm over all four aspects.
     """
 
     metric: Score

@@ -1,4 +1,4 @@
-"""Drift: whether new clips differ from the clips that the champion was trained on, in sound, picture or classes."""
+"""Drift: whether new clips differ from the champion's training clips in sound, noise, pictures or classes."""
 
 from __future__ import annotations
 
@@ -69,6 +69,12 @@ def measure_drift(reference: Profile, new: Profile, p_value: float, seed: int = 
     else:
         missing.append("sound, because VGGish has changed since the champion's training")
     tests.append(("pictures", reference.pictures, new.pictures, rbf_kernel, ""))
+    if np.isfinite(reference.snr_db).all() and np.isfinite(new.snr_db).all():
+        before_db, after_db = np.median(reference.snr_db), np.median(new.snr_db)
+        detail = f"median {after_db:.0f} dB instead of {before_db:.0f} dB"
+        tests.append(("estimated SNR", reference.snr_db, new.snr_db, rbf_kernel, detail))
+    else:
+        missing.append("the estimated SNR, because not all clips have samples of their sound")
     if reference.class_names == new.class_names:
         detail = _largest_changes(reference, new)
         tests.append(("class mix", reference.classes, new.classes, linear_kernel, detail))

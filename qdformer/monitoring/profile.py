@@ -5,6 +5,7 @@ Shapes: N clips of the sample, A values of a VGGish embedding, D values that des
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import numpy as np
 import pandas
 from PIL import Image
 
+from qdformer.audio.io.read import LOG_MEL_SUFFIX, read_audio
 from qdformer.data.manifest import read_manifest, read_sounding_names
+from qdformer.utils.constants import SAMPLE_RATE
 from qdformer.utils.errors import InputError
 from qdformer.utils.files import new_file
 
@@ -23,6 +26,9 @@ SAMPLE = 500
 _SIDE = 64
 _COLORS, _EDGES = 4, 16
 """Bins of each color channel, and of the strength of edges."""
+_WINDOW = SAMPLE_RATE // 40
+"""Samples of a window of short-time power: 25 ms."""
+_FLOOR_DB, _LARGEST_SNR_DB = -100.0, 80.0
 
 
 class ProfileError(InputError):
@@ -31,7 +37,7 @@ class ProfileError(InputError):
 
 @dataclass(frozen=True)
 class Profile:
-    """The names of all clips, and a sample of them described by sound, picture and classes."""
+    """The names of all clips, and a sample of them described by sound, noise, picture and classes."""
 
     uids: tuple[str, ...]
     audio: np.ndarray
@@ -40,6 +46,8 @@ class Profile:
     """[N, D]: `describe_picture` of the middle frame."""
     classes: np.ndarray
     """[N, C]: 1 for the classes that sound while they are visible."""
+    snr_db: np.ndarray
+    """[N, 1]: `estimate_snr_db` of the sound; NaN if a clip has a spectrogram only."""
     class_names: tuple[str, ...]
     weights_sha256: str
     """The VGGish of `audio`: embeddings of different ones cannot be compared."""
@@ -71,6 +79,7 @@ def profile_clips(
         audio=np.stack([features[uid].mean(axis=0) for uid in sample["uid"]]).astype(np.float32),
         pictures=np.stack([describe_picture(images[len(images) // 2]) for images in sample["images"]]),
         classes=_class_table(sample, names),
+        snr_db=np.array([[_clip_snr_db(path)] for path in sample["audio"]], np.float32),
         class_names=names,
         weights_sha256=weights_sha256,
     )
@@ -92,6 +101,25 @@ def describe_picture(path: Path) -> np.ndarray:
     return np.sqrt(np.concatenate([colors, edges]) / _SIDE**2).astype(np.float32)
 
 
+def estimate_snr_db(samples: np.ndarray) -> float:
+    """A rough estimate of the signal-to-noise ratio in dB, without a clean reference.
+
+    It is the ratio of loud moments to quiet ones, at most 80 dB: the 95th percentile of the power in windows of 25 ms
+    over the 5th one. It serves to compare sets of clips; for steady sounds, such as engines, it is not the true ratio.
+    """
+    windows = samples[: len(samples) // _WINDOW * _WINDOW].reshape(-1, _WINDOW)
+    if not len(windows):
+        return 0.0
+    power = np.square(windows, dtype=np.float64).mean(axis=1)
+    decibels = 10 * np.log10(np.maximum(power, 10 ** (_FLOOR_DB / 10)))
+    quiet, loud = np.percentile(decibels, (5, 95))
+    return float(min(loud - quiet, _LARGEST_SNR_DB))
+
+
+def _clip_snr_db(path: Path) -> float:
+    return math.nan if path.suffix == LOG_MEL_SUFFIX else estimate_snr_db(read_audio(path))
+
+
 def save_profile(path: Path, profile: Profile) -> None:
     """Write a profile as `.npz`."""
     with new_file(path) as partial, open(partial, "wb") as file:
@@ -101,6 +129,7 @@ def save_profile(path: Path, profile: Profile) -> None:
             audio=profile.audio,
             pictures=profile.pictures,
             classes=profile.classes,
+            snr_db=profile.snr_db,
             class_names=np.array(profile.class_names),
             weights_sha256=np.array(profile.weights_sha256),
         )
@@ -115,6 +144,7 @@ def load_profile(path: Path) -> Profile:
                 arrays["audio"],
                 arrays["pictures"],
                 arrays["classes"],
+                arrays["snr_db"],
                 tuple(arrays["class_names"].tolist()),
                 str(arrays["weights_sha256"]),
             )

@@ -47,6 +47,7 @@ STEPS = """
 import json, sys, time, yaml
 from pathlib import Path
 import numpy as np
+import soundfile
 from PIL import Image
 from pipelines.scores import write_scores
 
@@ -57,6 +58,7 @@ def draw_frames(root, names):
         pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
         for index in range(3):
             Image.fromarray(pixels).save(folder / f"{index}.jpg")
+        soundfile.write(folder.parent / "audio.wav", np.random.default_rng(seed).uniform(-0.1, 0.1, 48000), 16000)
 
 step, params = sys.argv[1], yaml.safe_load(open("params.yaml"))
 print("step", step, flush=True)

@@ -14,6 +14,7 @@ from qdformer.monitoring.profile import (
     Profile,
     ProfileError,
     describe_picture,
+    estimate_snr_db,
     load_profile,
     profile_clips,
     save_profile,
@@ -23,7 +24,9 @@ from tests.helpers.dataset import write_small
 NAMES = ("cat", "dog", "train")
 
 
-def drawn(generator, count: int, loudness: float = 1, tint: float = 0, dogs: float = 0.4, prefix: str = "a") -> Profile:
+def drawn(
+    generator, count: int, loudness: float = 1, tint: float = 0, dogs: float = 0.4, noise: float = 0, prefix: str = "a"
+) -> Profile:
     """A profile of clips drawn from one distribution, which the arguments change in one aspect each."""
     pictures = generator.dirichlet(np.linspace(1, 2, 12), size=count) + tint * np.eye(12)[0]
     return Profile(
@@ -31,6 +34,7 @@ def drawn(generator, count: int, loudness: float = 1, tint: float = 0, dogs: flo
         audio=loudness * generator.exponential(size=(count, 16)).astype(np.float32),
         pictures=np.sqrt(pictures).astype(np.float32),
         classes=(generator.random((count, 3)) < (0.3, dogs, 0.3)).astype(np.float32),
+        snr_db=generator.normal(30 - noise, 8, (count, 1)).astype(np.float32),
         class_names=NAMES,
         weights_sha256="1" * 64,
     )
@@ -41,7 +45,7 @@ def flagged(reference: Profile, new: Profile, p_value: float = 0.01) -> set[str]
 
 
 def test_clips_of_the_same_kind_are_rarely_flagged():
-    """The share of false alarms over all three aspects stays at the level that was asked for."""
+    """The share of false alarms over all four aspects stays at the level that was asked for."""
     generator = np.random.default_rng(0)
     alarms = sum(bool(flagged(drawn(generator, 60), drawn(generator, 20), 0.1)) for _ in range(150))
     assert binomtest(alarms, 150, 0.1, alternative="greater").pvalue > 0.001
@@ -49,7 +53,13 @@ def test_clips_of_the_same_kind_are_rarely_flagged():
 
 
 @pytest.mark.parametrize(
-    ("change", "aspect"), [({"loudness": 2}, "sound"), ({"tint": 0.3}, "pictures"), ({"dogs": 0.95}, "class mix")]
+    ("change", "aspect"),
+    [
+        ({"loudness": 2}, "sound"),
+        ({"noise": 15}, "estimated SNR"),
+        ({"tint": 0.3}, "pictures"),
+        ({"dogs": 0.95}, "class mix"),
+    ],
 )
 def test_a_change_is_flagged_in_its_aspect_alone(change, aspect):
     generator = np.random.default_rng(1)
@@ -81,9 +91,13 @@ def test_what_cannot_be_compared_is_told():
     assert few.complete and not few.flagged
     other = measure_drift(reference, replace(drawn(generator, 20), weights_sha256="2" * 64), 0.01)
     assert not other.complete and "not measured: sound, because VGGish has changed" in str(other)
-    assert {shift.aspect for shift in other.shifts} == {"pictures", "class mix"}
+    assert {shift.aspect for shift in other.shifts} == {"pictures", "estimated SNR", "class mix"}
     renamed = measure_drift(reference, replace(drawn(generator, 20), class_names=("a", "b", "c")), 0.01)
-    assert not renamed.complete and {shift.aspect for shift in renamed.shifts} == {"sound", "pictures"}
+    assert not renamed.complete
+    assert {shift.aspect for shift in renamed.shifts} == {"sound", "pictures", "estimated SNR"}
+    without = replace(drawn(generator, 20), snr_db=np.full((20, 1), np.nan, np.float32))
+    spectrograms = measure_drift(reference, without, 0.01)
+    assert not spectrograms.complete and "the estimated SNR, because not all clips have samples" in str(spectrograms)
 
 
 def test_a_profile_holds_the_training_clips_and_survives_its_file(tmp_path):
@@ -96,7 +110,7 @@ def test_a_profile_holds_the_training_clips_and_survives_its_file(tmp_path):
     save_profile(tmp_path / "profile.npz", profile)
     again = load_profile(tmp_path / "profile.npz")
     assert (again.uids, again.class_names, again.weights_sha256) == (profile.uids, ("dog", "cat"), "1" * 64)
-    for name in ("audio", "pictures", "classes"):
+    for name in ("audio", "pictures", "classes", "snr_db"):
         assert np.array_equal(getattr(again, name), getattr(profile, name))
     assert profile_clips(dataset, features, "1" * 64, only=["b", "c"]).uids == ("b",)
 
@@ -108,6 +122,17 @@ def test_problems_of_profiles_are_named(tmp_path):
     (tmp_path / "profile.npz").write_bytes(b"damaged")
     with pytest.raises(ProfileError, match="profile.npz: not a profile of training data"):
         load_profile(tmp_path / "profile.npz")
+
+
+@pytest.mark.parametrize("snr_db", [0, 10, 30])
+def test_the_snr_of_bursts_in_noise_is_estimated(snr_db):
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=5 * 16000)
+    bursts = np.where(np.arange(len(noise)) % 16000 < 4000, 10 ** (snr_db / 20), 0) * generator.normal(size=len(noise))
+    expected = 10 * np.log10(10 ** (snr_db / 10) + 1)  # of bursts with noise over noise alone
+    assert estimate_snr_db(0.01 * (bursts + noise)) == pytest.approx(expected, abs=1.5)
+    assert estimate_snr_db(noise) < 2 and estimate_snr_db(np.zeros(16000)) == 0 and estimate_snr_db(noise[:10]) == 0
+    assert estimate_snr_db(np.where(np.arange(16000) < 8000, 0, 1)) == 80
 
 
 def test_a_picture_is_described_by_its_colors_and_edges(tmp_path):
