@@ -7,7 +7,6 @@ ends, however that happens: neither a clock nor a process id decides whether a r
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 from collections import defaultdict
@@ -34,6 +33,8 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed
 
+from qdformer.utils.locks import held_lock, is_locked
+
 GRACE_SECONDS = 30.0
 """How long a run may take between its start and its lock."""
 LATE_SECONDS = 60.0
@@ -50,9 +51,7 @@ def marked_alive() -> Iterator[None]:
         yield
         return
     path = _lock_file(context.flow_run.id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with held_lock(path):
         try:
             yield
         finally:
@@ -68,7 +67,7 @@ def end_dead_runs(client: SyncPrefectClient, grace: float = GRACE_SECONDS, *, al
     lines = []
     wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)))
     for run in client.read_flow_runs(flow_run_filter=wanted, limit=200):
-        locked = _is_locked(run.id)
+        locked = is_locked(_lock_file(run.id))
         if locked or (locked is None and not (all_are_ours and _age(run) >= grace)):
             continue
         line = f"flow run {run.name}: its process has ended without a report (state {run.state_name})"
@@ -110,18 +109,6 @@ def merge_late_runs(client: SyncPrefectClient, late: float = LATE_SECONDS) -> li
 
 def _lock_file(run: UUID) -> Path:
     return Path(os.environ["PREFECT_HOME"]) / "running" / str(run)
-
-
-def _is_locked(run: UUID) -> bool | None:
-    """Whether a process holds the lock of a run; None if no process of this machine has begun it."""
-    try:
-        with open(_lock_file(run), encoding="ascii") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return None
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _age(run: FlowRun) -> float:

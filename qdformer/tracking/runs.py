@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow.data
 import pandas
-import psutil
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made at run time
 from mlflow.entities import DatasetInput, InputTag, Run, RunStatus
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -29,10 +28,14 @@ from qdformer.tracking.environment import describe_machine
 from qdformer.tracking.store import Store, warn_if_unreachable
 from qdformer.tracking.views import save_scores_view
 from qdformer.utils import digests
+from qdformer.utils.locks import held_lock, is_locked
+from qdformer.utils.processes import is_alive, process_identity
 
 if TYPE_CHECKING:
     from qdformer.config.settings import Settings
 
+_LOCKS = "locks"
+"""The tag of a run that names the folder of its lock."""
 _NOT_FINISHED, _ANY_STATUS = "attributes.status != 'FINISHED'", "attributes.status != ''"
 
 
@@ -228,9 +231,9 @@ def _start_run(
 ) -> str:
     """Create a run, or resume the newest one with the same tag `identity` that meets the condition `resume_if`."""
     experiment_id = store.get_or_create_experiment(experiment_name(settings))
-    host = socket.gethostname()
-    tags = {**tags, "host": host, "process": _process_identity(os.getpid())}
-    _end_runs_of_dead_processes(store, experiment_id, host)
+    process = {"host": socket.gethostname(), "process": process_identity(os.getpid()), _LOCKS: str(_lock_folder())}
+    tags = {**tags, **process}
+    _end_runs_of_dead_processes(store, experiment_id)
     if resume_if:
         for run in store.search_runs(experiment_id, f"tags.identity = '{tags['identity']}' and {resume_if}")[:1]:
             store.set_running(run.info.run_id)
@@ -244,33 +247,40 @@ def _start_run(
 @contextlib.contextmanager
 def _ended(store: Store, run_id: str) -> Iterator[None]:
     """End the run with the block: FINISHED, FAILED after an error, KILLED after an interruption."""
-    status = RunStatus.KILLED
-    try:
-        yield
-        status = RunStatus.FINISHED
-    except Exception:
-        status = RunStatus.FAILED
-        raise
-    finally:
-        with warn_if_unreachable(f"the status of run {run_id} is set when the next run starts"):
-            store.end_run(run_id, status)
+    status, lock = RunStatus.KILLED, _lock_folder() / run_id
+    with held_lock(lock):
+        try:
+            yield
+            status = RunStatus.FINISHED
+        except Exception:
+            status = RunStatus.FAILED
+            raise
+        finally:
+            with warn_if_unreachable(f"the status of run {run_id} is set when the next run starts"):
+                store.end_run(run_id, status)
+                lock.unlink(missing_ok=True)
 
 
-def _end_runs_of_dead_processes(store: Store, experiment_id: str, host: str) -> None:
-    """Mark runs as KILLED whose process, on this host, was killed before it could end them itself."""
-    for run in store.search_runs(experiment_id, f"attributes.status = 'RUNNING' and tags.host = '{host}'"):
-        process = run.data.tags.get("process", "")
-        pid = int(process.partition(" ")[0] or -1)
-        if process != _process_identity(pid):
+def _lock_folder() -> Path:
+    """The folder that holds a locked file for each run whose process was started in the present one."""
+    return Path.cwd() / ".cache" / "runs"
+
+
+def _end_runs_of_dead_processes(store: Store, experiment_id: str) -> None:
+    """Mark runs as KILLED whose process was killed before it could end them itself."""
+    for run in store.search_runs(experiment_id, "attributes.status = 'RUNNING'"):
+        if _has_ended(run.info.run_id, run.data.tags):
             store.end_run(run.info.run_id, RunStatus.KILLED)
 
 
-def _process_identity(pid: int) -> str:
-    """A process id with its start time in seconds, because ids are reused; '' if there is no such process."""
-    try:
-        return f"{pid} {psutil.Process(pid).create_time():.0f}"
-    except (psutil.NoSuchProcess, ValueError):
-        return ""
+def _has_ended(run_id: str, tags: Mapping[str, str]) -> bool:
+    """Whether the process of a run has ended, by its lock, or else by its id on this host; False if neither is known.
+
+    The lock is also right after the host got another name, as a container does at each start.
+    """
+    if tags.get(_LOCKS) and (locked := is_locked(Path(tags[_LOCKS], run_id))) is not None:
+        return not locked
+    return tags.get("host") == socket.gethostname() and not is_alive(tags.get("process", ""))
 
 
 def _log_settings(store: Store, run_id: str, settings: Settings, stage: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -232,7 +233,9 @@ def test_interrupted_run_has_its_status_and_is_resumed(client, settings, dataset
         assert new != first  # a finished run is not resumed
 
 
-def test_run_of_a_dead_process_is_marked_as_killed(client, settings, dataset):
+@pytest.mark.parametrize("host", ["", "a-new-name"])
+def test_run_of_a_dead_process_is_marked_as_killed(client, settings, dataset, host):
+    """Also if the host, such as a container, has got another name since."""
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom pipelines.settings import preset_settings\n"
         "from qdformer import tracking\n"
@@ -242,8 +245,26 @@ def test_run_of_a_dead_process_is_marked_as_killed(client, settings, dataset):
     done = subprocess.run([sys.executable, "-c", script, str(dataset)], capture_output=True, text=True)
     run_id = done.stdout.strip()
     assert client.get_run(run_id).info.status == "RUNNING", done.stderr
+    if host:
+        client.set_tag(run_id, "host", host)
     with tracking.training_run(settings, PROVENANCE, dataset):
         assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_live_runs_and_those_of_other_machines_are_left_alone(client, settings, dataset, tmp_path):
+    """A process id that does not fit, as after a change of the clock with ids by start times, does not end a run."""
+    with tracking.training_run(settings, PROVENANCE, dataset) as live:
+        client.set_tag(live, "process", "1 2 3")
+        elsewhere = client.create_run(client.get_run(live).info.experiment_id).info.run_id
+        for key, value in {"host": "elsewhere", "process": "1 2 3", "locks": str(tmp_path / "missing")}.items():
+            client.set_tag(elsewhere, key, value)
+        with tracking.parent_run(settings, PROVENANCE, "a sweep"):
+            assert client.get_run(live).info.status == client.get_run(elsewhere).info.status == "RUNNING"
+        client.set_tag(elsewhere, "host", socket.gethostname())
+        with tracking.parent_run(settings, PROVENANCE, "another sweep"):
+            assert client.get_run(live).info.status == "RUNNING"
+            assert client.get_run(elsewhere).info.status == "KILLED"
+    assert client.get_run(live).info.status == "FINISHED"
 
 
 def test_evaluation_is_recorded_once_in_the_run_of_its_checkpoint(client, settings, dataset, tmp_path):
