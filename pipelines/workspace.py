@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -125,7 +126,18 @@ def workspace_lock(workspace: Path) -> Iterator[int]:
         file.truncate(0)
         file.write(process_identity(os.getpid()) + "\n")
         file.flush()
+        _require_readable_locks(path.with_name("rwlock"))
         yield file.fileno()
+
+
+def _require_readable_locks(path: Path) -> None:
+    """Raise `InputError` if the file of DVC's own locks is damaged; entries of dead processes are removed by DVC."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        raise InputError(f"{path}: DVC cannot read its locks; remove this file if no dvc command is running") from None
 
 
 def _acquire(file: TextIO, workspace: Path) -> None:
@@ -208,19 +220,43 @@ def locked_stage(workspace: Path, name: str) -> dict[str, Any]:
 
 
 def restore_out(workspace: Path, md5: str, target: Path) -> bool:
-    """Copy a folder or file that DVC has cached to `target`; False if the cache lacks a part of it."""
+    """Copy a folder or file that DVC has cached to `target`; False if the cache lacks a part of it.
+
+    Raises `InputError`, and copies nothing, if a cached file is damaged.
+    """
     cache = _cache_folder(workspace) / "files" / "md5"
-    listing = cache / md5[:2] / md5[2:]
+    listing = _cached(cache, md5)
     if not listing.is_file():
         return False
-    files = json.loads(listing.read_text(encoding="utf-8")) if md5.endswith(".dir") else [{"md5": md5, "relpath": ""}]
-    sources = [(cache / file["md5"][:2] / file["md5"][2:], target / file["relpath"]) for file in files]
+    if md5.endswith(".dir"):
+        _require_intact(listing)
+        files = json.loads(listing.read_text(encoding="utf-8"))
+    else:
+        files = [{"md5": md5, "relpath": ""}]
+    sources = [(_cached(cache, file["md5"]), target / file["relpath"]) for file in files]
     if not all(source.is_file() for source, _ in sources):
         return False
+    for source, _ in sources:
+        _require_intact(source)
     for source, path in sources:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, path)
     return True
+
+
+def _cached(cache: Path, md5: str) -> Path:
+    return cache / md5[:2] / md5[2:]
+
+
+def _require_intact(path: Path) -> None:
+    """Raise `InputError` if the content of a file of DVC's cache is not the one that its name says."""
+    expected = (path.parent.name + path.name).removesuffix(".dir")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != expected:
+        raise InputError(
+            f"{path}: damaged, its MD5 is {found}; remove this file, and get it again with `dvc pull` or by a new run"
+        )
 
 
 def keep_settings_in_lock(workspace: Path, stage: str, values: dict[str, Any], since: float) -> None:
