@@ -25,9 +25,14 @@ if TYPE_CHECKING:
 INCOMING, QUARANTINE = Path("incoming"), Path("quarantine")
 
 
+def arrived_batches(workspace: Path) -> list[Path]:
+    """The complete batches that wait in the workspace."""
+    return sorted(table.parent for table in (workspace / INCOMING).glob("*/metadata.csv"))
+
+
 def has_arrivals(workspace: Path) -> bool:
     """Whether a complete batch waits in the workspace."""
-    return any((workspace / INCOMING).glob("*/metadata.csv"))
+    return bool(arrived_batches(workspace))
 
 
 def take_in_arrivals(settings: Settings, workspace: Path) -> Intake:

@@ -1,4 +1,7 @@
-"""Looks after the runs of the server: ends dead ones and tells late ones. Its heartbeat is the file services/watch."""
+"""Looks after the runs of the server: ends dead ones, tells late ones, and starts one when clips have arrived.
+
+Its heartbeat is the file services/watch.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ def main() -> None:
     from prefect.client.orchestration import get_client  # these imports take seconds
 
     from pipelines.flows.liveness import Watch
+    from pipelines.services.starter import Starter
 
-    watch = Watch(_tell)
+    watch, starter = Watch(_tell), Starter(_tell)
     with get_client(sync_client=True) as client:
         while True:
             watch.look(client)
+            starter.look(client)
             HEARTBEAT.touch()
             time.sleep(BEAT_SECONDS)
 
