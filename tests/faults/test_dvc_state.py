@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pipelines.workspace import locked_outs, restore_out
+from pipelines.workspace import locked_outs, restore_out, workspace_lock
 from qdformer.utils.errors import InputError
 
 
@@ -33,27 +33,22 @@ def test_a_damaged_object_of_the_cache_is_named_and_not_used(project, tmp_path):
     assert restore_out(project.root, md5, tmp_path / "again")
 
 
-@pytest.mark.slow
-def test_the_lock_of_a_dead_process_clears_itself_and_one_that_is_garbage_is_named(project, prefect_api):
-    def reproduce():
-        return project.python("-m", "pipelines.flows", "reproduce", PREFECT_API_URL=prefect_api)
-
+def test_the_lock_of_a_dead_process_clears_itself_and_one_that_is_garbage_is_named(project):
     locks = project.root / ".dvc" / "tmp" / "rwlock"
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     holder = {"pid": int(dead.stdout), "cmd": "dvc repro"}
     outs = [str(project.root / name) for name in ("data/dataset", "models/qdformer", "reports/metrics")]
     locks.parent.mkdir(parents=True, exist_ok=True)
     locks.write_text(json.dumps({"read": {}, "write": dict.fromkeys(outs, holder)}))
-    done = reproduce()
-    assert done.returncode == 0, done.stderr
+    assert "Running stage 'train'" in project.dvc_repro(project.root)
     assert str(holder["pid"]) not in locks.read_text()
 
-    project.set_score(0.5)
     locks.write_text("garbage")
-    refused = reproduce()
+    refused = project.python("-m", "pipelines.flows", "reproduce")
     assert refused.returncode == 1
     assert (
         refused.stderr == f"error: {locks}: DVC cannot read its locks; remove this file if no dvc command is running\n"
     )
     locks.unlink()
-    assert reproduce().returncode == 0
+    with workspace_lock(project.root):
+        pass

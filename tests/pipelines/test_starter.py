@@ -12,7 +12,6 @@ import pytest
 from pipelines.services import starter
 from pipelines.services.starter import AGAIN_SECONDS, Starter
 
-
 PRESETS = {UUID(int=1): "", UUID(int=2): "toy"}
 
 
