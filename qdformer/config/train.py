@@ -45,6 +45,11 @@ class Train(Section):
     ratio, and `crop` scales the shorter side to it and takes the central square; AVSBench's public code has the last
     two. `lr_milestones` are shares of all steps after each of which the learning rate is divided by ten.
     `precision`: `bfloat16` trains in mixed precision on devices with bfloat16 instructions and in float32 on others.
+
+    `validate_every`: number of epochs after which the model is measured on the split `val`, and after the last one; 0:
+    never. `select`: the stage keeps the model of the `last` epoch, or of the `best`, which has the highest
+    dataset-level mIoU on `val`. `max_minutes`: an epoch that would end later, by the mean duration of those before, is
+    not begun; the learning rate follows the schedule of all `epochs`, and the result depends on the machine's speed.
     """
 
     follows: ClassVar[dict[str, str]] = {"loss": "model"}
@@ -66,6 +71,9 @@ class Train(Section):
     augment: Augment
     cached_views: Count
     precision: Literal["float32", "bfloat16"]
+    validate_every: Count
+    select: Literal["last", "best"]
+    max_minutes: Rate | None
     seed: Count
 
     @field_validator("loss", mode="plain")
@@ -88,4 +96,10 @@ class Train(Section):
     def _check_losses(self) -> Train:
         model: MethodSettings = self.model
         model.check_losses(self.loss)
+        return self
+
+    @model_validator(mode="after")
+    def _check_select(self) -> Train:
+        if self.select == "best" and not self.validate_every:
+            raise ValueError("select: best needs a validation; expected validate_every above 0, or select: last")
         return self

@@ -319,7 +319,11 @@ def _history(checkpoint: Path) -> list[dict[str, float]]:
 
 def _log_epochs(store: Store, run_id: str, history: Iterable[Mapping[str, float]]) -> None:
     for metrics in history:
-        named = {f"train/{name}": value for name, value in metrics.items() if name != "epoch"}
+        named = {
+            f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}": value
+            for name, value in metrics.items()
+            if name != "epoch"
+        }
         store.log_metrics(run_id, named, int(metrics["epoch"]))
 
 

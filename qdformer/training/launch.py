@@ -31,6 +31,7 @@ from tqdm import tqdm
 from qdformer.data.dataset import check_batch_size
 from qdformer.training.checkpoint import usable_checkpoints
 from qdformer.training.job import Job
+from qdformer.training.loop import is_finished
 from qdformer.training.worker import train_worker
 from qdformer.utils.digests import short_digest
 from qdformer.utils.errors import InputError
@@ -170,7 +171,7 @@ def launch(job: Job, out: Path) -> list[dict[str, float]]:
     """
     folder = _prepare(job)
     checkpoint = _newest(folder)
-    if len(_history(checkpoint)) < job.recipe.epochs:
+    if not is_finished(_history(checkpoint), job.recipe):
         with ray_session():
             _train(job, folder, Shape.from_environment(cluster_nodes(), job.recipe.batch_size))
         checkpoint = _newest(folder)

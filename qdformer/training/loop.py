@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,8 @@ TIMES = ("seconds", "data_wait", "frames_per_second")
 """The metrics of an epoch that depend on the machine: its duration, the share of it in which rank 0 waited for data,
 and the frames that all ranks processed per second.
 """
+
+_SHOWN = ("total", "cls", "mask", "dice", "codebook_perplexity")
 
 
 class TrainingState:
@@ -154,9 +156,21 @@ def train_epoch(
     return state.history[-1]
 
 
+def is_finished(history: Sequence[Mapping[str, float]], recipe: Train) -> bool:
+    """Whether all epochs are done, or the next one would end after `max_minutes`."""
+    if len(history) >= recipe.epochs:
+        return True
+    if recipe.max_minutes is None or not history:
+        return False
+    seconds = sum(row["seconds"] for row in history)
+    return seconds + seconds / len(history) > 60 * recipe.max_minutes
+
+
 def describe_epoch(metrics: Mapping[str, float], epochs: int) -> str:
     """One line about a finished epoch, with the expected duration of the remaining ones."""
-    losses = ", ".join(f"{name} {metrics[name]:.3g}" for name in ("total", "cls", "mask", "dice") if name in metrics)
+    losses = ", ".join(f"{name} {metrics[name]:.3g}" for name in _SHOWN if name in metrics)
+    if "val_miou_dataset" in metrics:
+        losses += f", mIoU on val {metrics['val_miou_dataset']:.3f}"
     minutes = metrics["seconds"] * (epochs - metrics["epoch"]) / 60
     return (
         f"epoch {metrics['epoch']:.0f}/{epochs}: {losses}; {metrics['frames_per_second']:.0f} frames/s, "

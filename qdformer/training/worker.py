@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray.train
 import ray.train.torch
@@ -19,10 +20,14 @@ from qdformer.data.manifest import read_classes, read_manifest, task_classes
 from qdformer.models.registry import build_model
 from qdformer.training.cached_views import CachedViews
 from qdformer.training.checkpoint import load_state, save_model, save_state
-from qdformer.training.loop import TrainingState, describe_epoch, train_epoch
+from qdformer.training.loop import TrainingState, describe_epoch, is_finished, train_epoch
+from qdformer.training.validation import is_selected, validate
+from qdformer.utils.distributed import from_first_rank
 from qdformer.utils.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas
+
     from qdformer.data.dataset import Batch
     from qdformer.training.job import Job
 
@@ -42,18 +47,7 @@ def train_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
 
     manifest, classes = read_manifest(job.dataset), task_classes(read_classes(job.dataset), recipe.task)
-    features = FeatureStore(job.features)
-    train_clips = manifest[(manifest["split"] == "train") & ~manifest["uid"].isin(features.left_out)]
-    data = AVSDataset(
-        train_clips,
-        features,
-        recipe.image_size,
-        recipe.augment,
-        recipe.seed,
-        resize=recipe.resize,
-        task=recipe.task,
-        frames=recipe.frames,
-    )
+    data = _clips(job, manifest, "train")
     model = build_model(recipe.model, len(classes)).to(device)
     criterion = model.build_criterion(recipe.loss).to(device)
     network = ray.train.torch.prepare_model(model)
@@ -65,6 +59,12 @@ def train_worker(config: dict[str, Any]) -> None:
     sampler = loader.batch_sampler
     assert isinstance(sampler, EpochSampler)
     state = TrainingState(model, recipe, len(loader))
+    val_loader = None
+    if recipe.validate_every:
+        val = _clips(job, manifest, "val")
+        if not len(val):
+            raise InputError("train.validate_every: the data set has no clips in the split val; expected 0")
+        val_loader = build_loader(val, recipe.batch_size, rank=rank, world_size=context.get_world_size())
 
     def report_progress(batches: Iterable[Batch]) -> Iterator[Batch]:
         for step, batch in enumerate(batches, start=1 + state.epochs_done * len(loader)):
@@ -76,15 +76,22 @@ def train_worker(config: dict[str, Any]) -> None:
             with job.messages_file.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
 
+    selected = b""  # the file of the model that is kept, of rank 0
     if (checkpoint := config["checkpoint"]) is not None:
+        selected = (checkpoint / "model.safetensors").read_bytes()
         state.load_state_dict(load_state(checkpoint))
         tell(f"Training: resumed after epoch {state.epochs_done} of {recipe.epochs}, step {state.steps_done}")
 
-    for epoch in range(state.epochs_done, recipe.epochs):
+    while not is_finished(state.history, recipe):
+        epoch = state.epochs_done
         sampler.set_epoch(epoch)
         batches = report_progress(loader) if rank == 0 else loader
         metrics = train_epoch(state, network, criterion, batches, recipe, device)
         assert metrics is not None  # nothing stops an epoch
+        if val_loader is not None and ((epoch + 1) % recipe.validate_every == 0 or epoch + 1 == recipe.epochs):
+            started = time.monotonic()
+            metrics |= validate(model, criterion, val_loader, device)
+            metrics["seconds"] += from_first_rank(time.monotonic() - started)
         if rank != 0:
             ray.train.report(metrics)
             continue
@@ -92,10 +99,30 @@ def train_worker(config: dict[str, Any]) -> None:
         if job.on_epoch is not None:
             job.on_epoch(metrics)
         with tempfile.TemporaryDirectory(dir=job.storage) as new:
-            save_model(Path(new) / "model.safetensors", model, classes, recipe.model)
+            model_file = Path(new) / "model.safetensors"
+            if is_selected(state.history, recipe.select):
+                save_model(model_file, model, classes, recipe.model)
+                selected = model_file.read_bytes()
+            else:
+                model_file.write_bytes(selected)
             (Path(new) / "history.json").write_text(json.dumps(state.history), encoding="utf-8")
             save_state(Path(new), state.state_dict())  # last: it writes the digests of all files
             ray.train.report(metrics, ray.train.Checkpoint.from_directory(new))
+
+
+def _clips(job: Job, manifest: pandas.DataFrame, split: Literal["train", "val"]) -> AVSDataset:
+    """The clips of a split that have audio features; those of `val` are whole and not augmented."""
+    recipe, features = job.recipe, FeatureStore(job.features)
+    return AVSDataset(
+        manifest[(manifest["split"] == split) & ~manifest["uid"].isin(features.left_out)],
+        features,
+        recipe.image_size,
+        recipe.augment if split == "train" else None,
+        recipe.seed,
+        resize=recipe.resize,
+        task=recipe.task,
+        frames=recipe.frames if split == "train" else None,
+    )
 
 
 def check_shared_folders(job: Job) -> None:

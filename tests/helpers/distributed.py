@@ -48,8 +48,10 @@ def recipe_with(model: dict[str, Any] | None = None, **changes: Any) -> Train:
     return recipe.model_copy(update=values | {"model": small} | changes)
 
 
-def write_clips(root: Path, count: int = 9) -> Path:
-    """Write `count` training clips of different lengths and aspect ratios; the features are `Sounds`."""
+def write_clips(root: Path, count: int = 9, val: int = 0) -> Path:
+    """Write `count` clips of different lengths and aspect ratios, the last `val` of them for validation and the others
+    for training; the features are `Sounds`.
+    """
     rows = []
     for index in range(count):
         generator = np.random.default_rng(index)
@@ -62,8 +64,9 @@ def write_clips(root: Path, count: int = 9) -> Path:
             labels[:, 8:24, 24:30] = (kind + 1) % len(NAMES) + 1
         write_clip(root, "v1m", f"clip{index}", images, labels, generator.uniform(-0.5, 0.5, frames * 16000))
         classes = [NAMES[value - 1] for value in np.unique(labels) if value]
+        split = "train" if index < count - val else "val"
         rows.append(
-            metadata_row(f"clip{index}", subset="v1m", split="train", classes=classes, frames=frames, unseen=False)
+            metadata_row(f"clip{index}", subset="v1m", split=split, classes=classes, frames=frames, unseen=False)
         )
     write_metadata(root, rows, [ClassInfo(name, False) for name in NAMES])
     return root
@@ -82,8 +85,17 @@ def wrapped(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model) if distributed.is_initialized() else model
 
 
-def train(recipe: Train, root: Path, stop_after: int | None = None, state_dict: dict | None = None) -> TrainingState:
-    """Train this rank's part of `recipe`, from `state_dict` if given, until `stop_after` steps if given."""
+def train(
+    recipe: Train,
+    root: Path,
+    stop_after: int | None = None,
+    state_dict: dict | None = None,
+    on_epoch: Callable[[TrainingState], object] = lambda _state: None,
+) -> TrainingState:
+    """Train this rank's part of `recipe`, from `state_dict` if given, until `stop_after` steps if given.
+
+    `on_epoch` is called after each whole epoch.
+    """
     rank, world_size = (
         (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     )
@@ -103,6 +115,7 @@ def train(recipe: Train, root: Path, stop_after: int | None = None, state_dict: 
             or state.steps_done == stop_after
         ):
             break
+        on_epoch(state)
     return state
 
 

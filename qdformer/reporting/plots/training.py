@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS = {
+    "validation, mIoU": ["val_miou_dataset"],
     "codebook perplexity": ["codebook_perplexity", "codebook_perplexity_local"],
     "similarity of a clip's tokens": ["token_similarity"],
     "gradient norm": ["gradient_norm"],
     "learning rate": ["learning_rate"],
 }
 
+_TOTAL = ["total", "val_total"]
 _LABELS = {
+    "total": "training",
+    "val_total": "validation",
     "codebook_perplexity": "global codebook",
     "codebook_perplexity_local": "local codebook",
     "cls": "class",
@@ -44,11 +48,11 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     if not history:
         raise ValueError("training curves need at least one epoch")
     table = pandas.DataFrame(list(history)).set_index("epoch")
-    not_losses = {"total", "seconds", *(name for names in _PANELS.values() for name in names)}
+    not_losses = {*_TOTAL, "seconds", *(name for names in _PANELS.values() for name in names)}
     losses = [name for name in table.columns if name not in not_losses]
     present = {
         title: [name for name in names if name in table]
-        for title, names in {"total loss": ["total"], "losses": losses, **_PANELS}.items()
+        for title, names in {"total loss": _TOTAL, "losses": losses, **_PANELS}.items()
     }
     panels = {title: names for title, names in present.items() if names}
     columns = min(3, len(panels))

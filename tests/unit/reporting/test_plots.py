@@ -153,6 +153,11 @@ def test_training_curves_leave_out_panels_without_a_column():
     titles = [axes.get_title("left") for axes in figure.axes]
     assert [title for title in titles if title] == ["total loss", "losses", "learning rate"]
     assert plots.training_curves(history[:1]).axes
+    history[2] |= {"val_total": 1.5, "val_miou_dataset": 0.3}  # validated after the last epoch only
+    figure = plots.training_curves(history)
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert [title for title in titles if title] == ["total loss", "losses", "validation, mIoU", "learning rate"]
+    assert [len(axes.get_lines()) for axes in figure.axes[:3]] == [2, 2, 1]
     with pytest.raises(ValueError, match="at least one epoch"):
         plots.training_curves([])
 

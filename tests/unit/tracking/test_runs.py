@@ -104,9 +104,12 @@ def trained(
 def test_a_training_run_has_settings_epochs_and_system_metrics(client, settings, dataset, tmp_path):
     with tracking.training_run(settings, PROVENANCE, dataset) as run_id:
         for epoch in (1, 2):
-            tracking.log_epoch(tracking.tracking_uri(), run_id, {"epoch": epoch, "total": 1 / epoch})
+            tracking.log_epoch(tracking.tracking_uri(), run_id, {"epoch": epoch, "total": 1 / epoch, "val_total": 3.0})
+        tracking.log_tags(run_id, {"workers": "2", "global_batch_size": "4"})
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
+    assert (run.data.tags["workers"], run.data.tags["global_batch_size"]) == ("2", "4")
+    assert run.data.metrics["val/total"] == 3 and "train/val_total" not in run.data.metrics
     assert run.info.run_name == "toy seed 0"
     assert run.data.params["train.model.hidden_dim"] == str(settings.train.model.hidden_dim)
     assert run.data.tags["data_digest"] == "d1"
