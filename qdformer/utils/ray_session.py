@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import ray
 from ray._private import ray_constants
 
+from qdformer.utils.errors import InputError
+
 # Services that a local session does not need; each costs a process, seconds of start-up or lines of output.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -25,12 +27,15 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the end of a run is noticed at the next check
 }
 
+START_ATTEMPTS = 3
+"""Ray gives a new session 30 s to start, which is not enough on a machine that is busy with other work."""
+
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
     """Open a Ray session for the block: on the cluster that `RAY_ADDRESS` names, otherwise a local one.
 
-    A session that is already open is used and stays open.
+    A session that is already open is used and stays open. Raises `InputError` if a new one does not start.
     """
     if ray.is_initialized():
         yield
@@ -47,8 +52,23 @@ def ray_session() -> Iterator[None]:
         os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
         ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
     # Without its dashboard Ray repeats a warning every second; the workers' output stays in Ray's log folder.
-    ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=runtime_env)
+    _start(runtime_env)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(runtime_env: dict[str, str] | None) -> None:
+    for _ in range(START_ATTEMPTS):
+        try:
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=runtime_env)
+            return
+        except Exception as error:  # Ray has no class of its own for this
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+    raise InputError(
+        f"Ray: no session started in {START_ATTEMPTS} attempts of 30 s each; expected a machine that is less busy, or "
+        "the address of a running cluster in RAY_ADDRESS"
+    )
