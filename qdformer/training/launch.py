@@ -44,6 +44,12 @@ RESTARTS = 2
 HANG_LIMIT = 300.0
 """Seconds after which a worker that does not answer, neither to Ray nor to the other workers, ends the training."""
 
+NODE_DEATH_SECONDS = 20
+"""Time after which Ray knows that a node has died: five health checks of three seconds each."""
+
+LOST_CONNECTION = ("Connection reset by peer", "Connection closed by peer")
+"""What gloo reports to the other ranks when a worker's process ends."""
+
 
 class TrainingError(InputError):
     """The training cannot go on; the message gives the reason of the worker that failed first."""
@@ -229,6 +235,8 @@ def _train(job: Job, folder: Path, shape: Shape) -> None:
             if not dead or restarts == RESTARTS:
                 raise TrainingError(f"the training failed: {_reason(error, hang_limit)}") from None
             minutes = (time.monotonic() - started) / 60
+            if len(cluster_nodes()) > 1:
+                time.sleep(NODE_DEATH_SECONDS)
             shape = replace(shape, workers=max(1, min(shape.workers, shape.places(cluster_nodes()))))
             print(
                 f"Training: {dead} died after {minutes:.1f} minutes; restarting from the last checkpoint with "
@@ -265,8 +273,11 @@ def _fit(job: Job, folder: Path, shape: Shape, hang_limit: float) -> None:
 def _dead_workers(error: TrainingFailedError) -> str:
     """The workers whose process or node ended, or an empty string. The others fail as a consequence."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    ranks = [str(rank) for rank, cause in failures.items() if _is_death(cause)]
-    return f"worker {', '.join(ranks)}" if ranks else ""
+    if ranks := [str(rank) for rank, cause in failures.items() if _is_death(cause)]:
+        return f"worker {', '.join(ranks)}"
+    # The other ranks may notice the lost connection before Ray notices the death.
+    lost = [any(text in str(cause) for text in LOST_CONNECTION) for cause in failures.values()]
+    return "a worker" if lost and all(lost) else ""
 
 
 def _is_death(cause: BaseException) -> bool:

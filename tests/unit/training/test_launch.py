@@ -73,6 +73,8 @@ def test_the_worker_that_failed_first_gives_the_reason():
     assert launch._reason(error, 60) == "worker 1: FloatingPointError: loss is nan, clips a, b"
     dead = WorkerGroupError("long text", {0: RuntimeError("Connection closed by peer"), 1: RayActorError()})
     assert launch._dead_workers(dead) == "worker 1" and launch._reason(dead, 60).startswith("worker 1 died")
+    noticed_first = WorkerGroupError("long text", {1: RuntimeError("gloo: Read error: Connection reset by peer")})
+    assert launch._dead_workers(noticed_first) == "a worker"
     wrong = WorkerGroupError("long text", {0: InputError("clip a: no audio features")})
     assert launch._reason(wrong, 60) == "worker 0: clip a: no audio features"
 
