@@ -52,17 +52,24 @@ def ray_session() -> Iterator[None]:
         os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
         ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
     # Without its dashboard Ray repeats a warning every second; the workers' output stays in Ray's log folder.
-    _start(runtime_env)
+    # Without an address Ray would join any cluster that `ray start` has started on this machine.
+    _start(address or "local", runtime_env)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start(runtime_env: dict[str, str] | None) -> None:
+def _start(address: str, runtime_env: dict[str, str] | None) -> None:
     for _ in range(START_ATTEMPTS):
         try:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=runtime_env)
+            ray.init(
+                address,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env=runtime_env,
+            )
             return
         except Exception as error:  # Ray has no class of its own for this
             if "timed out during startup" not in str(error):

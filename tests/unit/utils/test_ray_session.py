@@ -13,8 +13,10 @@ from qdformer.utils.errors import InputError  # noqa: E402
 def test_a_session_that_does_not_start_in_time_is_tried_again(monkeypatch):
     outcomes = [Exception("The current node timed out during startup."), None]
     monkeypatch.setattr(ray_session.ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    def init(**_):
+    def init(address, **_):
+        assert address == "local", "a cluster of somebody else on this machine is not joined"
         if (error := outcomes.pop(0)) is not None:
             raise error
 
