@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from qdformer.data.dataset import AVSDataset, build_loader
+from qdformer.data.manifest import read_manifest
+from qdformer.training.checkpoint import load_model
+from qdformer.training.validation import validate
+from tests.helpers.distributed import CPU, Sounds, recipe_with
 from tests.helpers.launch import make_inputs
-from tests.helpers.runs import Run, kill_session
+from tests.helpers.runs import SLOW, Run, kill_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -50,6 +57,25 @@ def test_a_run_killed_twice_gives_the_same_model(tmp_path, uninterrupted):
     assert third.end(30) == 0 and "finished before" in third.text and third.model == uninterrupted
 
 
+def test_a_damaged_checkpoint_is_named_and_the_older_one_is_used(tmp_path, uninterrupted):
+    """Row 3: one bit flipped in the newest state, then its end cut off; Ray's list of the checkpoints emptied."""
+    root = make_inputs(tmp_path)
+    text = ""
+    for damage in (flip_a_bit, cut_off):
+        run = Run(root, 4)
+        run.wait_for("epoch 2/4" if damage is flip_a_bit else "epoch 3/4", 120)
+        wait_for_checkpoints(root, 2)
+        kill_session(run)
+        text += run.text
+        *_, older, newest = sorted((root / "storage").glob("*/checkpoint_*/state.pt"))
+        damage(newest)
+        (newest.parents[1] / "checkpoint_manager_snapshot.json").write_text("")
+    last = Run(root, 4)
+    assert last.end(120) == 0, last.text
+    assert f"{newest}: damaged" in last.text and "resumed after epoch" in last.text
+    assert "epoch 1/4" not in last.text and last.model == uninterrupted
+
+
 def test_a_full_disk_ends_the_run_with_the_reason(tmp_path):
     """Rows 5 and 6: rank 0 cannot write its checkpoint, while rank 1 waits for it inside `report`."""
     root = make_inputs(tmp_path)
@@ -74,6 +100,20 @@ def test_a_project_in_a_path_with_a_space_and_an_umlaut(tmp_path):
     run = Run(make_inputs(place), 1, workers=1, python=str(place / "venv" / "bin" / "python"))
     assert run.end(120) == 0, run.text
     assert run.model
+
+
+def test_the_best_epoch_on_val_is_kept(tmp_path):
+    root = make_inputs(tmp_path, val=3)
+    run = Run(root, 3, settings={"validate_every": 1, "select": "best", "learning_rate": 0.01})
+    assert run.end(120) == 0, run.text
+    shown = [float(score) for score in re.findall(r"mIoU on val (\d\.\d+)", run.text)]
+    assert len(shown) == 3
+    model, classes = load_model(root / "out" / "model.safetensors")
+    recipe = recipe_with()
+    manifest = read_manifest(root / "data")
+    data = AVSDataset(manifest[manifest["split"] == "val"], Sounds(), recipe.image_size)
+    scores = validate(model, model.build_criterion(recipe.loss), build_loader(data, recipe.batch_size), CPU)
+    assert scores["val_miou_dataset"] == pytest.approx(max(shown), abs=1e-3)
 
 
 def test_a_stopped_worker_ends_the_run(tmp_path):
@@ -104,3 +144,21 @@ def test_more_workers_than_the_machine_has_are_refused_at_once(tmp_path):
     run = Run(make_inputs(tmp_path), 2, workers=64, QDFORMER_CPUS_PER_WORKER="64")
     assert run.end(40) == 1
     assert "QDFORMER_WORKERS: 64 workers with 64 CPUs each need 4096 CPUs, but the Ray cluster has" in run.text
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def wait_for_checkpoints(root: Path, count: int) -> None:
+    """Wait until Ray has copied `count` checkpoints."""
+    deadline = time.monotonic() + 60 * SLOW
+    while len(list((root / "storage").glob("*/checkpoint_*/sha256.json"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -20,9 +20,9 @@ from tests.helpers.distributed import Sounds, recipe_with, write_clips
 CLIPS = 9
 
 
-def make_inputs(root: Path, count: int = CLIPS, poisoned: str | None = None) -> Path:
-    """Write clips and features below `root`; those of the clip `poisoned` are NaN."""
-    write_clips(root / "data", count)
+def make_inputs(root: Path, count: int = CLIPS, val: int = 0, poisoned: str | None = None) -> Path:
+    """Write clips, the last `val` of them for validation, and features below `root`; those of `poisoned` are NaN."""
+    write_clips(root / "data", count, val)
     (root / "storage").mkdir()
     sounds = Sounds()
     features = {f"clip{index}": sounds[f"clip{index}"] for index in range(count)}
