@@ -38,6 +38,15 @@ CLASSES = 4
 SIZES: dict[str, dict[str, object]] = {
     "qdformer": SMALL.model_dump(),
     "tpavi": {"hidden_dim": 32},
+    "catr": {
+        "hidden_dim": 32,
+        "num_heads": 4,
+        "num_queries": 5,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "ffn_dim": 64,
+        "mask_dim": 16,
+    },
     "avsegformer": {
         "hidden_dim": 32,
         "num_heads": 4,
