@@ -105,7 +105,7 @@ def test_the_snr_is_a_number_of_decibels_or_clean():
         (
             ["--clip=test-0000", "--snr=5", "--data=nope"],
             2,
-            "no preset 'nope'; there are: avss, avss-light, avss-swin, ms3,",
+            "no preset 'nope'; there are: avsegformer, avss, avss-avsegformer, avss-avsegformer-pvt,",
         ),
         (["--clip=test-0000", "--snr=5", "--data=toy"], 1, "metadata.csv: missing"),
     ],
