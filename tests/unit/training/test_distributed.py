@@ -73,7 +73,7 @@ def finished(root: Path, recipe: Train, state: dict[str, Any]) -> dict[str, Any]
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-@pytest.mark.parametrize("stop_after", [2, 3])
+@pytest.mark.parametrize("stop_after", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_continues_on_another_number_of_ranks(results, clips, before, after, stop_after):
     """In the middle of an epoch, before the codebook's start by k-means at step 3 of 6, and at the end of an epoch."""
     recipe = RECIPES["default"]
