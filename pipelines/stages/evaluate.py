@@ -78,7 +78,7 @@ def evaluate_checkpoint(
         for batch in build_loader(data, options.batch_size):
             images_BTCHW, valid_BT = batch.images_BTCHW.to(device), batch.valid_BT.to(device)
             # the pictures of all conditions are the same, and most of the work is the backbone's
-            maps = {model: model.to(device).backbone(images_BTCHW.flatten(0, 1)) for model in set(models.values())}
+            maps = {model: model.to(device).backbone_maps(images_BTCHW) for model in set(models.values())}
             for name, model in models.items():
                 heard = batch.with_sound(sounds[name])
                 prediction = model.predict(images_BTCHW, heard.audio_BTA.to(device), valid_BT, maps[model])

@@ -17,11 +17,11 @@ from mlflow.exceptions import MlflowException
 
 from qdformer.config.settings import Settings, parse_settings
 from qdformer.inference import Segmenter
+from qdformer.inference.sharing import CHECKPOINT, VGGISH
 from qdformer.tracking.registry import CHAMPION
 from qdformer.tracking.store import Store, TrackingError
 from qdformer.utils.digests import file_sha256
 
-CHECKPOINT_NAME, VGGISH_NAME = "model.safetensors", "vggish.safetensors"
 WHERE = ("models/*", "sweeps/*", "workspaces/*/models/*", "workspaces/*/sweeps/*")
 """Where weights lie below the folder of the project."""
 DVC_CACHE = Path(".dvc", "cache", "files", "md5")
@@ -105,7 +105,7 @@ def _load(recorded: RecordedModel, project: Path, options: dict[str, Any]) -> Se
         )
     checkpoint, vggish = (
         _found(recorded.run_id, project, name, sha256)
-        for name, sha256 in ((CHECKPOINT_NAME, recorded.checkpoint_sha256), (VGGISH_NAME, recorded.vggish_sha256))
+        for name, sha256 in ((CHECKPOINT, recorded.checkpoint_sha256), (VGGISH, recorded.vggish_sha256))
     )
     return Segmenter.from_settings(checkpoint, vggish, recorded.settings, **options)
 

@@ -59,8 +59,7 @@ def load_model(path: Path, *, trained: bool = True) -> tuple[Method, Classes]:
         settings = parse_model_settings(rename_keys({"name": "qdformer", **about["model"]}, "train.model"))
         names = Classes(tuple(about["classes"]["names"]), tuple(about["classes"]["unseen"]))
         torch.manual_seed(0)
-        random = {"backbone_weights": None, "backbone_sha256": None}
-        model = build_model(settings.model_copy(update=random) if trained else settings, len(names.names))
+        model = build_model(settings.without_weights() if trained else settings, len(names.names))
         if trained:
             weights = load_file(path)
             model.load_state_dict({RENAMED_TENSORS.get(name, name): value for name, value in weights.items()})

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from qdformer.config.base import Positive, Section, Weight
-from qdformer.config.methods.base import MethodSettings
+from qdformer.config.methods.base import MethodSettings, require_heads, strides_from
 
 
 class AVSegFormerLoss(Section):
@@ -46,15 +46,14 @@ class AVSegFormerSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _check_parts(self) -> AVSegFormerSettings:
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})")
+        require_heads(self.hidden_dim, self.num_heads)
         if self.output_stride > self.mask_stride:
             raise ValueError(f"output_stride ({self.output_stride}) must not be above mask_stride ({self.mask_stride})")
         return self
 
     @property
     def map_strides(self) -> tuple[int, ...]:
-        return tuple(stride for stride in super().map_strides if stride >= self.mask_stride)
+        return strides_from(self.mask_stride)
 
     @property
     def summary(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,6 +21,17 @@ def _weights_source(value: str) -> str:
         "expected null, package, the absolute path of a file or folder, or the id of a model on the Hugging Face hub "
         f"such as microsoft/resnet-50, not {value!r}"
     )
+
+
+def require_heads(hidden_dim: int, num_heads: int) -> None:
+    """Raise `ValueError` if the channels cannot be divided among the heads."""
+    if hidden_dim % num_heads:
+        raise ValueError(f"hidden_dim ({hidden_dim}) must be a multiple of num_heads ({num_heads})")
+
+
+def strides_from(finest: int) -> tuple[int, ...]:
+    """The strides of a backbone's maps that are at least `finest`."""
+    return tuple(stride for stride in (4, 8, 16, 32) if stride >= finest)
 
 
 class MethodSettings(Section):
@@ -63,13 +74,17 @@ class MethodSettings(Section):
             )
         return self
 
+    def without_weights(self) -> Self:
+        """The same settings with random weights of the backbone."""
+        return self.model_copy(update={"backbone_weights": None, "backbone_sha256": None})
+
     def check_losses(self, loss: Any) -> None:
         """Raise `ValueError` if the section of loss weights does not fit these settings."""
 
     @property
     def map_strides(self) -> tuple[int, ...]:
         """The strides of the backbone's maps that the model uses."""
-        return (4, 8, 16, 32)
+        return strides_from(4)
 
     @property
     def summary(self) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from qdformer.config.base import Positive, Section, Weight
-from qdformer.config.methods.base import MethodSettings
+from qdformer.config.methods.base import MethodSettings, require_heads, strides_from
 
 
 class CATRLoss(Section):
@@ -52,13 +52,12 @@ class CATRSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _check_parts(self) -> CATRSettings:
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})")
+        require_heads(self.hidden_dim, self.num_heads)
         return self
 
     @property
     def map_strides(self) -> tuple[int, ...]:
-        return tuple(stride for stride in super().map_strides if stride >= self.mask_stride)
+        return strides_from(self.mask_stride)
 
     @property
     def summary(self) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from qdformer.config.base import Count, Positive, Section, Share, Weight
-from qdformer.config.methods.base import MethodSettings
+from qdformer.config.methods.base import MethodSettings, require_heads, strides_from
 
 
 class Loss(Section):
@@ -101,8 +101,7 @@ class QDFormerSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _check_parts(self) -> QDFormerSettings:
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})")
+        require_heads(self.hidden_dim, self.num_heads)
         if self.mask_stride > 4 and self.encoder == "deformable":
             raise ValueError(f"mask_stride ({self.mask_stride}) must be 4 with encoder: deformable")
         if not 2 <= self.fusion_stride // self.mask_stride <= 8:
@@ -127,7 +126,7 @@ class QDFormerSettings(MethodSettings):
 
     @property
     def map_strides(self) -> tuple[int, ...]:
-        return tuple(stride for stride in (4, 8, 16, 32) if stride >= self.mask_stride)
+        return strides_from(self.mask_stride)
 
     @property
     def summary(self) -> str:

@@ -99,9 +99,8 @@ class AVSegFormer(Method):
         maps: dict[int, torch.Tensor] | None = None,
     ) -> AVSegFormerOutput:
         B, T = check_inputs(images_BTCHW, audio_BTA)
-        self.backbone.frames_per_clip = T
         if maps is None:
-            maps = self.backbone(images_BTCHW.flatten(0, 1))
+            maps = self.backbone_maps(images_BTCHW)
         audio_F1D = self.audio_projection(audio_BTA).flatten(0, 1)[:, None]
         queries_FQD = self.audio_queries_QD.expand(B * T, -1, -1)
         for layer in self.query_generator:
@@ -119,15 +118,6 @@ class AVSegFormer(Method):
     def build_criterion(self, loss: AVSegFormerLoss) -> Criterion:
         return Criterion(loss, self.num_classes)
 
-    @torch.inference_mode()
-    def predict(
-        self,
-        images_BTCHW: torch.Tensor,
-        audio_BTA: torch.Tensor,
-        valid_BT: torch.Tensor | None = None,
-        maps: dict[int, torch.Tensor] | None = None,
-    ) -> Prediction:
-        """The segmentation of a batch of clips; the model must be in evaluation mode. See `predict_pixels`."""
-        output = self(images_BTCHW, audio_BTA, valid_BT, maps)
-        H, W = images_BTCHW.shape[-2:]
-        return predict_pixels(output.logits_BTKHW, (H, W), self.settings.output_stride, output)
+    def decode(self, output: AVSegFormerOutput, frame_size: tuple[int, int]) -> Prediction:
+        """See `predict_pixels`."""
+        return predict_pixels(output.logits_BTKHW, frame_size, self.settings.output_stride, output)

@@ -5,8 +5,6 @@ Shapes: H heads, L levels, K points, D hidden dimension.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +12,12 @@ import torch
 from qdformer.models.avsegformer.model import AVSegFormer
 from qdformer.models.backbones.avsbench import build_from_checkpoint
 from qdformer.models.backbones.weights import Weights, read_weights
-from qdformer.models.common.published_tensors import Tensor, load_tensors
+from qdformer.models.common.published_tensors import Renaming, Tensor, load_tensors, rename
 
 if TYPE_CHECKING:
     from qdformer.config.methods.avsegformer import AVSegFormerSettings
 
-RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+RENAMED: tuple[Renaming, ...] = (
     (r"^audio_proj\.", "audio_projection."),
     (r"^head\.level_embed$", "encoder.level_LD"),
     (r"^head\.learnable_query\.weight$", "learned_queries_QD"),
@@ -63,7 +61,7 @@ def load_published(path: str, settings: AVSegFormerSettings, num_classes: int) -
     another shape, or belongs to no part of the model.
     """
     weights = read_weights(path)
-    model = AVSegFormer(settings.model_copy(update={"backbone_weights": None, "backbone_sha256": None}), num_classes)
+    model = AVSegFormer(settings.without_weights(), num_classes)
     model.backbone = build_from_checkpoint(settings.backbone, weights, "backbone.")
     head = convert(weights, settings.num_heads)
     for name, x in model.state_dict().items():
@@ -79,7 +77,7 @@ def convert(weights: Weights, num_heads: int) -> dict[str, Tensor]:
     for name, x in weights.tensors.items():
         if name.startswith((*UNUSED_PREFIXES, "backbone.", MIXER)) and not name.startswith(f"{MIXER}proj."):
             continue
-        renamed = _rename(name)
+        renamed = rename(name, RENAMED)
         if ".attention.offsets." in renamed and x.shape[0] % (2 * num_heads) == 0:
             # Rows in the order [H, L, K, x and y] -> rows in the order [x and y, H, L, K].
             x = x.unflatten(0, (num_heads, -1, 2)).movedim(2, 0).flatten(0, 2).contiguous()
@@ -88,9 +86,3 @@ def convert(weights: Weights, num_heads: int) -> dict[str, Tensor]:
     joined = torch.cat([x for x in parts if x is not None]) if any(x is not None for x in parts) else torch.empty(0)
     converted["mixer.attention.in_proj_weight"] = Tensor(f"{MIXER}q_proj.weight and {MIXER}kv_proj.weight", joined)
     return converted
-
-
-def _rename(name: str) -> str:
-    for pattern, new in RENAMED:
-        name = re.sub(pattern, new, name)
-    return name

@@ -16,10 +16,10 @@ from qdformer.models.backbones import build_backbone
 from qdformer.models.catr.criterion import Criterion
 from qdformer.models.catr.encoder import Block, BlockGate, SpatialDecoder, SpatialLayer, join, own_audio
 from qdformer.models.catr.output import CATROutput, LayerOutput
+from qdformer.models.common.aspp import ASPP
 from qdformer.models.common.method import Method, Prediction, check_inputs
 from qdformer.models.common.queries import predict_queries
 from qdformer.models.common.transformer import MLP, DecoderLayer, flatten_map, map_position_encoding
-from qdformer.models.tpavi.decoder import ASPP
 from qdformer.utils.constants import EMBEDDING_SIZE
 
 if TYPE_CHECKING:
@@ -102,9 +102,8 @@ class CATR(Method):
         if valid_BT is None:
             valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
         attended_BT = valid_BT | ~valid_BT.any(-1, keepdim=True)  # attention to no frame at all would be NaN
-        self.backbone.frames_per_clip = T
         if maps is None:
-            maps = self.backbone(images_BTCHW.flatten(0, 1))
+            maps = self.backbone_maps(images_BTCHW)
         *finer, fused = [self.aspp[str(stride)](maps[stride]) for stride in self.settings.map_strides]
         size = (fused.shape[2], fused.shape[3])
         position_SD = map_position_encoding(*size, self.settings.hidden_dim, fused.device)
@@ -147,22 +146,6 @@ class CATR(Method):
     def build_criterion(self, loss: CATRLoss) -> Criterion:
         return Criterion(loss, self.num_classes, self.settings.mask_stride)
 
-    @torch.inference_mode()
-    def predict(
-        self,
-        images_BTCHW: torch.Tensor,
-        audio_BTA: torch.Tensor,
-        valid_BT: torch.Tensor | None = None,
-        maps: dict[int, torch.Tensor] | None = None,
-    ) -> Prediction:
-        """The segmentation of a batch of clips; the model must be in evaluation mode. See `predict_queries`."""
-        output = self(images_BTCHW, audio_BTA, valid_BT, maps)
-        H, W = images_BTCHW.shape[-2:]
-        return predict_queries(
-            output.class_logits_BTNC,
-            output.mask_logits_BTNHW,
-            self.settings.mask_stride,
-            (H, W),
-            FOREGROUND_THRESHOLD,
-            output,
-        )
+    def decode(self, output: CATROutput, frame_size: tuple[int, int]) -> Prediction:
+        """See `predict_queries`."""
+        return predict_queries(output, self.settings.mask_stride, frame_size, FOREGROUND_THRESHOLD)

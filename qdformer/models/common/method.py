@@ -60,13 +60,13 @@ class Method(nn.Module, ABC):
        sets `backbone` (from `build_backbone(settings)`), `settings` and `num_classes`. Implement:
 
        - `forward(images_BTCHW, audio_BTA, valid_BT, maps)`: frames with pixel values 0..255 and one VGGish embedding
-         per frame; `valid_BT` is false for padding frames, which must not influence other frames; `maps` are those of
-         `backbone` for the frames, if they have been computed before. It returns any object; only the method's own
-         code reads it.
+         per frame; `valid_BT` is false for padding frames, which must not influence other frames; `maps` are what
+         `backbone_maps` returned for the frames, if they have been computed before. It returns any object; only the
+         method's own code reads it.
        - `build_criterion(loss)`, where `loss` is the section of its loss weights: a module called with `(output,
          labels_BTHW, valid_BT, labeled_BT)`, which returns the weighted losses by name and their sum as `total`. Labels
          are class ids 0..C or 255 (ignored).
-       - `predict(images_BTCHW, audio_BTA, valid_BT, maps)`: the `Prediction` of a model in evaluation mode.
+       - `decode(output, frame_size)`: the `Prediction` from what `forward` returned in evaluation mode.
 
     3. Registry. Add the class to `METHODS` in `models/registry.py`.
 
@@ -107,6 +107,10 @@ class Method(nn.Module, ABC):
         """The training objective with these loss weights, a section of the type `settings.losses`."""
 
     @abstractmethod
+    def decode(self, output: Any, frame_size: tuple[int, int]) -> Prediction:
+        """The segmentation at the size of the frames, from what `forward` returned in evaluation mode."""
+
+    @torch.inference_mode()
     def predict(
         self,
         images_BTCHW: torch.Tensor,
@@ -114,7 +118,14 @@ class Method(nn.Module, ABC):
         valid_BT: torch.Tensor | None = None,
         maps: dict[int, torch.Tensor] | None = None,
     ) -> Prediction:
-        """The segmentation of a batch of clips, without gradients. `maps`: see `forward`."""
+        """The segmentation of a batch of clips; the model must be in evaluation mode. Arguments: see `forward`."""
+        height, width = images_BTCHW.shape[-2:]
+        return self.decode(self(images_BTCHW, audio_BTA, valid_BT, maps), (height, width))
+
+    def backbone_maps(self, images_BTCHW: torch.Tensor) -> dict[int, torch.Tensor]:
+        """The backbone's maps of the frames by stride, [B * T, C, h, w]."""
+        self.backbone.frames_per_clip = images_BTCHW.shape[1]
+        return self.backbone(images_BTCHW.flatten(0, 1))
 
     def parameter_groups(
         self, learning_rate: float, backbone_lr_mult: float, weight_decay: float

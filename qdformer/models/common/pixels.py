@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional
 
 from qdformer.models.common.method import Prediction
+from qdformer.models.common.targets import require_known_classes
 from qdformer.models.common.transformer import upsample
 from qdformer.utils.constants import IGNORE_INDEX
 from qdformer.utils.distributed import sum_over_ranks
-from qdformer.utils.errors import InputError
 
 FOREGROUND_THRESHOLD = 0.5
 """With one class, a pixel is foreground if its probability exceeds this."""
@@ -51,8 +51,7 @@ class PixelTargets:
         labels_YHW = labels_BTHW[counted_BT]
         judged_YHW = labels_YHW != IGNORE_INDEX
         labels_YHW = labels_YHW.where(judged_YHW, 0)
-        if labels_YHW.numel() and (highest := int(labels_YHW.max())) > num_classes:
-            raise InputError(f"class id {highest} in the labels; expected 0..{num_classes} or {IGNORE_INDEX}")
+        require_known_classes(labels_YHW, num_classes)
         return cls(labels_YHW, judged_YHW.float(), counted_BT, sum_over_ranks(counted_BT.sum()).clamp(min=1))
 
     @property
@@ -91,7 +90,7 @@ class PixelTargets:
         return (1 - dice_Y) * masks_YHW.any(2).any(1)
 
 
-def predict_pixels(logits_BTKHW: torch.Tensor, image_size: tuple[int, int], stride: int, output: Any) -> Prediction:
+def predict_pixels(logits_BTKHW: torch.Tensor, frame_size: tuple[int, int], stride: int, output: Any) -> Prediction:
     """The prediction from logits at `stride`, at the size of the frames.
 
     With one class, a pixel is foreground if its probability exceeds `FOREGROUND_THRESHOLD`. With several, it takes the
@@ -99,7 +98,7 @@ def predict_pixels(logits_BTKHW: torch.Tensor, image_size: tuple[int, int], stri
     The probability of a class in a frame is the highest of its pixels.
     """
     B, T, _, H, W = logits_BTKHW.shape
-    height, width = image_size
+    height, width = frame_size
     logits_FKHW = upsample(logits_BTKHW.flatten(0, 1), (H * stride, W * stride))[..., :height, :width]
     if logits_FKHW.shape[1] == 1:
         foreground_FHW = logits_FKHW[:, 0].sigmoid()

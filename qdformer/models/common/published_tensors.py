@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from qdformer.models.backbones.weights import BackboneError, Weights
@@ -13,11 +14,22 @@ if TYPE_CHECKING:
     from qdformer.models.common.method import Method
 
 
+Renaming = tuple[str, str | Callable[[re.Match[str]], str]]
+"""A pattern in the names of the authors' code, and what it becomes here."""
+
+
 class Tensor(NamedTuple):
     """A tensor of a checkpoint and its name there."""
 
     published_name: str
     value: torch.Tensor
+
+
+def rename(name: str, renamings: Iterable[Renaming]) -> str:
+    """The name of a tensor after all renamings, in their order."""
+    for pattern, new in renamings:
+        name = re.sub(pattern, new, name)
+    return name
 
 
 def load_tensors(model: Method, tensors: Mapping[str, Tensor], weights: Weights, title: str) -> None:

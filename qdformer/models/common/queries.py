@@ -5,7 +5,7 @@ Shapes: B clips, T frames, N queries, C object classes, F = B * T frames of all 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -13,25 +13,25 @@ from torch.nn import functional
 from qdformer.models.common.method import Prediction
 
 
-def predict_queries(
-    class_logits_BTNC: torch.Tensor,
-    mask_logits_BTNHW: torch.Tensor,
-    mask_stride: int,
-    image_size: tuple[int, int],
-    threshold: float,
-    output: Any,
-) -> Prediction:
+class QueryOutput(Protocol):
+    """The output of such a method."""
+
+    class_logits_BTNC: torch.Tensor
+    mask_logits_BTNHW: torch.Tensor
+
+
+def predict_queries(output: QueryOutput, mask_stride: int, frame_size: tuple[int, int], threshold: float) -> Prediction:
     """The prediction at the size of the frames, from masks at `mask_stride`.
 
     A pixel is foreground where the highest (1 - p(no object)) * mask of any query exceeds `threshold`; it takes the
     class with the highest p(class) * mask among the queries. All other pixels are background.
     """
-    frames, (H, W) = class_logits_BTNC.shape[:2], image_size
-    logits_FNHW = mask_logits_BTNHW.flatten(0, 1)
+    frames, (H, W) = output.class_logits_BTNC.shape[:2], frame_size
+    logits_FNHW = output.mask_logits_BTNHW.flatten(0, 1)
     masks_FNHW = functional.interpolate(logits_FNHW, scale_factor=mask_stride, mode="bilinear", align_corners=False)[
         ..., :H, :W
     ].sigmoid()
-    probs_FNC = class_logits_BTNC.flatten(0, 1).softmax(-1)
+    probs_FNC = output.class_logits_BTNC.flatten(0, 1).softmax(-1)
     class_probs_FNC, object_probs_FN = probs_FNC[..., :-1], 1 - probs_FNC[..., -1]
     foreground_FHW = (object_probs_FN[..., None, None] * masks_FNHW).amax(1)
     # A query's highest p(class) * mask is that of its most probable class, so that no map per class is needed.

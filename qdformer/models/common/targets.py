@@ -46,8 +46,7 @@ def build_targets(
     judged_BTHW = (labels_BTHW != IGNORE_INDEX) & labeled_BT[..., None, None]
     labels_BTHW = labels_BTHW.where(judged_BTHW, 0)
     B = len(labels_BTHW)
-    if labels_BTHW.numel() and (highest := int(labels_BTHW.max())) > num_classes:
-        raise InputError(f"class id {highest} in the labels; expected 0..{num_classes} or {IGNORE_INDEX}")
+    require_known_classes(labels_BTHW, num_classes)
     present_BC = torch.stack([torch.bincount(clip.flatten(), minlength=num_classes + 1).bool() for clip in labels_BTHW])
     ids = [clip[1:].nonzero().flatten().tolist() for clip in present_BC.cpu()]
     most = max(map(len, ids), default=0)
@@ -68,6 +67,12 @@ def build_targets(
         boxes_BGT4=masks_to_boxes(masks_BGTHW),
         labeled_BT=labeled_BT,
     )
+
+
+def require_known_classes(labels: torch.Tensor, num_classes: int) -> None:
+    """Raise `InputError` for a class id above `num_classes`, in labels without ignored pixels."""
+    if labels.numel() and (highest := int(labels.max())) > num_classes:
+        raise InputError(f"class id {highest} in the labels; expected 0..{num_classes} or {IGNORE_INDEX}")
 
 
 def _shrink(masks_HW: torch.Tensor, stride: int) -> torch.Tensor:

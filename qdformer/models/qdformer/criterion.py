@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional
 
 from qdformer.models.common.boxes import generalized_iou
+from qdformer.models.common.matcher import match
 from qdformer.models.common.targets import Targets, build_targets
-from qdformer.models.qdformer.matcher import match
 from qdformer.utils.distributed import sum_over_ranks
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from qdformer.models.backbones import build_backbone
 from qdformer.models.common.fpn import FeaturePyramid
 from qdformer.models.common.method import Method, Prediction, check_inputs
 from qdformer.models.common.pixel_encoder import PixelEncoder
+from qdformer.models.common.queries import predict_queries
 from qdformer.models.common.transformer import LinearBottleneck
 from qdformer.models.qdformer.criterion import Criterion
 from qdformer.models.qdformer.decomposition import SemanticDecoder, mean_cosine_similarity
@@ -133,9 +133,8 @@ class QDFormer(Method):
         if valid_BT is None:
             valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
         attended_BT = valid_BT | ~valid_BT.any(-1, keepdim=True)  # attention to no frame at all would be NaN
-        self.backbone.frames_per_clip = T
         if maps is None:
-            maps = self.backbone(images_BTCHW.flatten(0, 1))
+            maps = self.backbone_maps(images_BTCHW)
         visual_FSD, position_SD, sizes = self.pixel_encoder(maps)  # F_v
         audio_BTD = self.audio_projection(audio_BTA)  # F_a
 
@@ -292,37 +291,6 @@ class QDFormer(Method):
         """Logits of the mask decoder's class head for tokens [..., D], in training mode only."""
         return self.mask_decoder.classify(tokens).float() if self.training and tokens is not None else None
 
-    @torch.inference_mode()
-    def predict(
-        self,
-        images_BTCHW: torch.Tensor,
-        audio_BTA: torch.Tensor,
-        valid_BT: torch.Tensor | None = None,
-        maps: dict[int, torch.Tensor] | None = None,
-    ) -> Prediction:
-        """The segmentation of a batch of clips; the model must be in evaluation mode.
-
-        A pixel is foreground where the highest (1 - p(no object)) * mask of any query exceeds `FOREGROUND_THRESHOLD`;
-        it takes the class with the highest p(class) * mask among the queries. All other pixels are background.
-        """
-        output = self(images_BTCHW, audio_BTA, valid_BT, maps)
-        H, W = images_BTCHW.shape[-2:]
-        logits_FNHW = output.mask_logits_BTNHW.flatten(0, 1)
-        masks_FNHW = functional.interpolate(
-            logits_FNHW, scale_factor=self.settings.mask_stride, mode="bilinear", align_corners=False
-        )[..., :H, :W].sigmoid()
-        probs_FNC = output.class_logits_BTNC.flatten(0, 1).softmax(-1)
-        class_probs_FNC, object_probs_FN = probs_FNC[..., :-1], 1 - probs_FNC[..., -1]
-        foreground_FHW = (object_probs_FN[..., None, None] * masks_FNHW).amax(1)
-        # A query's highest p(class) * mask is that of its most probable class, so that no map per class is needed.
-        best_FN, class_FN = class_probs_FNC.max(-1)
-        winner_FHW = (best_FN[..., None, None] * masks_FNHW).max(1).indices  # on a CPU six times as fast as argmax
-        semantic_FHW = class_FN.gather(1, winner_FHW.flatten(1)).view_as(winner_FHW) + 1
-        semantic_FHW = semantic_FHW.where(foreground_FHW > FOREGROUND_THRESHOLD, 0)
-        frames = images_BTCHW.shape[:2]
-        return Prediction(
-            semantic_FHW.unflatten(0, frames),
-            foreground_FHW.unflatten(0, frames),
-            class_probs_FNC.amax(1).unflatten(0, frames),
-            output,
-        )
+    def decode(self, output: QDFormerOutput, frame_size: tuple[int, int]) -> Prediction:
+        """See `predict_queries`."""
+        return predict_queries(output, self.settings.mask_stride, frame_size, FOREGROUND_THRESHOLD)

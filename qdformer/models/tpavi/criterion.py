@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qdformer.models.common.targets import require_known_classes
 from qdformer.utils.constants import IGNORE_INDEX
 from qdformer.utils.distributed import sum_over_ranks
-from qdformer.utils.errors import InputError
 
 if TYPE_CHECKING:
     from qdformer.config.methods.tpavi import TPAVILoss
@@ -57,8 +57,7 @@ class Criterion(nn.Module):
     def _mask(self, logits_FKHW: torch.Tensor, labels_FHW: torch.Tensor, judged_F: torch.Tensor) -> torch.Tensor:
         labels_FHW = labels_FHW.where(judged_F[:, None, None], IGNORE_INDEX).long()
         judged_FHW = labels_FHW != IGNORE_INDEX
-        if judged_FHW.any() and (highest := int(labels_FHW[judged_FHW].max())) > self.num_classes:
-            raise InputError(f"class id {highest} in the labels; expected 0..{self.num_classes} or {IGNORE_INDEX}")
+        require_known_classes(labels_FHW[judged_FHW], self.num_classes)
         pixels = sum_over_ranks(judged_FHW.sum()).clamp(min=1)
         if self.num_classes == 1:
             target_FHW = labels_FHW.where(judged_FHW, 0).float()

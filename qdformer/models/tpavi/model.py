@@ -13,18 +13,17 @@ from torch import nn
 from torch.nn import functional
 
 from qdformer.models.backbones import build_backbone
+from qdformer.models.common.aspp import ASPP
 from qdformer.models.common.method import Method, Prediction, check_inputs
+from qdformer.models.common.pixels import number_of_logits, predict_pixels
 from qdformer.models.common.transformer import flatten_map, unflatten_map
 from qdformer.models.tpavi.criterion import Criterion
-from qdformer.models.tpavi.decoder import ASPP, Decoder
+from qdformer.models.tpavi.decoder import Decoder
 from qdformer.models.tpavi.interaction import PixelwiseInteraction
 from qdformer.models.tpavi.output import TPAVIOutput
 
 if TYPE_CHECKING:
     from qdformer.config.methods.tpavi import TPAVILoss, TPAVISettings
-
-THRESHOLD = 0.5
-"""Probability above which a pixel is foreground if there is one class, as in the public code."""
 
 
 class TPAVI(Method):
@@ -53,7 +52,7 @@ class TPAVI(Method):
                 for stage in sorted(set(settings.tpavi_stages))
             }
         )
-        self.decoder = Decoder(hidden_dim, 1 if num_classes == 1 else num_classes + 1)
+        self.decoder = Decoder(hidden_dim, number_of_logits(num_classes))
         for part in (self.aspp, self.decoder):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
@@ -68,9 +67,8 @@ class TPAVI(Method):
         B, T = check_inputs(images_BTCHW, audio_BTA)
         if valid_BT is None:
             valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
-        self.backbone.frames_per_clip = T
         if maps is None:
-            maps = self.backbone(images_BTCHW.flatten(0, 1))
+            maps = self.backbone_maps(images_BTCHW)
         stages = [aspp(maps[stride]) for aspp, stride in zip(self.aspp, self.strides, strict=True)]
         fused_maps, fused_audio = [], []
         for stage, interaction in self.interactions.items():
@@ -86,29 +84,6 @@ class TPAVI(Method):
     def build_criterion(self, loss: TPAVILoss) -> Criterion:
         return Criterion(loss, self.num_classes)
 
-    @torch.inference_mode()
-    def predict(
-        self,
-        images_BTCHW: torch.Tensor,
-        audio_BTA: torch.Tensor,
-        valid_BT: torch.Tensor | None = None,
-        maps: dict[int, torch.Tensor] | None = None,
-    ) -> Prediction:
-        """The segmentation of a batch of clips; the model must be in evaluation mode.
-
-        With one class, pixels are foreground above `THRESHOLD`; with several, they take the class of the highest
-        probability. A class's probability in a frame is the highest among its pixels, because the method classifies
-        pixels alone.
-        """
-        output = self(images_BTCHW, audio_BTA, valid_BT, maps)
-        logits_BTKHW = output.logits_BTKHW.float()
-        if self.num_classes == 1:
-            foreground_BTHW = logits_BTKHW[:, :, 0].sigmoid()
-            semantic_BTHW = (foreground_BTHW > THRESHOLD).long()
-            class_probs_BTC = foreground_BTHW.flatten(2).amax(-1, keepdim=True)
-        else:
-            probs_BTKHW = logits_BTKHW.softmax(2)
-            semantic_BTHW = probs_BTKHW.argmax(2)
-            foreground_BTHW = (1 - probs_BTKHW[:, :, 0]).clamp(0, 1)
-            class_probs_BTC = probs_BTKHW[:, :, 1:].flatten(3).amax(-1)
-        return Prediction(semantic_BTHW, foreground_BTHW, class_probs_BTC, output)
+    def decode(self, output: TPAVIOutput, frame_size: tuple[int, int]) -> Prediction:
+        """See `predict_pixels`."""
+        return predict_pixels(output.logits_BTKHW.float(), frame_size, 1, output)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qdformer.models.backbones.avsbench import build_from_checkpoint
 from qdformer.models.backbones.weights import Weights, read_weights
-from qdformer.models.common.published_tensors import Tensor, load_tensors
+from qdformer.models.common.published_tensors import Renaming, Tensor, load_tensors, rename
 from qdformer.models.tpavi.model import TPAVI
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ BACKBONES = ("resnet.", "encoder_backbone.")
 """How the names of a ResNet's and a PVT's tensors begin."""
 UNUSED = "path4.resConfUnit1."
 """A part that the authors' code builds and does not use."""
-RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+RENAMED: tuple[Renaming, ...] = (
     (r"^conv(\d)\.conv2d_list\.", lambda found: f"aspp.{int(found[1]) - 1}.branches."),
     (r"^path(\d)\.", lambda found: f"decoder.blocks.{int(found[1]) - 1}."),
     (r"\.resConfUnit1\.", ".lateral."),
@@ -45,7 +43,7 @@ def load_published(path: str, settings: TPAVISettings, num_classes: int) -> TPAV
     another shape, or belongs to no part of the model.
     """
     weights = read_weights(path)
-    model = TPAVI(settings.model_copy(update={"backbone_weights": None, "backbone_sha256": None}), num_classes)
+    model = TPAVI(settings.without_weights(), num_classes)
     prefix = BACKBONES[settings.backbone.startswith("pvt")]
     model.backbone = build_from_checkpoint(settings.backbone, weights, prefix)
     load_tensors(model, convert(weights), weights, settings.title)
@@ -58,11 +56,5 @@ def convert(weights: Weights) -> dict[str, Tensor]:
     for name, x in weights.tensors.items():
         if not name.startswith((*BACKBONES, UNUSED)):
             # 1x1x1 convolutions of the authors' code are linear layers here.
-            converted[_rename(name)] = Tensor(name, x.flatten(1) if x.ndim == 5 else x)
+            converted[rename(name, RENAMED)] = Tensor(name, x.flatten(1) if x.ndim == 5 else x)
     return converted
-
-
-def _rename(name: str) -> str:
-    for pattern, new in RENAMED:
-        name = re.sub(pattern, new, name)
-    return name

@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from qdformer.models.qdformer.matcher import match
+from qdformer.models.common.matcher import match
 
 
 @pytest.mark.parametrize("targets", [0, 1, 2, 3])
