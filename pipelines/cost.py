@@ -13,6 +13,7 @@ from rich.table import Table
 from pipelines.cli import command_main, preset_parser
 from pipelines.settings import preset_label, preset_settings
 from qdformer.config.train import Train
+from qdformer.models import Method
 from qdformer.models.registry import build_model
 from qdformer.training.cost import Memory, Part, peak_memory, random_clip, summarize
 
@@ -33,16 +34,22 @@ class Cost:
         return Part("all", *(sum(column) for column in list(zip(*map(astuple, self.parts), strict=True))[1:]))
 
 
+def random_model(train: Train) -> Method:
+    """The model of these settings with random weights, of which the same are trained as with pretrained ones."""
+    settings = train.model
+    torch.manual_seed(0)
+    model = build_model(settings.without_weights(), CLASSES[train.task])
+    if settings.backbone_weights is not None and settings.frozen_stages:
+        model.backbone.freeze(settings.frozen_stages)
+    return model
+
+
 def measure(train: Train) -> Cost:
     """The cost of the model of these settings, with random weights.
 
     The memory is that of the process, which should have done nothing else before.
     """
-    settings = train.model
-    torch.manual_seed(0)
-    model = build_model(settings.model_copy(update={"backbone_weights": None}), CLASSES[train.task])
-    if settings.backbone_weights is not None and settings.frozen_stages:
-        model.backbone.freeze(settings.frozen_stages)  # as with pretrained weights
+    model = random_model(train)
     clip = random_clip(FRAMES, train.image_size)
     memory = peak_memory(model, train.loss, *clip)  # first, because a process may keep memory that it once had
     return Cost(summarize(model, *clip), memory)

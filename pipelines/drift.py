@@ -72,7 +72,8 @@ def fetch_champion_profile(settings: Settings, workspace: Path, champion: ModelV
 
 def unknown_clips(workspace: Path, reference: Profile) -> list[str]:
     """The accepted clips that the champion was not trained on."""
-    return [row["uid"] for row in read_accepted(workspace / ACCEPTED) if row["uid"] not in set(reference.uids)]
+    known = set(reference.uids)
+    return [row["uid"] for row in read_accepted(workspace / ACCEPTED) if row["uid"] not in known]
 
 
 def measure(settings: Settings, workspace: Path, reference: Profile | None, version: str) -> Drift:

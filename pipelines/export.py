@@ -6,18 +6,14 @@ them; model.onnx and model.pt2 take frames and sound and give masks, without thi
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from pipelines.cli import command_main, preset_parser
+from pipelines.console import print_table
 from pipelines.environment import shown_path
-from pipelines.predict import load_segmenter
+from pipelines.predict import load_segmenter, require_replaceable
 from pipelines.settings import preset_settings
 from pipelines.workspace import open_workspace
-from qdformer.utils.errors import InputError
 from qdformer.utils.files import new_folder
 
 
@@ -28,8 +24,7 @@ def export_model(preset: str, model: str, out: str) -> Path:
     """
     settings, workspace = preset_settings(preset), open_workspace(preset)
     folder = Path(out).expanduser() if out else workspace / "exported"
-    if folder.exists() and not (folder.is_dir() and ((folder / "config.json").is_file() or not any(folder.iterdir()))):
-        raise InputError(f"{folder}: exists and is not an exported model; choose another OUT")
+    require_replaceable(folder, "config.json", "an exported model")
     segmenter = load_segmenter(settings, workspace, model)
 
     import torch
@@ -41,21 +36,21 @@ def export_model(preset: str, model: str, out: str) -> Path:
         segmenter.save_pretrained(partial)
         files, seconds = export(segmenter.predictor, segmenter.clip_frames, partial)
 
-    table = Table(
-        title=f"Clips of {segmenter.clip_frames} frames on {torch.get_num_threads()} CPU threads", title_justify="left"
-    )
-    for column in ("graph", "MB", "ms per clip", "largest difference of a probability", "pixels of another class"):
-        table.add_column(column, justify="left" if column == "graph" else "right")
-    table.add_row("the model itself", "", f"{1000 * seconds:,.0f}", "", "")
-    for file in files:
-        table.add_row(
+    rows = [
+        [
             file.path.name,
             f"{file.bytes / 1e6:,.0f}",
             f"{1000 * file.seconds:,.0f}",
             f"{file.probability_difference:.1e}",
             f"{file.pixel_difference:.3%}",
-        )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        ]
+        for file in files
+    ]
+    print_table(
+        f"Clips of {segmenter.clip_frames} frames on {torch.get_num_threads()} CPU threads",
+        ["graph", "MB", "ms per clip", "largest difference of a probability", "pixels of another class"],
+        [["the model itself", "", f"{1000 * seconds:,.0f}", "", ""], *rows],
+    )
     return folder
 
 

@@ -77,13 +77,18 @@ def folders(videos: Sequence[Path], out: Path, audio: Path | None = None) -> lis
         folder = out / name
         if names.count(name) > 1:
             raise InputError(f"{video}: another of the videos is also named {name}; predict them into two OUT folders")
-        if folder.exists() and not (folder.is_dir() and ((folder / RESULT).is_file() or not any(folder.iterdir()))):
-            raise InputError(f"{folder}: exists and is not a folder of predictions; choose another OUT")
+        require_replaceable(folder, RESULT, "a folder of predictions")
         for source in (video, audio):
             if source is not None and source.resolve().is_relative_to(folder.resolve()):
                 raise InputError(f"{source}: lies in {folder}, which would be replaced; choose another OUT")
         chosen.append(folder)
     return chosen
+
+
+def require_replaceable(folder: Path, marker: str, kind: str) -> None:
+    """Raise `InputError` if the folder exists, holds anything, and does not hold the file `marker` of its kind."""
+    if folder.exists() and not (folder.is_dir() and ((folder / marker).is_file() or not any(folder.iterdir()))):
+        raise InputError(f"{folder}: exists and is not {kind}; choose another OUT")
 
 
 def check_inputs(videos: Sequence[Path], audio: Path | None) -> None:

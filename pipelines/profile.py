@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from pipelines.cli import command_main, preset_parser
-from pipelines.cost import CLASSES, FRAMES
+from pipelines.console import print_table
+from pipelines.cost import FRAMES, random_model
 from pipelines.settings import preset_label, preset_settings
 from qdformer.config.train import Train
 from qdformer.data.dataset import Batch
-from qdformer.models.registry import build_model
 from qdformer.training.cost import random_clip
 from qdformer.training.loop import TrainingState, train_epoch
 
@@ -33,12 +30,7 @@ def trace(train: Train, path: Path) -> tuple[list[Any], float]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = train.model_copy(update={"epochs": 2})
-    torch.manual_seed(0)
-    settings = recipe.model.model_copy(update={"backbone_weights": None, "backbone_sha256": None})
-    model = build_model(settings, CLASSES[recipe.task])
-    if recipe.model.backbone_weights is not None and recipe.model.frozen_stages:
-        model.backbone.freeze(recipe.model.frozen_stages)  # as with pretrained weights
-    model.to(device)
+    model = random_model(recipe).to(device)
     criterion = model.build_criterion(recipe.loss).to(device)
     state = TrainingState(model, recipe, STEPS)
     batches = [random_batch(recipe)] * STEPS
@@ -74,16 +66,16 @@ def show(operations: Iterable[Any], title: str) -> None:
     """Print the `ROWS` operations with the longest own time."""
     operations = list(operations)
     whole = sum(map(own_time, operations))
-    table = Table(title=title, title_justify="left")
-    table.add_column("operation", no_wrap=True)
-    for column in ("calls per step", "ms per step", "% of the time"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for operation in operations[:ROWS]:
-        time = own_time(operation)
-        table.add_row(
-            operation.key, f"{operation.count / STEPS:,.0f}", f"{time / 1000 / STEPS:,.1f}", f"{100 * time / whole:.1f}"
-        )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    rows = [
+        [
+            operation.key,
+            f"{operation.count / STEPS:,.0f}",
+            f"{own_time(operation) / 1000 / STEPS:,.1f}",
+            f"{100 * own_time(operation) / whole:.1f}",
+        ]
+        for operation in operations[:ROWS]
+    ]
+    print_table(title, ["operation", "calls per step", "ms per step", "% of the time"], rows)
 
 
 def main() -> None:

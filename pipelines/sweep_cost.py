@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pipelines.cost import Cost
 
 COLUMNS = ("row", "parameters", "trained", "GFLOP", "ms", "GB, forward pass", "GB, training step")
-FORMATS = ("{:,}", "{:,}", "{:.1f}", "{:,.0f}")
 
 
 def compares_methods(plan: Sweep) -> bool:
