@@ -9,6 +9,7 @@ from qdformer.config.methods.base import MethodSettings
 from qdformer.config.methods.qdformer import Loss, QDFormerSettings
 from qdformer.config.model import SETTINGS, parse_losses, parse_model_settings
 from qdformer.config.settings import load_settings
+from qdformer.data.manifest import Classes
 from qdformer.models import Method, build_model
 from qdformer.models.qdformer.model import QDFormer
 from tests.helpers import PROJECT
@@ -35,6 +36,7 @@ SMALL = PARAMS.train.model.model_copy(
     }
 )
 CLASSES = 4
+NAMES = Classes(tuple(f"class {index}" for index in range(CLASSES)), (False,) * CLASSES)
 SIZES: dict[str, dict[str, object]] = {
     "qdformer": SMALL.model_dump(),
     "tpavi": {"hidden_dim": 32},

@@ -14,11 +14,10 @@ from pipelines.predict import load_segmenter
 from qdformer.audio.features.extract import Embedder
 from qdformer.audio.vggish import VGGish
 from qdformer.config.settings import load_settings
-from qdformer.data.manifest import Classes
 from qdformer.inference import Predictor, Segmenter
 from qdformer.utils.errors import InputError
 from tests.helpers import PROJECT
-from tests.helpers.model import CLASSES, make_model
+from tests.helpers.model import CLASSES, NAMES, make_model
 from tests.helpers.video import write_video
 
 
@@ -41,9 +40,8 @@ def test_a_name_that_is_neither_a_path_nor_a_model_of_the_hub(tmp_path, monkeypa
 @pytest.mark.slow
 def test_the_graph_runs_without_torch_as_the_documentation_shows(tmp_path, capsys):
     torch.manual_seed(0)
-    names = Classes(tuple(f"class{index}" for index in range(CLASSES)), (False,) * CLASSES)
     embedder = Embedder(VGGish().eval(), "repeat", patches_per_batch=None)
-    Segmenter(Predictor(make_model().eval(), names, embedder, 64), clip_frames=2).save_pretrained(tmp_path / "model")
+    Segmenter(Predictor(make_model().eval(), NAMES, embedder, 64), clip_frames=2).save_pretrained(tmp_path / "model")
     export_model("toy", str(tmp_path / "model"), str(tmp_path / "exported"))
     assert "model.onnx" in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "exported").iterdir()}

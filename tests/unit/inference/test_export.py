@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from qdformer.audio.features.extract import Embedder
-from qdformer.data.manifest import Classes
 from qdformer.inference import Predictor
 from qdformer.inference.export import EndToEnd, ExportError, _compare, export
-from tests.helpers.model import CLASSES, make_model
+from tests.helpers.model import NAMES, make_model
 
 SECONDS, SIZE = 2, 64
 
@@ -29,9 +28,8 @@ class SmallEncoder(nn.Module):
 
 def predictor(center=False):
     torch.manual_seed(0)
-    names = Classes(tuple(f"class{index}" for index in range(CLASSES)), (False,) * CLASSES)
     embedder = Embedder(SmallEncoder().eval(), "repeat", center, patches_per_batch=None)
-    return Predictor(make_model().eval(), names, embedder, image_size=SIZE)
+    return Predictor(make_model().eval(), NAMES, embedder, image_size=SIZE)
 
 
 @pytest.mark.parametrize("center", [False, True])

@@ -12,12 +12,10 @@ from safetensors.torch import save_file
 
 from qdformer.audio.features.extract import Embedder
 from qdformer.audio.vggish import VGGish
-from qdformer.data.manifest import Classes
 from qdformer.inference import Predictor
 from qdformer.training.checkpoint import save_model
-from tests.helpers.model import CLASSES, make_model, settings
+from tests.helpers.model import CLASSES, NAMES, make_model, settings
 
-NAMES = Classes(tuple(f"class {index}" for index in range(CLASSES)), (False,) * CLASSES)
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (3, 48, 96, 3), dtype=np.uint8)
 WAVEFORM = RANDOM.uniform(-0.5, 0.5, 3 * 16000).astype(np.float32)

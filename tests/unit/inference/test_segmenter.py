@@ -12,7 +12,6 @@ import torch
 from qdformer.audio.features.extract import Embedder
 from qdformer.audio.io.read import AudioError
 from qdformer.audio.vggish import VGGish
-from qdformer.data.manifest import Classes
 from qdformer.inference import ClipPrediction, Predictor, Segmenter, SoundStream
 from qdformer.inference.masks import decode_rle
 from qdformer.inference.overlay import Overlay, write_overlay
@@ -20,10 +19,8 @@ from qdformer.inference.predictor import _resize_labels
 from qdformer.inference.segmenter import windows
 from qdformer.inference.video import Second, iter_seconds
 from qdformer.inference.writer import video_codec
-from tests.helpers.model import CLASSES, PARAMS, make_model
+from tests.helpers.model import CLASSES, NAMES, PARAMS, make_model
 from tests.helpers.video import HEIGHT, WIDTH, write_video
-
-NAMES = Classes(tuple(f"class {index}" for index in range(CLASSES)), (False,) * CLASSES)
 
 
 class BrightHalf:

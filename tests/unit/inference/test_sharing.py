@@ -8,10 +8,9 @@ import torch
 
 from qdformer.audio.features.extract import Embedder
 from qdformer.audio.vggish import VGGish
-from qdformer.data.manifest import Classes
 from qdformer.inference import Predictor, Segmenter
 from qdformer.utils.errors import InputError
-from tests.helpers.model import CLASSES, make_model
+from tests.helpers.model import NAMES, make_model
 
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
@@ -21,9 +20,8 @@ WAVEFORM = RANDOM.uniform(-0.5, 0.5, 2 * 16000).astype(np.float32)
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    names = Classes(tuple(f"class {index}" for index in range(CLASSES)), (False,) * CLASSES)
     embedder = Embedder(VGGish().eval(), "zero", True, patches_per_batch=None)
-    return Segmenter(Predictor(make_model().eval(), names, embedder, 64, "squash"), clip_frames=2, merge="center")
+    return Segmenter(Predictor(make_model().eval(), NAMES, embedder, 64, "squash"), clip_frames=2, merge="center")
 
 
 @pytest.fixture(scope="module")
