@@ -48,7 +48,9 @@ class Train(Section):
 
     `validate_every`: number of epochs after which the model is measured on the split `val`, and after the last one; 0:
     never. `select`: the stage keeps the model of the `last` epoch, or of the `best`, which has the highest
-    dataset-level mIoU on `val`. `max_minutes`: an epoch that would end later, by the mean duration of those before, is
+    dataset-level mIoU on `val`. `patience`: the training ends when so many measurements in a row have not raised that
+    score; null: never. `checkpoint_minutes`: time after which a checkpoint is written within an epoch; there is one
+    after each epoch in any case. `max_minutes`: an epoch that would end later, by the mean duration of those before, is
     not begun; the learning rate follows the schedule of all `epochs`, and the result depends on the machine's speed.
     """
 
@@ -73,6 +75,8 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"]
     validate_every: Count
     select: Literal["last", "best"]
+    patience: Positive | None
+    checkpoint_minutes: Rate
     max_minutes: Rate | None
     seed: Count
 
@@ -99,7 +103,9 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_select(self) -> Train:
+    def _check_validation(self) -> Train:
         if self.select == "best" and not self.validate_every:
             raise ValueError("select: best needs a validation; expected validate_every above 0, or select: last")
+        if self.patience is not None and not self.validate_every:
+            raise ValueError("patience needs a validation; expected validate_every above 0, or patience: null")
         return self

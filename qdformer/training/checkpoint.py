@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qdformer.models import Method
 
 METADATA = "qdformer"
-STATE, DIGESTS = "state.pt", "sha256.json"
+MODEL, STATE, DIGESTS = "model.safetensors", "state.pt", "sha256.json"
 RENAMED_TENSORS = {"quantizer.free_KD": "quantizer.codebook_weight"}
 """New name of each tensor in checkpoints from before a renaming."""
 
@@ -37,10 +37,15 @@ class CheckpointError(InputError):
 
 def save_model(path: Path, model: Method, classes: Classes, settings: MethodSettings) -> None:
     """Write the weights, with the settings and classes to rebuild the model. The same weights give the same bytes."""
+    write_bytes(path, model_bytes(model, classes, settings))
+
+
+def model_bytes(model: Method, classes: Classes, settings: MethodSettings) -> bytes:
+    """The content of the file that `save_model` writes."""
     about = {"model": settings.model_dump(), "classes": {"names": classes.names, "unseen": classes.unseen}}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     # All metadata is one entry, because safetensors does not keep the order of entries.
-    write_bytes(path, save(weights, {METADATA: json.dumps(about)}))
+    return save(weights, {METADATA: json.dumps(about)})
 
 
 def load_model(path: Path, *, trained: bool = True) -> tuple[Method, Classes]:

@@ -3,7 +3,9 @@
 The environment determines where it runs: `RAY_ADDRESS` (a cluster; the default is a new local session),
 `QDFORMER_WORKERS` (default: one per GPU, or one without GPUs), `QDFORMER_CPUS_PER_WORKER` (default: the cluster's
 CPUs divided by the number of workers) and `QDFORMER_GPUS_PER_WORKER` (default: 1; 0.5 lets two trainings share a GPU).
-`QDFORMER_HANG_LIMIT` is the number of seconds after which a worker that does not answer ends the training.
+`QDFORMER_LOADER_WORKERS` is the number of processes with which each worker loads its data (default: on GPUs one less
+than its CPUs, and without GPUs none, because the training itself needs the CPUs). `QDFORMER_HANG_LIMIT` is the number
+of seconds after which a worker that does not answer ends the training.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from tqdm import tqdm
 
 from qdformer.data.dataset import check_batch_size
-from qdformer.training.checkpoint import usable_checkpoints
+from qdformer.training.checkpoint import MODEL, usable_checkpoints
 from qdformer.training.job import Job
 from qdformer.training.loop import is_finished
 from qdformer.training.worker import train_worker
@@ -66,6 +68,7 @@ class Shape:
     workers: int
     cpus: int
     gpus: float
+    loader_workers: int = 0
 
     @classmethod
     def from_environment(cls, nodes: Sequence[Node], batch_size: int) -> Shape:
@@ -93,7 +96,8 @@ class Shape:
                 f"{len(nodes)} nodes of the Ray cluster have place for {shape.places(nodes)}"
             )
         check_batch_size(batch_size, workers)
-        return shape
+        loader_workers = _number("QDFORMER_LOADER_WORKERS", shape.cpus - 1 if gpus else 0, whole=True, least=0)
+        return replace(shape, loader_workers=int(loader_workers))
 
     def places(self, nodes: Sequence[Node]) -> int:
         """Number of such workers for which the nodes have place."""
@@ -106,16 +110,16 @@ def cluster_nodes() -> list[Node]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _number(variable: str, default: float, whole: bool = False) -> float:
+def _number(variable: str, default: float, whole: bool = False, least: int = 1) -> float:
     text = os.environ.get(variable, "").strip()
     if not text:
         return default
     try:
         value = int(text) if whole else float(text)
-        if not 0 < value < 1e6:
+        if not (value >= least if whole else value > 0) or not value < 1e6:
             raise ValueError
     except ValueError:
-        expected = "a whole number of at least 1" if whole else "a number above 0"
+        expected = f"a whole number of at least {least}" if whole else "a number above 0"
         raise InputError(f"{variable}: expected {expected}, not {text!r}") from None
     return value
 
@@ -169,7 +173,7 @@ def _interruptible() -> Iterator[None]:
 def launch(job: Job, out: Path) -> list[dict[str, float]]:
     """Train and write `out/model.safetensors`; return the metrics of every epoch.
 
-    An interrupted run continues after its last finished epoch. Its checkpoints stay in `job.storage` until a run with
+    An interrupted run continues from its last checkpoint. Its checkpoints stay in `job.storage` until a run with
     other settings, data or code starts there: if this process is killed before the caller has kept the result, the next
     call returns the same result without training.
 
@@ -186,7 +190,7 @@ def launch(job: Job, out: Path) -> list[dict[str, float]]:
     if checkpoint is None:
         raise TrainingError(f"{folder}: no usable checkpoint after the training")
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copy(checkpoint / "model.safetensors", out / "model.safetensors")
+    shutil.copy(checkpoint / MODEL, out / MODEL)
     for other in folder.iterdir():
         if other != checkpoint:
             shutil.rmtree(other) if other.is_dir() else other.unlink()
@@ -250,7 +254,13 @@ def _fit(job: Job, folder: Path, shape: Shape, hang_limit: float) -> None:
     (folder / SNAPSHOT).unlink(missing_ok=True)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "cpus": shape.cpus, "folder": folder, "checkpoint": _newest(folder)},
+        train_loop_config={
+            "job": job,
+            "cpus": shape.cpus,
+            "loader_workers": shape.loader_workers,
+            "folder": folder,
+            "checkpoint": _newest(folder),
+        },
         torch_config=TorchConfig(timeout_s=int(hang_limit)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=shape.workers,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qdformer.training.validation import SCORE
 from qdformer.utils.distributed import all_ranks, from_first_rank, rank, sum_over_ranks, world_size
 from qdformer.utils.precision import autocast
 
@@ -157,8 +158,13 @@ def train_epoch(
 
 
 def is_finished(history: Sequence[Mapping[str, float]], recipe: Train) -> bool:
-    """Whether all epochs are done, or the next one would end after `max_minutes`."""
+    """Whether all epochs are done, `val` has not improved for `patience` measurements, or the next epoch would end
+    after `max_minutes`.
+    """
     if len(history) >= recipe.epochs:
+        return True
+    scores = [row[SCORE] for row in history if SCORE in row]
+    if recipe.patience is not None and scores and len(scores) - 1 - scores.index(max(scores)) >= recipe.patience:
         return True
     if recipe.max_minutes is None or not history:
         return False

@@ -19,7 +19,7 @@ from qdformer.data.dataset import AVSDataset, ClipDataset, EpochSampler, build_l
 from qdformer.data.manifest import read_classes, read_manifest, task_classes
 from qdformer.models.registry import build_model
 from qdformer.training.cached_views import CachedViews
-from qdformer.training.checkpoint import load_state, save_model, save_state
+from qdformer.training.checkpoint import MODEL, load_state, model_bytes, save_state
 from qdformer.training.loop import TrainingState, describe_epoch, is_finished, train_epoch
 from qdformer.training.validation import is_selected, validate
 from qdformer.utils.distributed import from_first_rank
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 def train_worker(config: dict[str, Any]) -> None:
     """Train the job in `config` from the checkpoint given there, if any.
 
-    Every rank reports once per epoch; rank 0 adds the checkpoint.
+    Every rank reports once per checkpoint, which rank 0 adds: after each epoch, and within one every
+    `checkpoint_minutes`.
     """
     job: Job = config["job"]
     check_shared_folders(job)
@@ -55,7 +56,14 @@ def train_worker(config: dict[str, Any]) -> None:
     if recipe.cached_views:
         folder = config["folder"] / "views"
         clips = CachedViews(data, model.backbone, recipe, folder, device)
-    loader = build_loader(clips, recipe.batch_size, shuffle=True, rank=rank, world_size=context.get_world_size())
+    loader = build_loader(
+        clips,
+        recipe.batch_size,
+        shuffle=True,
+        workers=config["loader_workers"],
+        rank=rank,
+        world_size=context.get_world_size(),
+    )
     sampler = loader.batch_sampler
     assert isinstance(sampler, EpochSampler)
     state = TrainingState(model, recipe, len(loader))
@@ -67,7 +75,7 @@ def train_worker(config: dict[str, Any]) -> None:
         val_loader = build_loader(val, recipe.batch_size, rank=rank, world_size=context.get_world_size())
 
     def report_progress(batches: Iterable[Batch]) -> Iterator[Batch]:
-        for step, batch in enumerate(batches, start=1 + state.epochs_done * len(loader)):
+        for step, batch in enumerate(batches, start=1 + state.steps_done):
             yield batch
             job.progress_file.write_text(f"{step} {state.total_steps}", encoding="ascii")
 
@@ -76,38 +84,52 @@ def train_worker(config: dict[str, Any]) -> None:
             with job.messages_file.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
 
-    selected = b""  # the file of the model that is kept, of rank 0
+    selected: bytes | None = None  # the file of the model that is kept, of rank 0
+    last_checkpoint = time.monotonic()
+
+    def checkpoint_is_due() -> bool:
+        return from_first_rank(time.monotonic() - last_checkpoint > 60 * recipe.checkpoint_minutes)
+
+    def report(metrics: dict[str, float]) -> None:
+        """Report a checkpoint of the present state; the metrics are those of the epoch that has ended, if any."""
+        nonlocal last_checkpoint
+        contents = state.state_dict()  # of all ranks
+        if rank != 0:
+            ray.train.report(metrics)
+        else:
+            with tempfile.TemporaryDirectory(dir=job.storage) as new:
+                if selected is not None:
+                    (Path(new) / MODEL).write_bytes(selected)
+                (Path(new) / "history.json").write_text(json.dumps(state.history), encoding="utf-8")
+                save_state(Path(new), contents)  # last: it writes the digests of all files
+                ray.train.report(metrics, ray.train.Checkpoint.from_directory(new))
+        last_checkpoint = time.monotonic()
+
     if (checkpoint := config["checkpoint"]) is not None:
-        selected = (checkpoint / "model.safetensors").read_bytes()
         state.load_state_dict(load_state(checkpoint))
+        if state.epochs_done:
+            selected = (checkpoint / MODEL).read_bytes()
         tell(f"Training: resumed after epoch {state.epochs_done} of {recipe.epochs}, step {state.steps_done}")
 
     while not is_finished(state.history, recipe):
         epoch = state.epochs_done
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch, state.steps_in_epoch)
         batches = report_progress(loader) if rank == 0 else loader
-        metrics = train_epoch(state, network, criterion, batches, recipe, device)
-        assert metrics is not None  # nothing stops an epoch
+        metrics = train_epoch(state, network, criterion, batches, recipe, device, checkpoint_is_due)
+        if metrics is None:
+            report({})
+            continue
         if val_loader is not None and ((epoch + 1) % recipe.validate_every == 0 or epoch + 1 == recipe.epochs):
             started = time.monotonic()
             metrics |= validate(model, criterion, val_loader, device)
             metrics["seconds"] += from_first_rank(time.monotonic() - started)
-        if rank != 0:
-            ray.train.report(metrics)
-            continue
         tell(describe_epoch(metrics, recipe.epochs))
-        if job.on_epoch is not None:
-            job.on_epoch(metrics)
-        with tempfile.TemporaryDirectory(dir=job.storage) as new:
-            model_file = Path(new) / "model.safetensors"
+        if rank == 0:
+            if job.on_epoch is not None:
+                job.on_epoch(metrics)
             if is_selected(state.history, recipe.select):
-                save_model(model_file, model, classes, recipe.model)
-                selected = model_file.read_bytes()
-            else:
-                model_file.write_bytes(selected)
-            (Path(new) / "history.json").write_text(json.dumps(state.history), encoding="utf-8")
-            save_state(Path(new), state.state_dict())  # last: it writes the digests of all files
-            ray.train.report(metrics, ray.train.Checkpoint.from_directory(new))
+                selected = model_bytes(model, classes, recipe.model)
+        report(metrics)
 
 
 def _clips(job: Job, manifest: pandas.DataFrame, split: Literal["train", "val"]) -> AVSDataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from qdformer.data.dataset import AVSDataset, build_loader
 from qdformer.data.manifest import read_manifest
-from qdformer.training.checkpoint import load_model
+from qdformer.training.checkpoint import load_model, load_state
 from qdformer.training.validation import validate
 from tests.helpers.distributed import CPU, Sounds, recipe_with
 from tests.helpers.launch import make_inputs
@@ -55,6 +56,23 @@ def test_a_run_killed_twice_gives_the_same_model(tmp_path, uninterrupted):
     (root / "out" / "model.safetensors").unlink()  # as DVC does before a rerun
     third = Run(root, 4)
     assert third.end(30) == 0 and "finished before" in third.text and third.model == uninterrupted
+
+
+def test_a_run_killed_within_an_epoch_continues_there(tmp_path, uninterrupted):
+    """A checkpoint after every step, and a process of its own that loads the data."""
+    root = make_inputs(tmp_path)
+    settings = {"checkpoint_minutes": 1e-6}
+    first = Run(root, 4, settings=settings, QDFORMER_LOADER_WORKERS="1")
+    wait_for_checkpoints(root, 2)
+    kill_session(first)
+    newest = sorted((root / "storage").glob("*/checkpoint_*"))[-1]
+    if load_state(newest)["scheduler"]["last_epoch"] % 3 == 0:  # the end of an epoch of three steps
+        shutil.rmtree(newest)
+    second = Run(root, 4, settings=settings, QDFORMER_LOADER_WORKERS="1")
+    assert second.end(120) == 0, second.text
+    resumed = re.search(r"resumed after epoch (\d) of 4, step (\d+)", second.text)
+    assert resumed and int(resumed[2]) not in (0, 3 * int(resumed[1])), second.text
+    assert second.model == uninterrupted
 
 
 def test_a_damaged_checkpoint_is_named_and_the_older_one_is_used(tmp_path, uninterrupted):

@@ -26,18 +26,23 @@ TWO_CPUS = [{"CPU": 2.0}]
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
-    for name in ("WORKERS", "CPUS_PER_WORKER", "GPUS_PER_WORKER"):
+    for name in ("WORKERS", "CPUS_PER_WORKER", "GPUS_PER_WORKER", "LOADER_WORKERS"):
         monkeypatch.delenv(f"QDFORMER_{name}", raising=False)
 
 
 def test_the_environment_gives_the_shape(monkeypatch):
     assert Shape.from_environment(TWO_CPUS, 4) == Shape(1, 2, 0.0)
-    assert Shape.from_environment([{"CPU": 16.0, "GPU": 4.0}], 4) == Shape(4, 4, 1.0)
+    assert Shape.from_environment([{"CPU": 16.0, "GPU": 4.0}], 4) == Shape(4, 4, 1.0, loader_workers=3)
     assert Shape.from_environment([{"CPU": 4.0}, {"CPU": 2.0}], 4) == Shape(1, 4, 0.0), "a worker runs on one node"
     monkeypatch.setenv("QDFORMER_WORKERS", "2")
     assert Shape.from_environment(TWO_CPUS, 4) == Shape(2, 1, 0.0)
     assert Shape.from_environment([{"CPU": 1.0}, {"CPU": 3.0}], 4) == Shape(2, 1, 0.0)
     assert Shape.from_environment([{"CPU": 4.0}, {"CPU": 2.0}], 4) == Shape(2, 2, 0.0)
+    monkeypatch.setenv("QDFORMER_LOADER_WORKERS", "1")
+    assert Shape.from_environment(TWO_CPUS, 4) == Shape(2, 1, 0.0, loader_workers=1)
+    monkeypatch.setenv("QDFORMER_LOADER_WORKERS", "-1")
+    with pytest.raises(InputError, match="QDFORMER_LOADER_WORKERS: expected a whole number of at least 0, not '-1'"):
+        Shape.from_environment(TWO_CPUS, 4)
 
 
 def test_more_workers_than_the_cluster_has_are_refused_with_both_numbers(monkeypatch):

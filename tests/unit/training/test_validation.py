@@ -14,7 +14,7 @@ from qdformer.data.manifest import read_manifest
 from qdformer.metrics import semantic
 from qdformer.models.registry import build_model
 from qdformer.training.loop import is_finished
-from qdformer.training.validation import is_selected, validate
+from qdformer.training.validation import SCORE, is_selected, validate
 from qdformer.utils.distributed import rank, world_size
 from tests.helpers import PROJECT
 from tests.helpers.distributed import CPU, NAMES, Sounds, on_ranks, recipe_with, train, write_clips
@@ -105,8 +105,20 @@ def test_no_epoch_begins_that_would_end_after_the_limit():
     assert not is_finished([], recipe.model_copy(update={"max_minutes": 0.001})), "one epoch is always trained"
 
 
-def test_the_best_epoch_needs_a_validation():
+def test_the_training_ends_when_val_does_not_improve():
+    recipe = recipe_with(epochs=9, validate_every=1, patience=2)
+    history = [{SCORE: score} for score in (0.1, 0.3, 0.2, 0.3)]
+    assert not is_finished(history[:3], recipe) and is_finished(history, recipe)
+    assert not is_finished([*history[:3], {SCORE: 0.4}], recipe)
+    assert not is_finished([history[1], {}, {}, {}], recipe), "epochs without a measurement do not count"
+
+
+def test_a_choice_by_val_needs_a_validation():
     values = load_settings(PROJECT / "params.yaml").model_dump()
+    values["train"] |= {"patience": 2}
+    with pytest.raises(SettingsError, match="train: patience needs a validation; expected validate_every above 0"):
+        parse_settings(values)
+    values["train"]["patience"] = None
     values["train"] |= {"select": "best"}
     with pytest.raises(SettingsError, match="train: select: best needs a validation; expected validate_every above 0"):
         parse_settings(values)
