@@ -78,7 +78,7 @@ check: setup ## Report the faults of the data set, or of a published list of cli
 	@python -m pipelines.check --data "$(DATA)" --metadata "$(METADATA)"
 
 test: setup ## Run the fast tests (no network)
-	@python -m pytest
+	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup ## Run the end-to-end and fault tests
 	@python -m pytest -m slow

@@ -48,6 +48,7 @@ def test_the_module_is_the_predictor(center):
     assert (semantic.numpy() != expected.semantic_THW).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_both_files_compute_the_same(tmp_path):
     files, seconds = export(predictor(), SECONDS, tmp_path)
     assert [file.path.name for file in files] == ["model.pt2", "model.onnx"] and seconds > 0

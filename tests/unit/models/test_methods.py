@@ -131,6 +131,7 @@ def labels_for(images):
     return labels, every_frame, every_frame
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_one_batch_is_learned(name, task):
     """The loss falls to less than a third in at most 200 steps, and every trained parameter moves."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.helpers.distributed import on_ranks, recipe_with, train, write_clips
 from tests.helpers.model import LOSS
 
 Results = dict[str, dict[str, Any]]
+RanksResults = Callable[[int], list[Results]]
 
 pytestmark = pytest.mark.timeout(900)  # processes that import torch, on a machine that may be busy
 
@@ -45,16 +48,16 @@ def train_all(root: Path, recipes: dict[str, Train]) -> Results:
 
 
 @pytest.fixture(scope="module")
-def results(clips) -> dict[int, list[Results]]:
-    """The results of every rank, by the number of ranks."""
-    return {ranks: on_ranks(ranks, train_all, clips, RECIPES) for ranks in (1, 2, 3)}
+def results(clips) -> RanksResults:
+    """The results of every rank for a number of ranks."""
+    return functools.cache(lambda ranks: on_ranks(ranks, train_all, clips, RECIPES))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_ranks_train_the_model_that_one_process_trains(results, ranks, name):
     """Nine clips in batches of four: three ranks divide them unevenly, and in the last step only one has a clip."""
-    check_equal(results[1][0], results[ranks], name)
+    check_equal(results(1)[0], results(ranks), name)
 
 
 @pytest.mark.slow
@@ -72,14 +75,14 @@ def finished(root: Path, recipe: Train, state: dict[str, Any]) -> dict[str, Any]
     return {"history": without_times(resumed.history), "steps": resumed.steps_done}
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stop_after", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_continues_on_another_number_of_ranks(results, clips, before, after, stop_after):
     """In the middle of an epoch, before the codebook's start by k-means at step 3 of 6, and at the end of an epoch."""
     recipe = RECIPES["default"]
     state, *_ = on_ranks(before, saved_state, clips, recipe, stop_after)
     assert len(state["history"]) == (stop_after == 3)
-    expected = results[1][0]["default"]["history"]
+    expected = results(1)[0]["default"]["history"]
     for part in on_ranks(after, finished, clips, recipe, state):
         assert part["steps"] == 6
         for row, whole in zip(part["history"], expected, strict=True):

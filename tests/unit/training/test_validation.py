@@ -60,7 +60,7 @@ def test_the_scores_are_those_of_the_published_protocol(clips):
     assert scores["val_total"] == pytest.approx(float(torch.stack(losses).mean()))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_several_ranks_give_the_scores_of_one(clips):
     alone = validated(clips)
     for part in on_ranks(3, validated, clips):
