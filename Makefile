@@ -28,16 +28,17 @@ DATASET ?=
 SOURCE ?=
 TO ?=
 REASON ?=
+CLIPS ?=
 SERVICE ?=
 N ?= 64
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
-export CHECKPOINT VIDEO AUDIO OUT MODEL SET REASON
+export CHECKPOINT VIDEO AUDIO OUT MODEL SET REASON CLIPS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro data check test test-slow bench profile listen predict serve demo export report train evaluate sweep compare retrain rollback new-clips schedule up status logs down ui lint lock clean
+.PHONY: help setup repro data check test test-slow bench profile listen predict serve demo export report train evaluate sweep compare retrain rollback new-clips set-apart schedule up status logs down ui lint lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -131,6 +132,9 @@ rollback: setup ## Give the alias champion back to the version before (TO=versio
 
 new-clips: setup ## Compose a batch of new training clips for the next retraining (N=64; toy and stamps)
 	@python -m pipelines.arrivals --data "$(DATA)" --clips "$(N)"
+
+set-apart: setup ## Move accepted clips to quarantine (CLIPS="UID ..." REASON="why"; default: all new to the champion)
+	@python -m pipelines.set_apart --data "$(DATA)" --clips="$$CLIPS" --reason "$$REASON"
 
 schedule: setup ## Retrain on a cron schedule until Ctrl-C (CRON="0 3 * * *", UTC)
 	@python -m pipelines.flows schedule --data "$(DATA)" --cron "$(CRON)"

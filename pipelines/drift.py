@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.arrivals import QUARANTINE
 from pipelines.cli import CommandError
 from pipelines.workspace import ACCEPTED, VGGISH, provenance
 from qdformer import tracking
@@ -95,6 +96,6 @@ def require_allowed(settings: Settings, drift: Drift) -> None:
     """Raise `DriftError` if `promote.drift` is `stop` and the clips differ, or cannot be compared completely."""
     if settings.promote.drift == "stop" and (drift.flagged or not drift.complete):
         raise DriftError(
-            f"promote.drift: stop: {drift}. Nothing was trained. Remove the rows of these clips from "
-            f"{ACCEPTED}/metadata.csv, or set promote.drift to warn to train on them"
+            f"promote.drift: stop: {drift}. Nothing was trained. Move these clips to {QUARANTINE} with make set-apart, "
+            "or set promote.drift to warn to train on them"
         )

@@ -122,13 +122,16 @@ class Watch:
     def __init__(self, tell: Callable[[str], object], all_are_ours: bool = True) -> None:
         self._tell, self._all_are_ours = tell, all_are_ours
         self._told: set[str] = set()
+        self._unanswered = 0
 
     def look(self, client: SyncPrefectClient, grace: float = GRACE_SECONDS) -> None:
-        """One look; a server that does not answer is looked at again the next time."""
+        """One look. A server that does not answer is looked at again the next time, and told if it is away then too."""
         try:
             found = end_dead_runs(client, grace, all_are_ours=self._all_are_ours) + merge_late_runs(client)
-        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-            found = [f"Prefect's server does not answer ({type(error).__name__})"]
+            self._unanswered = 0
+        except (httpx.HTTPError, PrefectHTTPStatusError):
+            self._unanswered += 1
+            found = ["Prefect's server does not answer"] if self._unanswered > 1 else []
         for line in found:
             if line not in self._told:
                 self._tell(f"warning: {line}")

@@ -1,4 +1,7 @@
-"""The Prefect API that flows report to: the configured one, that of a running schedule, or a temporary server.
+"""The Prefect API that flows report to: the configured one, or a temporary server.
+
+A temporary server shares the database of the schedule's and the services' server, so that their dashboard shows the
+runs of all commands. A command does not report to these servers themselves, because it would end with them.
 
 Prefect can start a temporary server by itself, but in the caller's process group: Ctrl-C would end the server first,
 and the flow would try for minutes to report to it. The server started here has a process group of its own and ends
@@ -18,7 +21,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
@@ -27,7 +29,6 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from pipelines.cli import CommandError
 from pipelines.environment import PROJECT
 from pipelines.services.gate import Gate, loopback_hosts
-from qdformer.utils.files import write_text
 
 HOST = "127.0.0.1"
 TEMPORARY, SCHEDULING, SERVICE = "temporary", "scheduling", "service"
@@ -40,7 +41,7 @@ class ServerError(CommandError):
 
 @contextlib.contextmanager
 def prefect_api(meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
-    """Let the flows of the block report to the configured API, the schedule's, or else a temporary server.
+    """Let the flows of the block report to the configured API, or else to a temporary server.
 
     `meanwhile` is called while a temporary server starts.
     """
@@ -50,9 +51,6 @@ def prefect_api(meanwhile: Callable[[], object] | None = None) -> Iterator[None]
                 f"PREFECT_API_URL={url}: Prefect's server does not answer; start it, or unset the variable"
             )
         yield
-    elif url := _schedule_url():
-        with temporary_settings({PREFECT_API_URL: url}):
-            yield
     else:
         with socket.socket() as probe:
             probe.bind((HOST, 0))
@@ -74,26 +72,8 @@ def schedule_server() -> Iterator[str]:
             probe.bind((HOST, port))
         except OSError:
             raise ServerError(f"port {port} is taken; choose another one: PREFECT_SERVER_API_PORT=...") from None
-    with _server(port, SCHEDULING) as url:
-        note = _note()
-        write_text(note, url)
-        try:
-            yield f"http://{HOST}:{port}"
-        finally:
-            note.unlink(missing_ok=True)
-
-
-def _note() -> Path:
-    """The file with the API's URL, which exists while a schedule is served."""
-    return get_current_settings().home / "schedule.url"
-
-
-def _schedule_url() -> str | None:
-    try:
-        url = _note().read_text(encoding="ascii")
-    except FileNotFoundError:
-        return None
-    return url if _healthy(url) else None
+    with _server(port, SCHEDULING):
+        yield f"http://{HOST}:{port}"
 
 
 def _healthy(url: str) -> bool:

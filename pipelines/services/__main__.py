@@ -10,8 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import xmlrpc.client
 from typing import Any
 
@@ -19,6 +17,7 @@ from pipelines.cli import CommandError, command_main
 from pipelines.console import print_table
 from pipelines.environment import PROJECT
 from pipelines.services.config import FOLDER, HOST, NAMES, Services, read_services, socket_path, write_config
+from pipelines.services.health import answer
 from pipelines.services.watch import BEAT_SECONDS, HEARTBEAT
 from qdformer.utils.processes import process_identity
 
@@ -139,8 +138,8 @@ def _supervisord(services: Services, *options: str) -> tuple[list[str], dict[str
 
 def _rows(services: Services, control: Any) -> list[list[str]]:
     checks = {
-        "prefect": lambda: _answers(f"{services.prefect_api}/health"),
-        "mlflow": lambda: _answers(f"{services.tracking_uri}/health"),
+        "prefect": lambda: answer(f"{services.prefect_api}/health") is not None,
+        "mlflow": lambda: answer(f"{services.tracking_uri}/health") is not None,
         "worker": lambda: _worker_is_ready(services),
         "watch": lambda: HEARTBEAT.is_file() and time.time() - HEARTBEAT.stat().st_mtime < 4 * BEAT_SECONDS,
     }
@@ -156,19 +155,10 @@ def _show(rows: list[list[str]]) -> None:
     print_table("Services", ["service", "state", "health", "process"], rows)
 
 
-def _answers(url: str, data: bytes | None = None) -> Any:
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.read() or b"{}"
-    except (OSError, http.client.HTTPException):
-        return None
-
-
 def _worker_is_ready(services: Services) -> bool:
     """Whether the worker asks the server for the runs of its deployments."""
-    found = _answers(f"{services.prefect_api}/deployments/filter", b"{}")
-    return bool(found) and any(deployment["status"] == "READY" for deployment in json.loads(found))
+    found = answer(f"{services.prefect_api}/deployments/filter", b"{}")
+    return found is not None and any(deployment["status"] == "READY" for deployment in json.loads(found))
 
 
 def _require_free(services: Services) -> None:

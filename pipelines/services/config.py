@@ -16,6 +16,7 @@ from qdformer.utils.files import write_text
 
 HOST = "127.0.0.1"
 FOLDER = PROJECT / "services"
+ARTIFACTS = PROJECT / "mlartifacts"
 NAMES = ("prefect", "mlflow", "worker", "watch")
 _PROGRAM = """
 [program:{name}]
@@ -93,11 +94,12 @@ def write_config(services: Services) -> Path:
     python = _quoted(sys.executable)
     hosts = f"{HOST}:{services.mlflow_port},localhost:{services.mlflow_port}"
     origins = ",".join(f"http://{host}" for host in hosts.split(","))
-    artifacts = _quoted(str(PROJECT / "mlartifacts"))
     commands = {
         "prefect": f"{python} -m pipelines.flows.server {services.prefect_port} service",
         "mlflow": f"{python} -m mlflow server --host {HOST} --port {services.mlflow_port} --workers 1"
-        f" --backend-store-uri {_quoted(services.store)} --artifacts-destination {artifacts}"
+        f" --backend-store-uri {_quoted(services.store)} --artifacts-destination {_quoted(str(ARTIFACTS))}"
+        # where commands that read the database without this server find the files of runs too
+        f" --default-artifact-root {_quoted(ARTIFACTS.as_uri())}"
         f" --allowed-hosts {hosts} --cors-allowed-origins {origins}",
         "worker": f"{python} -m pipelines.services.worker",
         "watch": f"{python} -m pipelines.services.watch",

@@ -5,11 +5,13 @@ Its heartbeat is the file services/watch.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
 from pipelines.notify import notify
 from pipelines.services.config import FOLDER
+from pipelines.services.health import wait_for
 
 HEARTBEAT = FOLDER / "watch"
 BEAT_SECONDS = 15.0
@@ -21,6 +23,8 @@ def main() -> None:
     from pipelines.flows.liveness import Watch
     from pipelines.services.starter import Starter
 
+    HEARTBEAT.unlink(missing_ok=True)  # of an earlier process
+    wait_for(f"{os.environ['PREFECT_API_URL']}/health")  # both start together
     watch, starter = Watch(_tell), Starter(_tell)
     with get_client(sync_client=True) as client:
         while True:

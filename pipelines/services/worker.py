@@ -8,26 +8,24 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import time
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING, Any, cast
 
 from pipelines.environment import PROJECT
+from pipelines.services.health import wait_for
 from qdformer.config.base import SettingsError
 from qdformer.config.settings import read_yaml
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
+    from prefect.schedules import Schedule
 
 DEPLOYMENTS = PROJECT / "prefect.yaml"
-_WAIT_SECONDS = 300.0
 
 
 def main() -> None:
     from prefect import serve  # this import takes seconds
 
-    _wait_for_server(os.environ["PREFECT_API_URL"])
+    wait_for(f"{os.environ['PREFECT_API_URL']}/health")
     os.chdir(PROJECT)
     # a paused schedule would stay paused at the next start
     serve(*read_deployments(), pause_on_shutdown=False, print_starting_message=False, limit=1)
@@ -41,33 +39,33 @@ def read_deployments() -> list[RunnerDeployment]:
     return [_deployment(values) for values in listed]
 
 
+def _schedule(values: dict[str, Any]) -> Schedule:
+    """One entry of `schedules`: `cron`, or `interval` in seconds; in UTC, as Prefect's own reading of the file."""
+    from prefect.schedules import Cron, Interval  # this import takes seconds
+
+    match values:
+        case {"cron": str(cron)}:
+            return Cron(cron)
+        case {"interval": int(seconds) | float(seconds)} if seconds > 0:
+            return Interval(seconds)
+    raise ValueError(f"{values}: not a schedule; expected cron: '0 3 * * *' or interval: SECONDS")
+
+
 def _deployment(values: dict[str, Any]) -> RunnerDeployment:
     try:
         path, function = values["entrypoint"].split(":")
         flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), function)
-        crons = [schedule["cron"] for schedule in values.get("schedules", ())]
+        schedules = [_schedule(schedule) for schedule in values.get("schedules", ())]
         deployment = flow.to_deployment(
             name=values["name"],
             description=values.get("description"),
             parameters=values.get("parameters", {}),
-            cron=crons or None,
+            schedules=schedules or None,
         )
     except (KeyError, ValueError, TypeError, AttributeError, ImportError) as error:
         name = values.get("name", "without a name") if isinstance(values, dict) else values
         raise SettingsError(f"{DEPLOYMENTS}: deployment {name}: {type(error).__name__}: {error}") from None
     return cast("RunnerDeployment", deployment)
-
-
-def _wait_for_server(url: str) -> None:
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
 
 
 if __name__ == "__main__":

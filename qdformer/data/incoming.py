@@ -91,6 +91,20 @@ def take_in(
     return intake
 
 
+def withdraw(accepted: Path, quarantine: Path, uids: Collection[str], reason: str) -> None:
+    """Move accepted clips to `quarantine`, with the reason; the table of `accepted` no longer names them.
+
+    Raises `DataError`, and moves nothing, if one of them is not among the accepted clips.
+    """
+    rows = read_accepted(accepted)
+    if missing := sorted(set(uids) - {row["uid"] for row in rows}):
+        raise DataError(f"{accepted / TABLE}: no accepted clip {', '.join(missing[:5])}; expected uids of this table")
+    write_accepted(accepted, [row for row in rows if row["uid"] not in uids])
+    for row in rows:
+        if row["uid"] in uids:
+            _set_apart(clip_folder(accepted, row["label"], row["uid"]), quarantine / "withdrawn" / row["uid"], reason)
+
+
 class _Known:
     """The clips that are there: their names, videos, and digests of pictures and sounds, by split."""
 

@@ -68,7 +68,9 @@ if Path(f"fail-{step}").exists():
     sys.exit(int(Path(f"fail-{step}").read_text()))
 if Path(f"slow-{step}").exists():
     Path("slow-started").touch()
-    time.sleep(float(Path(f"slow-{step}").read_text() or 120))
+    end = time.monotonic() + float(Path(f"slow-{step}").read_text() or 120)
+    while Path(f"slow-{step}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
 if step == "download":
     from qdformer.data.accepted import join_accepted
     Path("data/dataset").mkdir(parents=True, exist_ok=True)
@@ -253,7 +255,11 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A fresh small project."""
-    root = tmp_path / "project"
+    return make_project(tmp_path / "project")
+
+
+def make_project(root: Path) -> Project:
+    """Write a small project to the new folder `root`."""
     root.mkdir()
     skip = shutil.ignore_patterns("__pycache__")
     for folder in ("pipelines", "qdformer"):

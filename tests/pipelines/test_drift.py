@@ -27,7 +27,9 @@ def settings(drift: str) -> SimpleNamespace:
 
 @pytest.mark.parametrize("drift", [DIFFERENT, INCOMPLETE])
 def test_clips_that_differ_or_cannot_be_compared_stop_the_retraining_if_that_is_wanted(drift):
-    with pytest.raises(DriftError, match=r"promote.drift: stop: 30 new clips .*accepted/metadata.csv, or set .* warn"):
+    with pytest.raises(
+        DriftError, match=r"promote.drift: stop: 30 new clips .*to quarantine with make set-apart, or set .* warn"
+    ):
         require_allowed(settings("stop"), drift)
     require_allowed(settings("warn"), drift)
 
@@ -87,6 +89,13 @@ def test_new_clips_are_compared_with_those_of_the_champion(project, prefect_api,
     assert "sound: MMD² +0." in stopped.stderr and "Running stage 'train'" not in stopped.stdout
     assert [message["event"] for message in received] == ["drift", "failure"]
     assert "pictures: MMD²" in received[0]["text"] and "differs" in received[0]["text"]
+
+    apart = project.python("-m", "pipelines.set_apart", "--reason", "too loud")
+    assert apart.returncode == 0, apart.stderr
+    assert apart.stdout.startswith("Moved to quarantine/withdrawn (20): loud-0, loud-1, ")
+    assert (project.root / "quarantine/withdrawn/loud-19/reason.txt").read_text() == "too loud\n"
+    assert {row["uid"][:4] for row in read_accepted(project.root / "accepted")} == {"same"}
+    accept(project, [f"loud-{index}" for index in range(20)], seed=2)
 
     received.clear()
     project.edit("params.yaml", "  drift: stop", "  drift: warn")

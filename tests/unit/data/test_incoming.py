@@ -8,8 +8,8 @@ import pytest
 
 from qdformer.data import incoming as room
 from qdformer.data.accepted import join_accepted, read_accepted
-from qdformer.data.incoming import take_in
-from qdformer.data.layout import metadata_row, write_clip, write_metadata
+from qdformer.data.incoming import take_in, withdraw
+from qdformer.data.layout import DataError, metadata_row, write_clip, write_metadata
 from qdformer.data.manifest import read_manifest
 from tests.helpers.dataset import CLASSES, FRAMES, clip_arrays, digests, write_small
 
@@ -114,3 +114,18 @@ def test_a_copy_of_a_clip_that_was_accepted_before_is_refused(places):
     places.take_in()
     places.batch("tuesday", "other")  # the same seed, so the same pictures
     assert places.take_in().quarantined == {"tuesday/other": "the same pictures or sound as new-1 (train)"}
+
+
+def test_accepted_clips_are_withdrawn_with_a_reason(places):
+    places.batch("monday", "new-1", "new-2", "new-3")
+    places.take_in()
+    with pytest.raises(DataError, match="metadata.csv: no accepted clip nobody; expected uids of this table"):
+        withdraw(places.accepted, places.quarantine, ["new-1", "nobody"], "drift")
+    withdraw(places.accepted, places.quarantine, ["new-1", "new-3"], "drift")
+    assert [row["uid"] for row in read_accepted(places.accepted)] == ["new-2"]
+    assert [folder.name for folder in (places.accepted / "v1m").iterdir()] == ["new-2"]
+    assert places.reason("withdrawn", "new-3") == "drift\n"
+    assert (places.quarantine / "withdrawn" / "new-1" / "frames" / "0.jpg").is_file()
+    withdraw(places.accepted, places.quarantine, ["new-2"], "drift")
+    assert read_accepted(places.accepted) == []
+    assert join_accepted(places.dataset, places.accepted) == 0
