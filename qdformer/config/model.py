@@ -10,12 +10,17 @@ from pydantic import Field, TypeAdapter
 from qdformer.config.base import Section
 from qdformer.config.methods.avsegformer import AVSegFormerSettings
 from qdformer.config.methods.base import MethodSettings
+from qdformer.config.methods.bigen import BiGenSettings
 from qdformer.config.methods.catr import CATRSettings
 from qdformer.config.methods.qdformer import QDFormerSettings
 from qdformer.config.methods.tpavi import TPAVISettings
 
 ModelSettings = Annotated[
-    AVSegFormerSettings | CATRSettings | QDFormerSettings | TPAVISettings,  # add the settings of a new method here
+    AVSegFormerSettings
+    | BiGenSettings
+    | CATRSettings
+    | QDFormerSettings
+    | TPAVISettings,  # add the settings of a new method here
     Field(discriminator="name"),
 ]
 """The settings of any method."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qdformer.models.avsegformer.model import AVSegFormer
+from qdformer.models.bigen.model import BiGen
 from qdformer.models.catr.model import CATR
 from qdformer.models.qdformer.model import QDFormer
 from qdformer.models.tpavi.model import TPAVI
@@ -18,6 +19,7 @@ METHODS: dict[str, Any] = {
     "tpavi": TPAVI,
     "avsegformer": AVSegFormer,
     "catr": CATR,
+    "bigen": BiGen,
 }
 
 

@@ -40,6 +40,7 @@ NAMES = Classes(tuple(f"class {index}" for index in range(CLASSES)), (False,) * 
 SIZES: dict[str, dict[str, object]] = {
     "qdformer": SMALL.model_dump(),
     "tpavi": {"hidden_dim": 32},
+    "bigen": {"hidden_dim": 16, "projection_size": 2},
     "catr": {
         "hidden_dim": 32,
         "num_heads": 4,
@@ -61,8 +62,8 @@ SIZES: dict[str, dict[str, object]] = {
     },
 }
 """What makes a model of each method small; a new method needs an entry."""
-LEARNING_RATES = {"avsegformer": 0.0005}
-"""Learning rates for one batch, of methods whose published recipe has a lower one than QDFormer's."""
+LEARNING_RATES = {"avsegformer": 0.0005, "bigen": 0.008}
+"""Learning rates for one batch, of the methods that need a lower or a higher one than the others."""
 ROWS = {
     "baseline": {"decompose": False, "quantize": False, "recombine": False, "calibrate": False},
     "decomposed": {"quantize": False, "recombine": False, "calibrate": False},

@@ -9,6 +9,9 @@ from pydantic import Field
 from qdformer.config.base import Positive, Section, Weight
 from qdformer.config.methods.base import MethodSettings
 
+Stages = Annotated[list[Annotated[int, Field(ge=1, le=4)]], Field(min_length=1, max_length=4)]
+"""Stages of the backbone, 1 to 4 for strides 4 to 32."""
+
 
 class TPAVILoss(Section):
     """Weights of the losses: `mask` of the pixels' cross-entropy, and `avm` (lambda) of the audio-visual matching.
@@ -35,7 +38,7 @@ class TPAVISettings(MethodSettings):
     paper: ClassVar[str] = "Zhou et al., ECCV 2022"
     name: Literal["tpavi"]
     hidden_dim: Annotated[int, Field(ge=16, multiple_of=16)] = 256
-    tpavi_stages: Annotated[list[Annotated[int, Field(ge=1, le=4)]], Field(min_length=1, max_length=4)] = [1, 2, 3, 4]
+    tpavi_stages: Stages = [1, 2, 3, 4]
     audio_bias: bool = True
     window: Positive = 5
 

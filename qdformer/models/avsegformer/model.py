@@ -15,10 +15,9 @@ from torch import nn
 from qdformer.models.avsegformer.criterion import Criterion
 from qdformer.models.avsegformer.encoder import Encoder, MaskHead, Mixer
 from qdformer.models.avsegformer.output import AVSegFormerOutput
-from qdformer.models.backbones import build_backbone
 from qdformer.models.common.deformable import DeformableAttention
-from qdformer.models.common.method import Method, Prediction, check_inputs
-from qdformer.models.common.pixels import number_of_logits, predict_pixels
+from qdformer.models.common.pixel_method import PixelMethod
+from qdformer.models.common.pixels import number_of_logits
 from qdformer.models.common.transformer import DecoderLayer
 from qdformer.utils.constants import EMBEDDING_SIZE
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from qdformer.config.methods.avsegformer import AVSegFormerLoss, AVSegFormerSettings
 
 
-class AVSegFormer(Method):
+class AVSegFormer(PixelMethod):
     """AVSegFormer. Frames are processed independently of each other.
 
     - Query generator: Q learned queries attend to each other and to the audio feature of the frame, layer by layer;
@@ -52,11 +51,9 @@ class AVSegFormer(Method):
     no_decay = ("level_LD", "learned_queries_QD", "audio_queries_QD")
 
     def __init__(self, settings: AVSegFormerSettings, num_classes: int) -> None:
-        super().__init__()
+        super().__init__(settings, num_classes)
         dims = settings.hidden_dim, settings.num_heads, settings.ffn_dim
-        self.settings = settings
-        self.num_classes = num_classes
-        self.backbone = build_backbone(settings)
+        self.output_stride = settings.output_stride
         self.audio_projection = nn.Linear(EMBEDDING_SIZE, settings.hidden_dim)
         self.encoder = Encoder(self.backbone.channels, settings.mask_stride, *dims, settings.encoder_layers)
         self.audio_queries_QD = nn.Parameter(torch.empty(settings.num_queries, settings.hidden_dim))
@@ -91,16 +88,14 @@ class AVSegFormer(Method):
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.encoder.level_LD)
 
-    def forward(
+    def segment(
         self,
-        images_BTCHW: torch.Tensor,
+        maps: dict[int, torch.Tensor],
         audio_BTA: torch.Tensor,
-        valid_BT: torch.Tensor | None = None,
-        maps: dict[int, torch.Tensor] | None = None,
+        valid_BT: torch.Tensor,
+        frame_size: tuple[int, int],
     ) -> AVSegFormerOutput:
-        B, T = check_inputs(images_BTCHW, audio_BTA)
-        if maps is None:
-            maps = self.backbone_maps(images_BTCHW)
+        B, T = valid_BT.shape
         audio_F1D = self.audio_projection(audio_BTA).flatten(0, 1)[:, None]
         queries_FQD = self.audio_queries_QD.expand(B * T, -1, -1)
         for layer in self.query_generator:
@@ -117,7 +112,3 @@ class AVSegFormer(Method):
 
     def build_criterion(self, loss: AVSegFormerLoss) -> Criterion:
         return Criterion(loss, self.num_classes)
-
-    def decode(self, output: AVSegFormerOutput, frame_size: tuple[int, int]) -> Prediction:
-        """See `predict_pixels`."""
-        return predict_pixels(output.logits_BTKHW, frame_size, self.settings.output_stride, output)

@@ -22,6 +22,8 @@ from qdformer.utils.distributed import sum_over_ranks
 
 FOREGROUND_THRESHOLD = 0.5
 """With one class, a pixel is foreground if its probability exceeds this."""
+BORDER = 31
+"""Side in pixels of the square around a pixel in which F3Net's loss compares it with its neighbors."""
 
 
 def number_of_logits(num_classes: int) -> int:
@@ -88,6 +90,27 @@ class PixelTargets:
         sizes_Y = probs_YHW.square().sum((1, 2)) + masks_YHW.sum((1, 2)) + 2 * epsilon
         dice_Y = 2 * (probs_YHW * masks_YHW).sum((1, 2)) / sizes_Y
         return (1 - dice_Y) * masks_YHW.any(2).any(1)
+
+    def structure(self, logits_YKHW: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy and weighted IoU loss of each frame, [Y] (F3Net, Wei et al., 2020).
+
+        The IoU loss is that of the union of the classes, 1 - (sum(w p m) + 1) / (sum(w (p + m - p m)) + 1), with the
+        weights w = 1 + 5 |mean of m around the pixel - m|, which are higher at the borders of the mask m. F3Net's code
+        also has these weights in its cross-entropy, where they cancel out. The IoU loss is 0 where the mask is empty:
+        the formula would be almost 1 for every prediction, with hardly a gradient.
+        """
+        masks_YHW, probs_YHW = self.masks_YHW, foreground_probs(logits_YKHW)
+        around_YHW = functional.avg_pool2d(masks_YHW[:, None], BORDER, stride=1, padding=BORDER // 2)[:, 0]
+        weights_YHW = (1 + 5 * (around_YHW - masks_YHW).abs()) * self.judged_YHW
+        joint_Y = (weights_YHW * probs_YHW * masks_YHW).sum((1, 2))
+        union_Y = (weights_YHW * (probs_YHW + masks_YHW)).sum((1, 2)) - joint_Y
+        iou_loss_Y = (1 - (joint_Y + 1) / (union_Y + 1)) * masks_YHW.any(2).any(1)
+        return self.cross_entropy(logits_YKHW) + iou_loss_Y
+
+
+def foreground_probs(logits_FKHW: torch.Tensor) -> torch.Tensor:
+    """The probability of each pixel [F, H, W] of not being background."""
+    return logits_FKHW[:, 0].sigmoid() if logits_FKHW.shape[1] == 1 else 1 - logits_FKHW.softmax(1)[:, 0]
 
 
 def predict_pixels(logits_BTKHW: torch.Tensor, frame_size: tuple[int, int], stride: int, output: Any) -> Prediction:

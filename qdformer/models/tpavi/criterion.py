@@ -51,7 +51,7 @@ class Criterion(nn.Module):
             logits_FKHW = output.logits_BTKHW.flatten(0, 1).float()
             losses = {"mask": self.settings.mask * self._mask(logits_FKHW, labels_BTHW.flatten(0, 1), judged_F)}
             if self.settings.avm:
-                losses["avm"] = self.settings.avm * self._matching(output, logits_FKHW, judged_F)
+                losses["avm"] = self.settings.avm * matching_loss(output, logits_FKHW, judged_F)
             return losses | {"total": sum(losses.values(), start=logits_FKHW.new_zeros(()))}
 
     def _mask(self, logits_FKHW: torch.Tensor, labels_FHW: torch.Tensor, judged_F: torch.Tensor) -> torch.Tensor:
@@ -65,19 +65,26 @@ class Criterion(nn.Module):
             return (entropy_FHW * judged_FHW).sum() / pixels
         return functional.cross_entropy(logits_FKHW, labels_FHW, ignore_index=IGNORE_INDEX, reduction="sum") / pixels
 
-    def _matching(self, output: TPAVIOutput, logits_FKHW: torch.Tensor, judged_F: torch.Tensor) -> torch.Tensor:
-        frames = sum_over_ranks(judged_F.sum()).clamp(min=1)
-        several = self.num_classes > 1
-        mask_F1HW = (logits_FKHW.argmax(1, keepdim=True) > 0).float() if several else logits_FKHW
-        total = logits_FKHW.new_zeros(())
-        for map_FDhw, audio_BTD in zip(output.stage_maps_FDhw, output.stage_audio_BTD, strict=True):
-            pooled_F1hw = functional.adaptive_avg_pool2d(mask_F1HW, (map_FDhw.shape[-2], map_FDhw.shape[-1]))
-            visual_FD = (map_FDhw.float() * (pooled_F1hw if several else pooled_F1hw.sigmoid())).mean((-2, -1))
-            divergence_FD = functional.kl_div(
-                visual_FD.log_softmax(-1),
-                audio_BTD.flatten(0, 1).float().log_softmax(-1),
-                reduction="none",
-                log_target=True,
-            )
-            total = total + (divergence_FD.sum(-1) * judged_F).sum() / frames
-        return total / len(output.stage_maps_FDhw)
+
+def matching_loss(
+    output: TPAVIOutput, logits_FKHW: torch.Tensor, judged_F: torch.Tensor, normalize: bool = False
+) -> torch.Tensor:
+    """The mean over the stages and the judged frames of KL(softmax(a) || softmax(v)); see `Criterion`.
+
+    `normalize`: a and v are divided by their norms before.
+    """
+    frames = sum_over_ranks(judged_F.sum()).clamp(min=1)
+    several = logits_FKHW.shape[1] > 1
+    mask_F1HW = (logits_FKHW.argmax(1, keepdim=True) > 0).float() if several else logits_FKHW
+    total = logits_FKHW.new_zeros(())
+    for map_FDhw, audio_BTD in zip(output.stage_maps_FDhw, output.stage_audio_BTD, strict=True):
+        pooled_F1hw = functional.adaptive_avg_pool2d(mask_F1HW, (map_FDhw.shape[-2], map_FDhw.shape[-1]))
+        visual_FD = (map_FDhw.float() * (pooled_F1hw if several else pooled_F1hw.sigmoid())).mean((-2, -1))
+        audio_FD = audio_BTD.flatten(0, 1).float()
+        if normalize:
+            visual_FD, audio_FD = functional.normalize(visual_FD, dim=-1), functional.normalize(audio_FD, dim=-1)
+        divergence_FD = functional.kl_div(
+            visual_FD.log_softmax(-1), audio_FD.log_softmax(-1), reduction="none", log_target=True
+        )
+        total = total + (divergence_FD.sum(-1) * judged_F).sum() / frames
+    return total / len(output.stage_maps_FDhw)

@@ -1,6 +1,7 @@
 """Temporal pixel-wise audio-visual interaction (TPAVI).
 
-Shapes: B clips, T frames, S positions of a map, D hidden dimension, E = D / 2, A audio features (128).
+Shapes: B clips, T frames, F = B * T, S positions of a map of size h w, D hidden dimension, E = D / 2, A audio
+features (128).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from qdformer.models.common.norm import TokenBatchNorm
+from qdformer.models.common.transformer import flatten_map, unflatten_map
 from qdformer.utils.constants import EMBEDDING_SIZE
 
 
@@ -48,6 +50,14 @@ class PixelwiseInteraction(nn.Module):
         windows = [x.split(self.window, 1) for x in (visual_BTSD, self.phi(aligned_BTD), valid_BT)]
         attended_BTSE = torch.cat([self._attend(*window) for window in zip(*windows, strict=True)], 1)
         return self.layer_norm(visual_BTSD + self.batch_norm(self.mu(attended_BTSE), valid_BT)), aligned_BTD
+
+    def fuse(
+        self, map_FDhw: torch.Tensor, audio_BTA: torch.Tensor, valid_BT: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Z_i of a map of all frames, as a map, and the aligned audio features [B, T, D]."""
+        size = (map_FDhw.shape[-2], map_FDhw.shape[-1])
+        fused_BTSD, aligned_BTD = self(flatten_map(map_FDhw).unflatten(0, valid_BT.shape), audio_BTA, valid_BT)
+        return unflatten_map(fused_BTSD.flatten(0, 1), size), aligned_BTD
 
     def _attend(self, visual_BTSD: torch.Tensor, phi_BTE: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
         """alpha_i g(V_i) of one window [B, T, S, E]."""

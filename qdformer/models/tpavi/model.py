@@ -12,11 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qdformer.models.backbones import build_backbone
 from qdformer.models.common.aspp import ASPP
-from qdformer.models.common.method import Method, Prediction, check_inputs
-from qdformer.models.common.pixels import number_of_logits, predict_pixels
-from qdformer.models.common.transformer import flatten_map, unflatten_map
+from qdformer.models.common.pixel_method import PixelMethod
+from qdformer.models.common.pixels import number_of_logits
 from qdformer.models.tpavi.criterion import Criterion
 from qdformer.models.tpavi.decoder import Decoder
 from qdformer.models.tpavi.interaction import PixelwiseInteraction
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from qdformer.config.methods.tpavi import TPAVILoss, TPAVISettings
 
 
-class TPAVI(Method):
+class TPAVI(PixelMethod):
     """Backbone, ASPP -> V_i, TPAVI -> Z_i and a decoder with the feature maps of four stages.
 
     Differences from the public code, which has one copy of the model for each backbone and data set:
@@ -39,11 +37,8 @@ class TPAVI(Method):
     settings: TPAVISettings
 
     def __init__(self, settings: TPAVISettings, num_classes: int) -> None:
-        super().__init__()
+        super().__init__(settings, num_classes)
         hidden_dim = settings.hidden_dim
-        self.settings = settings
-        self.num_classes = num_classes
-        self.backbone = build_backbone(settings)
         self.strides = settings.map_strides
         self.aspp = nn.ModuleList(ASPP(self.backbone.channels[stride], hidden_dim) for stride in self.strides)
         self.interactions = nn.ModuleDict(
@@ -56,34 +51,22 @@ class TPAVI(Method):
         for part in (self.aspp, self.decoder):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
-    def forward(
+    def segment(
         self,
-        images_BTCHW: torch.Tensor,
+        maps: dict[int, torch.Tensor],
         audio_BTA: torch.Tensor,
-        valid_BT: torch.Tensor | None = None,
-        maps: dict[int, torch.Tensor] | None = None,
+        valid_BT: torch.Tensor,
+        frame_size: tuple[int, int],
     ) -> TPAVIOutput:
-        """See `Method`."""
-        B, T = check_inputs(images_BTCHW, audio_BTA)
-        if valid_BT is None:
-            valid_BT = torch.ones(B, T, dtype=torch.bool, device=images_BTCHW.device)
-        if maps is None:
-            maps = self.backbone_maps(images_BTCHW)
         stages = [aspp(maps[stride]) for aspp, stride in zip(self.aspp, self.strides, strict=True)]
         fused_maps, fused_audio = [], []
         for stage, interaction in self.interactions.items():
             index = int(stage) - 1
-            visual_BTSD = flatten_map(stages[index]).unflatten(0, (B, T))
-            fused_BTSD, aligned_BTD = interaction(visual_BTSD, audio_BTA, valid_BT)
-            stages[index] = unflatten_map(fused_BTSD.flatten(0, 1), stages[index].shape[-2:])
+            stages[index], aligned_BTD = interaction.fuse(stages[index], audio_BTA, valid_BT)
             fused_maps.append(functional.relu(stages[index]))
             fused_audio.append(aligned_BTD)
-        logits_FKHW = self.decoder(stages, images_BTCHW.shape[-2:])
-        return TPAVIOutput(logits_FKHW.unflatten(0, (B, T)), fused_maps, fused_audio)
+        logits_FKHW = self.decoder(stages, frame_size)
+        return TPAVIOutput(logits_FKHW.unflatten(0, valid_BT.shape), fused_maps, fused_audio)
 
     def build_criterion(self, loss: TPAVILoss) -> Criterion:
         return Criterion(loss, self.num_classes)
-
-    def decode(self, output: TPAVIOutput, frame_size: tuple[int, int]) -> Prediction:
-        """See `predict_pixels`."""
-        return predict_pixels(output.logits_BTKHW.float(), frame_size, 1, output)
