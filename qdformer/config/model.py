@@ -12,6 +12,7 @@ from qdformer.config.methods.avsegformer import AVSegFormerSettings
 from qdformer.config.methods.base import MethodSettings
 from qdformer.config.methods.bigen import BiGenSettings
 from qdformer.config.methods.catr import CATRSettings
+from qdformer.config.methods.lvs import LVSSettings
 from qdformer.config.methods.qdformer import QDFormerSettings
 from qdformer.config.methods.tpavi import TPAVISettings
 
@@ -19,6 +20,7 @@ ModelSettings = Annotated[
     AVSegFormerSettings
     | BiGenSettings
     | CATRSettings
+    | LVSSettings
     | QDFormerSettings
     | TPAVISettings,  # add the settings of a new method here
     Field(discriminator="name"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qdformer.models.avsegformer.model import AVSegFormer
 from qdformer.models.bigen.model import BiGen
 from qdformer.models.catr.model import CATR
+from qdformer.models.lvs.model import LVS
 from qdformer.models.qdformer.model import QDFormer
 from qdformer.models.tpavi.model import TPAVI
 
@@ -20,6 +21,7 @@ METHODS: dict[str, Any] = {
     "avsegformer": AVSegFormer,
     "catr": CATR,
     "bigen": BiGen,
+    "lvs": LVS,
 }
 
 

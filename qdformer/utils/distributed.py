@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from torch import distributed
+from torch.nn import functional
 
 Value = TypeVar("Value")
 
@@ -42,6 +43,17 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 def differentiable_sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The sum of every rank's `values`; its gradient is the sum of the gradients of all ranks."""
     return _Sum.apply(values) if is_distributed() else values
+
+
+def differentiable_gather(rows: torch.Tensor) -> torch.Tensor:
+    """The rows [N, D] of all ranks, which may have different numbers of them, in the order of the ranks.
+
+    Their gradient is the sum of the gradients of all ranks.
+    """
+    counts = all_ranks(len(rows))
+    before = sum(counts[: rank()])
+    after = sum(counts) - before - len(rows)
+    return differentiable_sum_over_ranks(functional.pad(rows, (0, 0, before, after)))
 
 
 def from_first_rank(value: Value) -> Value:

@@ -41,6 +41,7 @@ SIZES: dict[str, dict[str, object]] = {
     "qdformer": SMALL.model_dump(),
     "tpavi": {"hidden_dim": 32},
     "bigen": {"hidden_dim": 16, "projection_size": 2},
+    "lvs": {"hidden_dim": 32},
     "catr": {
         "hidden_dim": 32,
         "num_heads": 4,

@@ -9,7 +9,14 @@ from pydantic import AfterValidator, Field, model_validator
 
 from qdformer.config.base import Count, Section
 
-BACKBONE_STAGES = {"efficientnet_lite0": 7, "resnet50": 4, "swin_tiny": 4, "pvt_v2_b2": 4, "pvt_v2_b5": 4}
+BACKBONE_STAGES = {
+    "efficientnet_lite0": 7,
+    "resnet18": 4,
+    "resnet50": 4,
+    "swin_tiny": 4,
+    "pvt_v2_b2": 4,
+    "pvt_v2_b5": 4,
+}
 
 
 def _weights_source(value: str) -> str:
@@ -50,7 +57,7 @@ class MethodSettings(Section):
     """The method's name in print."""
     paper: ClassVar[str]
     name: str
-    backbone: Literal["efficientnet_lite0", "resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5"]
+    backbone: Literal["efficientnet_lite0", "resnet18", "resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5"]
     backbone_weights: Annotated[str, AfterValidator(_weights_source)] | None
     backbone_sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None
     frozen_stages: Count

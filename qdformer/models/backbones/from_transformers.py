@@ -1,4 +1,4 @@
-"""ResNet-50, Swin-T and PVT-v2 from transformers. Importing this module imports transformers.
+"""ResNet-18, ResNet-50, Swin-T and PVT-v2 from transformers. Importing this module imports transformers.
 
 The layers are transformers' own. Only what the feature maps need is computed.
 
@@ -78,9 +78,9 @@ class _TransformersBackbone(Backbone):
         return torch.addcmul(self.shift_311, images_F3HW, self.scale_311)
 
 
-class ResNet50(_TransformersBackbone):
-    """ResNet-50 (He et al., 2016), with a block's stride in its 3x3 convolution, as in transformers, torchvision and
-    timm.
+class ResNet(_TransformersBackbone):
+    """ResNet-18 and ResNet-50 (He et al., 2016). A block's stride is in its first 3x3 convolution, as in transformers,
+    torchvision and timm.
 
     Batch normalization is folded into the convolutions: as in DETR, its statistics stay as pretrained.
     """
@@ -179,10 +179,10 @@ class PVTv2(_TransformersBackbone):
         return maps
 
 
-def _resnet50(weights: Weights | None) -> ResNet50:
+def _resnet(weights: Weights | None, **sizes: Any) -> ResNet:
     if weights is not None and "layer1.0.conv1.weight" in weights.tensors:
         weights = Weights(weights.path, {_from_torchvision(key): x for key, x in weights.tensors.items()})
-    network = _network(ResNetBackbone, ResNetConfig, weights)
+    network = _network(ResNetBackbone, ResNetConfig, weights, **sizes)
     if weights is None:
         # Residual blocks start as identities (Goyal et al., 2017): without batch normalization, the scale of the maps
         # would otherwise grow from block to block.
@@ -190,7 +190,7 @@ def _resnet50(weights: Weights | None) -> ResNet50:
         for stage in network.encoder.stages:
             for block in stage.layers:
                 nn.init.zeros_(block.layer[-1].normalization.weight)
-    return ResNet50(network)
+    return ResNet(network)
 
 
 def _swin_tiny(weights: Weights | None) -> SwinTiny:
@@ -203,7 +203,10 @@ def _pvt_v2(depths: tuple[int, ...], mlp_ratios: tuple[int, ...], weights: Weigh
 
 
 _BUILDERS = {
-    "resnet50": _resnet50,
+    "resnet18": lambda weights: _resnet(
+        weights, layer_type="basic", depths=(2, 2, 2, 2), hidden_sizes=(64, 128, 256, 512)
+    ),
+    "resnet50": _resnet,
     "swin_tiny": _swin_tiny,
     "pvt_v2_b2": lambda weights: _pvt_v2((3, 4, 6, 3), (8, 8, 4, 4), weights),
     "pvt_v2_b5": lambda weights: _pvt_v2((3, 6, 40, 3), (4, 4, 4, 4), weights),

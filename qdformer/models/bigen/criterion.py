@@ -16,7 +16,7 @@ from qdformer.models.tpavi.criterion import matching_loss
 from qdformer.utils.distributed import sum_over_ranks
 
 if TYPE_CHECKING:
-    from qdformer.models.bigen.model import BiGenOutput
+    from qdformer.models.bigen.output import BiGenOutput
 
 
 class Criterion(PixelCriterion):

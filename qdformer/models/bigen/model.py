@@ -5,7 +5,6 @@ Shapes: B clips, T frames, F = B * T, A audio features (128), D hidden dimension
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,26 +13,15 @@ from torch.nn import functional
 
 from qdformer.models.bigen.criterion import Criterion
 from qdformer.models.bigen.modules import CorrelationFusion, MotionAttention, VisualToAudio
+from qdformer.models.bigen.output import BiGenOutput
 from qdformer.models.common.aspp import ASPP
 from qdformer.models.common.pixel_method import PixelMethod
 from qdformer.models.common.pixels import number_of_logits
 from qdformer.models.tpavi.decoder import Decoder
 from qdformer.models.tpavi.interaction import PixelwiseInteraction
-from qdformer.models.tpavi.output import TPAVIOutput
 
 if TYPE_CHECKING:
     from qdformer.config.methods.bigen import BiGenLoss, BiGenSettings
-
-
-@dataclass
-class BiGenOutput(TPAVIOutput):
-    """TPAVI's output, and what the reconstruction of the audio features needs."""
-
-    coarsest_FDhw: torch.Tensor
-    """The map of the fourth stage after the estimation of motion."""
-    audio_BTA: torch.Tensor
-    """The audio features that are to be reconstructed."""
-    to_audio: VisualToAudio
 
 
 class BiGen(PixelMethod):
