@@ -13,6 +13,7 @@ from qdformer.config.methods.base import MethodSettings
 from qdformer.config.methods.bigen import BiGenSettings
 from qdformer.config.methods.catr import CATRSettings
 from qdformer.config.methods.lvs import LVSSettings
+from qdformer.config.methods.mssl import MSSLSettings
 from qdformer.config.methods.qdformer import QDFormerSettings
 from qdformer.config.methods.tpavi import TPAVISettings
 
@@ -21,6 +22,7 @@ ModelSettings = Annotated[
     | BiGenSettings
     | CATRSettings
     | LVSSettings
+    | MSSLSettings
     | QDFormerSettings
     | TPAVISettings,  # add the settings of a new method here
     Field(discriminator="name"),

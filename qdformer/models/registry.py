@@ -8,6 +8,7 @@ from qdformer.models.avsegformer.model import AVSegFormer
 from qdformer.models.bigen.model import BiGen
 from qdformer.models.catr.model import CATR
 from qdformer.models.lvs.model import LVS
+from qdformer.models.mssl.model import MSSL
 from qdformer.models.qdformer.model import QDFormer
 from qdformer.models.tpavi.model import TPAVI
 
@@ -22,6 +23,7 @@ METHODS: dict[str, Any] = {
     "catr": CATR,
     "bigen": BiGen,
     "lvs": LVS,
+    "mssl": MSSL,
 }
 
 

@@ -42,6 +42,7 @@ SIZES: dict[str, dict[str, object]] = {
     "tpavi": {"hidden_dim": 32},
     "bigen": {"hidden_dim": 16, "projection_size": 2},
     "lvs": {"hidden_dim": 32},
+    "mssl": {"hidden_dim": 32, "align_dim": 16, "stage_one": 0.0},
     "catr": {
         "hidden_dim": 32,
         "num_heads": 4,

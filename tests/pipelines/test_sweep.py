@@ -151,7 +151,9 @@ def test_every_row_of_every_grid_is_valid():
 
 def test_the_rows_of_the_grid_of_methods_are_the_presets_of_the_methods():
     plan = plan_sweep(preset_settings(), "methods", seeds=1)
-    assert plan.rows == ["qdformer", "tpavi", "avsegformer", "catr", "bigen", "lvs"] and set(plan.rows) == set(METHODS)
+    assert plan.rows == ["qdformer", "tpavi", "avsegformer", "catr", "bigen", "lvs", "mssl"] and set(plan.rows) == set(
+        METHODS
+    )
     assert plan.reference == "qdformer"
     for cell in plan.cells:
         assert cell.settings.train == preset_settings("" if cell.row == "qdformer" else cell.row).train

@@ -5,7 +5,7 @@ Shapes: B clips, T frames, F = B * T, A audio features (128), D hidden dimension
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -67,10 +67,10 @@ class BiGen(PixelMethod):
         frame_size: tuple[int, int],
     ) -> BiGenOutput:
         stages = [aspp(maps[stride]) for aspp, stride in zip(self.aspp, self.settings.map_strides, strict=True)]
-        fused = [
-            fusion.fuse(map_FDhw, audio_BTA, valid_BT)  # type: ignore[operator]  # torch's stubs have plain modules
-            for fusion, map_FDhw in zip(self.fusions, stages, strict=True)
-        ]
+        fusion: Any  # CorrelationFusion or PixelwiseInteraction
+        fused = []
+        for fusion, map_FDhw in zip(self.fusions, stages, strict=True):
+            fused.append(fusion.fuse(map_FDhw, audio_BTA, valid_BT))
         stages = [map_FDhw for map_FDhw, _ in fused]
         for stage, motion in self.motion.items():
             stages[int(stage) - 1] = motion(stages[int(stage) - 1], valid_BT)

@@ -98,12 +98,12 @@ class PixelCriterion(nn.Module):
         with torch.autocast(labels_BTHW.device.type, enabled=False):
             targets = PixelTargets.of(labels_BTHW, valid_BT, labeled_BT, self.num_classes)
             logits_YKHW = targets.at_labels(output.logits_BTKHW.float())
-            losses = {"mask": self.settings.mask * targets.mean(self.mask_loss(logits_YKHW, targets))}
+            losses = {"mask": self.settings.mask * targets.mean(self.mask_loss(logits_YKHW, targets, output))}
             losses |= self.further_losses(output, targets, valid_BT)
             return losses | {"total": torch.stack(list(losses.values())).sum()}
 
-    def mask_loss(self, logits_YKHW: torch.Tensor, targets: PixelTargets) -> torch.Tensor:
-        """The loss of each labeled frame, [Y]."""
+    def mask_loss(self, logits_YKHW: torch.Tensor, targets: PixelTargets, output: Any) -> torch.Tensor:
+        """The loss of each labeled frame, [Y], from the logits at the size of the labels."""
         return targets.structure(logits_YKHW)
 
     def further_losses(self, output: Any, targets: PixelTargets, valid_BT: torch.Tensor) -> dict[str, torch.Tensor]:

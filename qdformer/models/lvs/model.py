@@ -84,7 +84,7 @@ class Criterion(PixelCriterion):
         super().__init__(loss, num_classes)
         self.model = settings
 
-    def mask_loss(self, logits_YKHW: torch.Tensor, targets: PixelTargets) -> torch.Tensor:
+    def mask_loss(self, logits_YKHW: torch.Tensor, targets: PixelTargets, output: LVSOutput) -> torch.Tensor:
         return targets.cross_entropy(logits_YKHW)
 
     def further_losses(

@@ -6,7 +6,7 @@ K logits per pixel (1 for one class, else C + 1), H W pixels, h w size of a map.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -62,7 +62,8 @@ class TPAVI(PixelMethod):
         fused_maps, fused_audio = [], []
         for stage, interaction in self.interactions.items():
             index = int(stage) - 1
-            stages[index], aligned_BTD = interaction.fuse(stages[index], audio_BTA, valid_BT)
+            fuse: Any = interaction.fuse
+            stages[index], aligned_BTD = fuse(stages[index], audio_BTA, valid_BT)
             fused_maps.append(functional.relu(stages[index]))
             fused_audio.append(aligned_BTD)
         logits_FKHW = self.decoder(stages, frame_size)
