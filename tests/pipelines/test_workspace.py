@@ -103,6 +103,31 @@ def test_the_presets_of_tpavi_follow_its_public_code():
     assert stamps == preset_settings().train.model_copy(update=own)
 
 
+def test_the_presets_of_bigen_follow_its_public_code():
+    for name, epochs, masks_from, avm in (("s4", 15, "prediction", 0.0), ("ms3", 30, "truth", 30.0)):
+        base, settings = preset_settings(name), preset_settings(f"{name}-bigen")
+        assert settings.model_copy(update={"train": base.train}) == base  # the same data, features and evaluation
+        train, model = settings.train, settings.train.model
+        assert (model.name, model.backbone, model.hidden_dim, model.fusion) == ("bigen", "resnet50", 128, "correlation")
+        assert (train.loss.mask, train.loss.audio, train.loss.avm, train.loss.masks_from) == (1.0, 1.0, avm, masks_from)
+        assert (train.task, train.epochs, train.batch_size, train.learning_rate) == ("avs", epochs, 12, 1e-4)
+        pvt = preset_settings(f"{name}-bigen-pvt").train.model
+        assert pvt == model.model_copy(update={"backbone": "pvt_v2_b5", "backbone_weights": "OpenGVLab/pvt_v2_b5"})
+
+
+@pytest.mark.parametrize("method", ["lvs", "mssl"])
+def test_the_presets_of_sound_localization_have_a_resnet_18_and_the_budget_of_tpavi(method):
+    for name in ("s4", "ms3"):
+        settings, other = preset_settings(f"{name}-{method}"), preset_settings(f"{name}-tpavi")
+        model = settings.train.model
+        assert (model.name, model.backbone, model.backbone_weights) == (method, "resnet18", "microsoft/resnet-18")
+        own = {key: getattr(settings.train, key) for key in ("model", "loss")}
+        assert settings == other.model_copy(update={"train": other.train.model_copy(update=own)})
+    stamps = preset_settings(method).train
+    own = {key: getattr(stamps, key) for key in ("model", "loss", "max_grad_norm")}
+    assert stamps == preset_settings().train.model_copy(update=own)
+
+
 def test_overrides_apply_to_the_presets_that_extend_a_preset(project):
     save_overrides("s4", {"download": {"source": ["/data/s4.zip"]}, "train": {"epochs": 2}}, project.root)
     save_overrides(

@@ -18,7 +18,8 @@ from tests.helpers import PROJECT
 pytestmark = pytest.mark.slow  # importing transformers takes seconds
 
 MODEL = load_settings(PROJECT / "params.yaml").train.model
-NAMES = ("resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5")
+NAMES = ("resnet18", "resnet50", "swin_tiny", "pvt_v2_b2", "pvt_v2_b5")
+RESNET18 = {"layer_type": "basic", "depths": (2, 2, 2, 2), "hidden_sizes": (64, 128, 256, 512)}
 BEFORE = {  # names of Swin's tensors in published files, from an earlier version of transformers
     "attention.q_proj": "attention.self.query",
     "attention.k_proj": "attention.self.key",
@@ -40,8 +41,9 @@ def classifier(name: str) -> nn.Module:
     import transformers
 
     torch.manual_seed(0)
-    if name == "resnet50":
-        network = transformers.ResNetForImageClassification(transformers.ResNetConfig())
+    if name.startswith("resnet"):
+        sizes = RESNET18 if name == "resnet18" else {}
+        network = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes))
     elif name == "swin_tiny":
         network = transformers.SwinForImageClassification(transformers.SwinConfig())
     else:
@@ -101,8 +103,10 @@ def reference_maps(name: str, path: Path, images: torch.Tensor) -> list[torch.Te
     """Feature maps of transformers' backbone, loaded by transformers, for images normalized as for ImageNet."""
     import transformers
 
-    kind = {"resnet50": "ResNet", "swin_tiny": "Swin"}.get(name, "PvtV2")
+    kind = {"resnet18": "ResNet", "resnet50": "ResNet", "swin_tiny": "Swin"}.get(name, "PvtV2")
     config = {"out_features": [f"stage{index}" for index in range(1, 5)]}
+    if name == "resnet18":
+        config |= RESNET18
     if name.startswith("pvt"):
         depths, ratios = ([3, 6, 40, 3], [4, 4, 4, 4]) if name.endswith("b5") else ([3, 4, 6, 3], [8, 8, 4, 4])
         config |= {"depths": depths, "mlp_ratios": ratios, "hidden_sizes": [64, 128, 320, 512]}
