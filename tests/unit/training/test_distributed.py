@@ -15,7 +15,7 @@ from qdformer.config.model import parse_model_settings
 from qdformer.config.train import Train
 from qdformer.training.loop import TIMES
 from tests.helpers.distributed import on_ranks, recipe_with, train, write_clips
-from tests.helpers.model import LOSS
+from tests.helpers.model import LOSS, method_losses, method_settings
 
 Results = dict[str, dict[str, Any]]
 RanksResults = Callable[[int], list[Results]]
@@ -29,6 +29,10 @@ RECIPES = {
         epochs=2,
         loss=LOSS.model_copy(update={"quantize_reduction": "sum"}),
     ),
+}
+METHODS = {  # whose losses compare the clips of all ranks, or use layers of the model
+    name: recipe_with(epochs=1).model_copy(update={"model": method_settings(name), "loss": method_losses(name)})
+    for name in ("bigen", "lvs", "mssl")
 }
 SWIN = {"stochastic depth": recipe_with({"backbone": "swin_tiny", "frozen_stages": 0}, epochs=1)}
 
@@ -64,6 +68,13 @@ def test_several_ranks_train_the_model_that_one_process_trains(results, ranks, n
 def test_stochastic_depth_is_the_same_on_several_ranks(clips):
     (alone,), several = on_ranks(1, train_all, clips, SWIN), on_ranks(2, train_all, clips, SWIN)
     check_equal(alone, several, "stochastic depth")
+
+
+@pytest.mark.slow
+def test_other_methods_are_trained_alike_on_several_ranks(clips):
+    (alone,), several = on_ranks(1, train_all, clips, METHODS), on_ranks(2, train_all, clips, METHODS)
+    for name in METHODS:
+        check_equal(alone, several, name)
 
 
 def saved_state(root: Path, recipe: Train, stop_after: int) -> dict[str, Any]:
