@@ -71,7 +71,8 @@ def folders(videos: Sequence[Path], out: Path, audio: Path | None = None) -> lis
     Raises `InputError` for two videos of one name, or a folder that exists and holds anything but a prediction.
     """
     stems = [video.stem for video in videos]
-    names = [video.stem if stems.count(video.stem) == 1 else video.name for video in videos]
+    # The stem of "..mp4" is ".", which would be OUT itself.
+    names = [video.stem if stems.count(video.stem) == 1 and video.stem.strip(".") else video.name for video in videos]
     chosen = []
     for video, name in zip(videos, names, strict=True):
         folder = out / name

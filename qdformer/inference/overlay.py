@@ -37,7 +37,7 @@ class Overlay:
     def __init__(self, labels_HW: np.ndarray, texts: Mapping[int, str], colors_C3: np.ndarray) -> None:
         height, width = labels_HW.shape
         inside_HW = labels_HW > 0
-        edge = max(1, round(min(height, width) / 360))
+        edge = max(1, round(min(height, width) / 240))
         core_HW = inside_HW.copy()
         for axis in (0, 1):
             for step in (edge, -edge):
@@ -46,13 +46,14 @@ class Overlay:
         color_P3 = colors_C3[labels_HW.ravel()[self._inside]] * 255
         share_P1 = np.where(core_HW.ravel()[self._inside], TINT, 1.0)[:, None]
         self._added_P3, self._kept_P1 = color_P3 * share_P1, (1 - share_P1).astype(np.float32)
-        self._labels = []
+        self._labels: list[tuple[int, int, np.ndarray]] = []
+        taken_HW = np.zeros((height, width), bool)
         for class_id, text in texts.items():
-            picture = _label(text, colors_C3[class_id], height)[:height, :width]
+            picture = _label(text, colors_C3[class_id], min(height, width))[:height, :width]
             left, top, _, _ = bounding_box(_largest_part(labels_HW == class_id))
-            top -= picture.shape[0]
-            left = min(max(left, 0), width - picture.shape[1])
-            top = min(max(top, 0), height - picture.shape[0])
+            left = min(left, width - picture.shape[1])
+            top = _free_top(taken_HW[:, left : left + picture.shape[1]], top - picture.shape[0], picture.shape[0])
+            taken_HW[top : top + picture.shape[0], left : left + picture.shape[1]] = True
             self._labels.append((left, top, picture))
 
     @classmethod
@@ -121,10 +122,22 @@ def _largest_part(mask_HW: np.ndarray) -> np.ndarray:
     return parts_HW == sizes.argmax()
 
 
-def _label(text: str, color_3: np.ndarray, height: int) -> np.ndarray:
-    """A small picture of the text on the color, uint8 [h, w, 3]."""
-    font = ImageFont.load_default(max(10, round(height / 30)))
-    margin = max(2, round(height / 240))
+def _free_top(taken_Hw: np.ndarray, wanted: int, height: int) -> int:
+    """The row nearest to `wanted` at which a label of this height fits into the columns and covers no other label.
+
+    If there is none, the nearest at which it fits.
+    """
+    tops = np.arange(len(taken_Hw) - height + 1)
+    covered = np.concatenate([[0], taken_Hw.any(axis=1).cumsum()])
+    free = tops[covered[tops + height] == covered[tops]]
+    choice = free if len(free) else tops
+    return int(choice[np.abs(choice - wanted).argmin()])
+
+
+def _label(text: str, color_3: np.ndarray, side: int) -> np.ndarray:
+    """A small picture, uint8 [h, w, 3], of the text on the color, for frames whose shorter side has `side` pixels."""
+    font = ImageFont.load_default(max(10, round(side / 30)))
+    margin = max(2, round(side / 240))
     left, top, right, bottom = font.getbbox(text)
     size = (round(right - left) + 2 * margin, round(bottom - top) + 2 * margin)
     background = tuple(int(value) for value in np.round(np.asarray(color_3) * 255))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BANDS, COLUMNS_PER_SECOND = 64, 20
 LOWEST_HZ, HIGHEST_HZ = 60.0, 8000.0
 MOST_CLASSES, LEAST_PROBABILITY = 12, 0.3
+LEGEND = "strength of the color: probability of the class; black bar: it has a mask"
 _MOST_COLUMNS = 2000
 _FLOOR_DB = -100.0
 
@@ -46,15 +47,14 @@ class Timeline:
         They have a mask or a probability of at least `LEAST_PROBABILITY` in some second; of more than `MOST_CLASSES`,
         those with the largest sum of probabilities.
         """
-        probs_NC = np.stack(self._probs)
-        with_area = frozenset().union(*self._areas)
-        ids = [
-            class_id
-            for class_id in range(1, len(self.classes) + 1)
-            if class_id in with_area or probs_NC[:, class_id - 1].max() >= LEAST_PROBABILITY
-        ]
-        total_C = probs_NC.sum(axis=0, dtype=np.float64)
-        return sorted(sorted(ids, key=lambda class_id: -total_C[class_id - 1])[:MOST_CLASSES])
+        total_C = np.sum(self._probs, axis=0, dtype=np.float64)
+        return sorted(sorted(self._present(), key=lambda class_id: -total_C[class_id - 1])[:MOST_CLASSES])
+
+    def _present(self) -> list[int]:
+        """The ids of the classes with a mask or a probability of at least `LEAST_PROBABILITY` in some second."""
+        with_area, highest_C = frozenset().union(*self._areas), np.max(self._probs, axis=0)
+        ids = range(1, len(self.classes) + 1)
+        return [own for own in ids if own in with_area or highest_C[own - 1] >= LEAST_PROBABILITY]
 
     def draw(self, title: str) -> Figure:
         """The figure. Raises `ValueError` if no second was added."""
@@ -85,6 +85,10 @@ class Timeline:
             top.grid(visible=False)
             figure.colorbar(image, ax=top, label="dB of full scale", pad=0.01)
             _draw_classes(bottom, np.stack(self._probs), self._areas, ids, [self.classes[i - 1] for i in ids], colors)
+            legend, present = LEGEND, len(self._present())
+            if present > len(ids):
+                legend += f"; the {len(ids)} likeliest of {present} classes"
+            bottom.set_title(legend, fontsize=8, fontweight="normal")
             bottom.set_xlabel("s")
             bottom.set_xlim(0, seconds)
             figure.suptitle(title, x=0.012, ha="left", fontweight="bold", fontsize=10)
@@ -110,9 +114,6 @@ def _draw_classes(
     axes.imshow(cells_KN4, extent=extent, aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(ids)), names)
     axes.set_ylim(len(ids) - 0.5, -0.5)
-    axes.set_title(
-        "probability of each class; a black bar marks the seconds with a mask", fontsize=8, fontweight="normal"
-    )
 
 
 def _band_levels(sound_S: np.ndarray, sample_rate: int) -> np.ndarray:

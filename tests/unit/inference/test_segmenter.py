@@ -212,6 +212,19 @@ def test_overlay_tints_objects_only():
     assert (drawn[:30] == 100).all() and (drawn[30:33, 250:253] != 100).any()
 
 
+def test_names_do_not_cover_each_other():
+    labels = np.zeros((200, 300), np.uint8)
+    labels[100:180, 50:100], labels[100:180, 100:150] = 1, 2
+    colors = np.array([[0, 0, 0], [1.0, 0, 0], [0, 0, 1.0]])
+    both = Overlay(labels, {1: "electric-guitar 0.50", 2: "dog 0.50"}, colors)
+    image = np.full((200, 300, 3), 100, np.uint8)
+    first = Overlay(labels, {1: "electric-guitar 0.50"}, colors).draw(image)[:100]
+    named = (first != 100).any(axis=2)
+    drawn = both.draw(image)[:100]
+    assert named.any() and (drawn[named] == first[named]).all()  # the first name is whole
+    assert (drawn[~named] != 100).any()  # the second has its own place
+
+
 def test_defaults_are_those_of_the_settings():
     for function in (Predictor.from_checkpoint, Segmenter.from_checkpoint):
         defaults = {name: value.default for name, value in inspect.signature(function).parameters.items()}

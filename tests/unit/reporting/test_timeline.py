@@ -22,6 +22,7 @@ def test_of_many_classes_the_likeliest_are_shown():
     timeline = Timeline([str(index) for index in range(30)])
     timeline.add(np.linspace(0.4, 0.9, 30, dtype=np.float32), [], np.zeros(8000, np.float32), 8000)
     assert timeline.shown() == list(range(19, 31))
+    assert timeline.draw("x").axes[1].get_title(loc="left").endswith("the 12 likeliest of 30 classes")
 
 
 def test_a_video_in_which_nothing_sounds_and_one_without_seconds():
