@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.cli import command_main, preset_parser
 from pipelines.console import print_table
 from pipelines.environment import shown_path
-from pipelines.predict import load_segmenter, require_replaceable
+from pipelines.predict import load_segmenter, require_replaceable, require_writable
 from pipelines.settings import preset_settings
 from pipelines.workspace import open_workspace
 from qdformer.utils.files import new_folder
@@ -24,6 +24,7 @@ def export_model(preset: str, model: str, out: str) -> Path:
     """
     settings, workspace = preset_settings(preset), open_workspace(preset)
     folder = Path(out).expanduser() if out else workspace / "exported"
+    require_writable(folder.parent)
     require_replaceable(folder, "config.json", "an exported model")
     segmenter = load_segmenter(settings, workspace, model)
 

@@ -92,6 +92,13 @@ def require_replaceable(folder: Path, marker: str, kind: str) -> None:
         raise InputError(f"{folder}: exists and is not {kind}; choose another OUT")
 
 
+def require_writable(folder: Path) -> None:
+    """Raise `InputError` if the folder, or the nearest one above it that exists, is no folder or cannot be written."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"OUT={folder}: {nearest} is not a folder that can be written; choose another OUT")
+
+
 def check_inputs(videos: Sequence[Path], audio: Path | None) -> None:
     """Open every file before the model is loaded. Raises `VideoError` or `AudioError` for one that is not usable."""
     from qdformer.inference.sound import Sound
@@ -273,6 +280,7 @@ def main() -> None:
     settings = preset_settings(arguments.data)
     workspace = open_workspace(arguments.data)
     out = Path(arguments.out).expanduser() if arguments.out else workspace / "predictions"
+    require_writable(out)
     targets = folders(videos, out, audio)
     warnings.showwarning = _show_warning
     check_inputs(videos, audio)

@@ -168,6 +168,8 @@ def open_sound(info: VideoInfo, audio: str | Path | None = None, layout: str = "
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise VideoError(f"{path}: a device or a pipe; expected a file")
     with open_container(path, "a video", VideoError) as container:
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams or container.format.name == "tty":  # FFmpeg draws text files as videos

@@ -97,7 +97,8 @@ class VideoWriter:
         name = video_codec()
         if name == _FALLBACK:
             warnings.warn(f"PyAV has no {_H264}; the video is MPEG-4 Part 2, which browsers do not play", stacklevel=4)
-        options = {"crf": "20", "preset": "veryfast"} if name == _H264 else {"q:v": "3"}
+        # With B-frames, FFmpeg states a too short track for frames at irregular times, and players stop early.
+        options = {"crf": "20", "preset": "veryfast", "bf": "0"} if name == _H264 else {"q:v": "3"}
         rate = Fraction(self.frame_rate).limit_denominator(1001)
         stream: VideoStream = self._container.add_stream(name, rate=rate, options=options)  # type: ignore[assignment]
         width, height = self.size

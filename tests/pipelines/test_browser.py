@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,30 +24,20 @@ from qdformer.data.manifest import read_classes, read_manifest
 from qdformer.reporting.page import About, make_page
 from qdformer.reporting.result import read_result
 from qdformer.tracking import views
+from tests.helpers.browser import NEEDS_CHROMIUM, chromium, is_remote
 from tests.helpers.result import FRAMES, write_result
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCORES = {"baseline": 0.343, "decomposed": 0.232, "full": 0.121}
 METRICS = ("clean/davis_jf", "clean/miou_dataset")
 PROVENANCE = {"data_digest": "d1", "dataset_digest": "s1", "code_digest": "c1"}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt install chromium"),
-]
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    options = ["--autoplay-policy=no-user-gesture-required"]
-    if os.geteuid() == 0:  # Chromium refuses to start as root otherwise; it opens only pages of this test
-        options.append("--no-sandbox")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
@@ -56,14 +45,10 @@ def page(browser) -> Iterator:
     """A new tab; the test fails if a script raises an error or the page requests anything from another machine."""
     tab, problems = browser.new_page(viewport={"width": 1600, "height": 1300}), []
     tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("request", lambda request: problems.append(request.url) if _is_remote(request.url) else None)
+    tab.on("request", lambda request: problems.append(request.url) if is_remote(request.url) else None)
     yield tab
     tab.close()
     assert not problems
-
-
-def _is_remote(url: str) -> bool:
-    return not url.startswith(("http://127.0.0.1:", "file:", "data:", "blob:"))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +181,7 @@ def test_the_report_plays_its_clips(browser, tmp_path, scheme, width):
     problems: list[str] = []
     tab.on("console", lambda message: problems.append(message.text))
     tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("request", lambda request: problems.append(request.url) if _is_remote(request.url) else None)
+    tab.on("request", lambda request: problems.append(request.url) if is_remote(request.url) else None)
     tab.goto((tmp_path / "report.html").as_uri())
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")

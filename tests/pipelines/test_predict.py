@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.predict import find_videos, folders, load_segmenter, predict
+from pipelines.predict import find_videos, folders, load_segmenter, predict, require_writable
 from qdformer.audio.io.read import AudioError
 from qdformer.config.settings import load_settings
 from qdformer.data.manifest import Classes
@@ -85,9 +85,19 @@ def test_videos_are_paths_patterns_or_several(tmp_path, monkeypatch):
         find_videos([])
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=f"OUT={out}: .*file is not a folder that can be written"):
+            require_writable(out)
+    require_writable(tmp_path / "new" / "below")
+    assert not (tmp_path / "new").exists()
+
+
 def test_folders_have_the_names_of_the_videos_and_no_other_content_is_replaced(tmp_path):
     assert folders([Path("a.mp4"), Path("b.mp4")], tmp_path) == [tmp_path / "a", tmp_path / "b"]
     assert folders([Path("a.mp4"), Path("a.mov")], tmp_path) == [tmp_path / "a.mp4", tmp_path / "a.mov"]
+    assert folders([Path("..mp4"), Path("...mp4")], tmp_path) == [tmp_path / "..mp4", tmp_path / "...mp4"]
     with pytest.raises(InputError, match=r"y/a\.mp4: another of the videos is also named a\.mp4"):
         folders([Path("y/a.mp4"), Path("x/a.mp4")], tmp_path)
     (tmp_path / "a").mkdir()

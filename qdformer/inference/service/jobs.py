@@ -94,6 +94,7 @@ class JobQueue:
         self.limits = limits or Limits()
         self._work, self._jobs = work, dict[str, Job]()
         self._changed, self._stopped = threading.Condition(), False
+        self._uploading = 0
         self._thread = threading.Thread(target=self._run, name="segmentation", daemon=True)
 
     def __enter__(self) -> JobQueue:
@@ -115,15 +116,20 @@ class JobQueue:
     @contextmanager
     def new_folder(self) -> Iterator[Path]:
         """A new folder for an upload, which is removed if the block raises an error. Raises `QueueFullError`."""
-        if self.position(None) >= self.limits.max_waiting:
-            raise QueueFullError(f"{self.limits.max_waiting} videos wait already; try again later")
+        with self._changed:
+            if self.position(None) + self._uploading >= self.limits.max_waiting:
+                raise QueueFullError(f"{self.limits.max_waiting} videos wait already; try again later")
+            self._uploading += 1
         folder = self.root / secrets.token_hex(16)
-        folder.mkdir(mode=0o700)
         try:
+            folder.mkdir(mode=0o700)
             yield folder
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        finally:
+            with self._changed:
+                self._uploading -= 1
 
     def add(self, folder: Path, name: str) -> Job:
         """Queue the video `upload` in a folder of `new_folder`.

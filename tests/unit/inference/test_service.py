@@ -118,6 +118,19 @@ def test_one_at_a_time_in_order_and_no_more_than_may_wait(worker, video):
     assert worker.names == ["a", "b", "c"] and worker.most == 1
 
 
+def test_uploads_that_are_under_way_count_as_waiting(worker, video):
+    with serving(worker, max_waiting=2) as (client, queue), queue.new_folder(), queue.new_folder():
+        full = client.post("/api/jobs", params={"name": "a"}, content=video)
+        assert full.status_code == 429 and full.json()["detail"].startswith("2 videos wait already")
+    with serving(worker, max_waiting=2) as (client, queue):
+        with pytest.raises(ConnectionError), queue.new_folder():
+            raise ConnectionError
+        for _ in range(3):
+            with queue.new_folder():
+                pass
+        assert client.post("/api/jobs", params={"name": "a"}, content=video).status_code == 202
+
+
 def test_uploads_beyond_the_limits_are_refused_and_leave_nothing(worker, video):
     with serving(worker, max_bytes=len(video) - 1) as (client, queue):
         for content in (video, iter([video[:100], video[100:]])):  # the second states no length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -9,7 +10,8 @@ import soundfile
 from qdformer.audio.io.read import AudioError
 from qdformer.inference.sound import Sound
 from qdformer.inference.video import VideoError, decode_frames, iter_frames, iter_seconds, read_info
-from tests.helpers.video import HEIGHT, WIDTH, write_video
+from qdformer.inference.writer import VideoWriter
+from tests.helpers.video import HEIGHT, WIDTH, frame_of, write_video
 
 
 def brightness(frames) -> list[int]:
@@ -50,6 +52,17 @@ def test_variable_frame_rate_holds_frames(tmp_path):
     video = write_video(tmp_path / "a.mkv", 6, times=[0.0, 0.1, 3.2, 3.3, 5.0, 5.1])
     assert brightness(iter_frames(video)) == [0, 0, 0, 3, 3, 5]
     assert brightness(iter_frames(video, frame_at=0.0)) == [0, 0, 0, 0, 3, 5]
+
+
+def test_a_written_video_of_variable_frame_rate_states_its_whole_length(tmp_path):
+    times = [0.0, 0.04, 0.08, 0.9, 1.7, 1.72, 1.74, 3.2, 4.4, 5.9]
+    with VideoWriter(tmp_path / "a.mp4", (64, 48), 25.0) as writer:
+        for time in times:
+            writer.write_frame(frame_of(time), time)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert float(stream.duration * stream.time_base) == pytest.approx(5.94, abs=0.05)
+        assert [frame.time for frame in container.decode(video=0)] == pytest.approx(times)
 
 
 def test_rotation_is_applied(tmp_path):
@@ -110,6 +123,11 @@ def test_unusable_files_are_named(tmp_path):
         for use in (read_info, lambda path: list(decode_frames(path)), lambda path: list(iter_seconds(path))):
             with pytest.raises(VideoError, match=rf"{name}: .*({words})"):
                 use(tmp_path / name)
+
+
+def test_a_device_is_no_video():
+    with pytest.raises(VideoError, match="/dev/null: a device or a pipe; expected a file"):
+        read_info("/dev/null")
 
 
 def test_unusable_sounds_are_named(tmp_path):
