@@ -47,12 +47,12 @@ class Timeline:
         They have a mask or a probability of at least `LEAST_PROBABILITY` in some second; of more than `MOST_CLASSES`,
         those with the largest sum of probabilities.
         """
-        total_C = np.sum(self._probs, axis=0, dtype=np.float64)
+        total_C = np.stack(self._probs).sum(axis=0, dtype=np.float64)
         return sorted(sorted(self._present(), key=lambda class_id: -total_C[class_id - 1])[:MOST_CLASSES])
 
     def _present(self) -> list[int]:
         """The ids of the classes with a mask or a probability of at least `LEAST_PROBABILITY` in some second."""
-        with_area, highest_C = frozenset().union(*self._areas), np.max(self._probs, axis=0)
+        with_area, highest_C = frozenset().union(*self._areas), np.stack(self._probs).max(axis=0)
         ids = range(1, len(self.classes) + 1)
         return [own for own in ids if own in with_area or highest_C[own - 1] >= LEAST_PROBABILITY]
 
