@@ -64,7 +64,7 @@ SIZES: dict[str, dict[str, object]] = {
     },
 }
 """What makes a model of each method small; a new method needs an entry."""
-LEARNING_RATES = {"avsegformer": 0.0005, "bigen": 0.008}
+LEARNING_RATES = {"avsegformer": 0.0005, "bigen": 0.008, "mssl": 0.005}
 """Learning rates for one batch, of the methods that need a lower or a higher one than the others."""
 ROWS = {
     "baseline": {"decompose": False, "quantize": False, "recombine": False, "calibrate": False},
