@@ -28,7 +28,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed
@@ -66,7 +66,7 @@ def end_dead_runs(client: SyncPrefectClient, grace: float = GRACE_SECONDS, *, al
     """
     lines = []
     wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)))
-    for run in client.read_flow_runs(flow_run_filter=wanted, limit=200):
+    for run in client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.START_TIME_ASC, limit=200):
         locked = is_locked(_lock_file(run.id))
         if locked or (locked is None and not (all_are_ours and _age(run) >= grace)):
             continue
@@ -74,7 +74,10 @@ def end_dead_runs(client: SyncPrefectClient, grace: float = GRACE_SECONDS, *, al
         client.set_flow_run_state(run.id, Crashed(message=f"{line}; found at the next start"), force=True)
         running = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)))
         of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-        for task_run in client.read_task_runs(flow_run_filter=of_run, task_run_filter=running):
+        left = client.read_task_runs(
+            flow_run_filter=of_run, task_run_filter=running, sort=TaskRunSort.EXPECTED_START_TIME_ASC, limit=200
+        )
+        for task_run in left:
             client.set_task_run_state(task_run.id, Crashed(message="its flow run has crashed"), force=True)
         _lock_file(run.id).unlink(missing_ok=True)
         lines.append(f"{line}; marked as crashed")
@@ -116,6 +119,12 @@ def _age(run: FlowRun) -> float:
     return (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
 
 
+def require_absence(error: httpx.HTTPError | PrefectHTTPStatusError) -> None:
+    """Raise the error again if the server has answered that the request is wrong: it would be so the next time too."""
+    if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500:
+        raise error
+
+
 class Watch:
     """Looks after the runs of a server: ends dead ones, merges late ones, and tells each finding once."""
 
@@ -129,7 +138,8 @@ class Watch:
         try:
             found = end_dead_runs(client, grace, all_are_ours=self._all_are_ours) + merge_late_runs(client)
             self._unanswered = 0
-        except (httpx.HTTPError, PrefectHTTPStatusError):
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            require_absence(error)
             self._unanswered += 1
             found = ["Prefect's server does not answer"] if self._unanswered > 1 else []
         for line in found:

@@ -19,11 +19,12 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 
 from pipelines.arrivals import arrived_batches
 from pipelines.environment import PROJECT
-from pipelines.flows.liveness import UNFINISHED
+from pipelines.flows.liveness import UNFINISHED, require_absence
 from pipelines.settings import is_default
 from qdformer.config.base import SettingsError
 
@@ -41,10 +42,12 @@ class Starter:
     def look(self, client: SyncPrefectClient) -> None:
         """One look; a server that does not answer, or wrong settings, are left to the next one."""
         try:
-            for deployment in client.read_deployments(limit=200):
+            for deployment in client.read_deployments(sort=DeploymentSort.NAME_ASC, limit=200):
                 self._look_at(client, deployment)
-        except (httpx.HTTPError, PrefectHTTPStatusError, SettingsError):
+        except SettingsError:
             return
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            require_absence(error)
 
     def _look_at(self, client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
         data = str(deployment.parameters.get("data") or "")
@@ -69,4 +72,7 @@ def _is_busy(client: SyncPrefectClient, deployment: DeploymentResponse) -> bool:
     due = FlowRunFilterExpectedStartTime(before_=datetime.now(UTC))
     states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*UNFINISHED, StateType.SCHEDULED]))
     wanted = FlowRunFilter(state=states, expected_start_time=due)
-    return bool(client.read_flow_runs(deployment_filter=of_deployment, flow_run_filter=wanted, limit=1))
+    found = client.read_flow_runs(
+        deployment_filter=of_deployment, flow_run_filter=wanted, sort=FlowRunSort.START_TIME_ASC, limit=1
+    )
+    return bool(found)

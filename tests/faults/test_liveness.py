@@ -9,7 +9,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Running
 
 from pipelines.flows.liveness import GRACE_SECONDS, Watch, end_dead_runs, merge_late_runs
 
@@ -40,7 +44,7 @@ class Server:
             found = [run for run in found if run.expected_start_time <= due.before_]
         return found
 
-    def read_task_runs(self, flow_run_filter, task_run_filter):
+    def read_task_runs(self, flow_run_filter, task_run_filter, sort, limit):
         wanted, kinds = flow_run_filter.id.any_, task_run_filter.state.type.any_
         return [one for one in self.tasks.values() if one.flow_run_id in wanted and one.state.type in kinds]
 
@@ -120,3 +124,30 @@ def test_each_finding_is_told_once_and_an_absent_server_too(server):
     watch.look(server)
     watch.look(server)
     assert len(told) == 2 and "flow run dead" in told[1] and told[1].endswith("marked as crashed")
+
+
+def test_a_real_server_understands_the_requests(prefect_api, tmp_path, monkeypatch):
+    """A run whose process has ended, with a task, and two scheduled runs that were missed."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+
+    @flow(name="liveness")
+    def nothing() -> None:
+        pass
+
+    @task(name="stage")
+    def stage() -> None:
+        pass
+
+    with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+        run = client.create_flow_run(nothing, state=Running())
+        work = client.create_task_run(stage, run.id, "0", state=Running())
+        (tmp_path / "running").mkdir()
+        (tmp_path / "running" / str(run.id)).touch()
+        (line,) = [line for line in end_dead_runs(client, all_are_ours=False) if run.name in line]
+        assert line.endswith("marked as crashed")
+        assert client.read_flow_run(run.id).state_type == StateType.CRASHED
+        assert client.read_task_run(work.id).state_type == StateType.CRASHED
+        assert merge_late_runs(client, late=0) == []
+        told = []
+        Watch(told.append, all_are_ours=False).look(client)
+        assert told == []
