@@ -26,8 +26,17 @@ from qdformer.utils.files import write_text
 SWEEPS = Path("sweeps")
 LINKED = ("pipelines", "qdformer", "models/vggish")
 """What a cell needs of the workspace beside the data."""
-DATA = ("dataset", "dataset.sha256", "noise", "noise.sha256", "sounds", "mixed")
-"""What a row with features of its own takes from the workspace's data; `mixed` only if it changes nothing of `mix`."""
+DATA = ("dataset", "dataset.sha256", "noise", "noise.sha256", "sounds", "mixed", "features")
+"""What a row with data of its own takes from the workspace's data, unless it makes that itself."""
+MADE = {
+    "mix": ("data/mixed",),
+    "features": ("data/features",),
+    "separate": ("models/separator",),
+    "separate_features": ("data/separated",),
+}
+"""What the stages of a row's own data write."""
+SEPARATION = Path("pipelines", "separation.yaml")
+"""The stages that only rows with `train.model.separate` need."""
 CODE = {
     "train": ["pipelines/stages/sweep_train.py"],
     "evaluate": ["pipelines/stages/sweep_evaluate.py"],
@@ -131,21 +140,22 @@ def write_sweep(sweep: Sweep, workspace: Path) -> None:
     """Write the pipeline and the folders of a sweep. Files whose content is the same are not touched."""
     stages: dict[str, Any] = {}
     of_workspace = read_yaml(workspace / "dvc.yaml")["stages"]
+    if any(cell.settings.train.model.takes_tracks for cell in sweep.cells):
+        of_workspace |= read_yaml(workspace / SEPARATION)["stages"]
     for row in sweep.rows:
         cells = [cell for cell in sweep.cells if cell.row == row]
         own = own_data(sweep.settings, cells[0].settings)
         folder = cells[0].folder.parent
         if own:
             _prepare(workspace, folder, cells[0].settings, sweep)
-            linked = [name for name in DATA if not (name == "mixed" and "mix" in own)]
-            _link(workspace, folder, [f"data/{name}" for name in linked])
+            _link(workspace, folder, [f"data/{name}" for name in DATA if f"data/{name}" not in _made(own)])
             stages |= dict(_data_stages(row, own, cells[0].settings, of_workspace))
         for cell in cells:
             _prepare(workspace, cell.folder, cell.settings, sweep)
             data = folder / "data" if own else Path("data")
             _symlink(workspace / cell.folder / "data", workspace / data)
             for stage in ("train", "evaluate"):
-                stages[f"{stage}-{cell.name}"] = _cell_stage(cell, stage, data, of_workspace[stage])
+                stages[f"{stage}-{cell.name}"] = _cell_stage(cell, stage, own, of_workspace[stage])
     text = HEADER.format(grid=sweep.grid) + yaml.safe_dump({"stages": stages}, sort_keys=False, width=120)
     path = workspace / sweep.pipeline
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -153,10 +163,26 @@ def write_sweep(sweep: Sweep, workspace: Path) -> None:
 
 
 def own_data(base: Settings, of_row: Settings) -> list[str]:
-    """The stages among `mix` and `features` that a row needs for itself, because its settings of them differ."""
+    """The stages of data, in their order, that a row needs for itself: those whose settings differ, and separation."""
+    stages = ["separate", "separate_features"] if of_row.train.model.takes_tracks else []
     if of_row.mix != base.mix:
-        return ["mix", "features"]
-    return ["features"] if of_row.features != base.features else []
+        return ["mix", "features", *stages]
+    return ["features", *stages] if of_row.features != base.features else stages
+
+
+def _made(own: Sequence[str]) -> tuple[str, ...]:
+    return tuple(path for stage in own for path in MADE[stage])
+
+
+def _keys(stage: str, settings: Settings) -> list[str]:
+    """The endings of the names of a stage: the conditions that it is needed for, each after a hyphen; or an empty one.
+
+    Separation takes long, so only the conditions of the sweep are separated.
+    """
+    needed = {*settings.sweep.conditions, settings.train.condition}
+    if stage == "separate":
+        return [""]
+    return [f"-{name}" for name in settings.mix.conditions if stage != "separate_features" or name in needed]
 
 
 def stage_names(cell: Cell) -> list[str]:
@@ -170,7 +196,7 @@ def data_stage_names(sweep: Sweep) -> list[str]:
     names = []
     for row, settings in {cell.row: cell.settings for cell in sweep.cells}.items():
         for stage in own_data(sweep.settings, settings):
-            names += [f"{sweep.pipeline}:{stage}-{row}-{condition}" for condition in settings.mix.conditions]
+            names += [f"{sweep.pipeline}:{stage}-{row}{key}" for key in _keys(stage, settings)]
     return names
 
 
@@ -178,30 +204,31 @@ def _data_stages(
     row: str, own: Sequence[str], settings: Settings, of_workspace: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any]]:
     """The stages of the row's own data: those of the workspace's pipeline, in the row's folder."""
-    made = ("data/mixed", "data/features") if "mix" in own else ("data/features",)
     for stage in own:
-        for condition in settings.mix.conditions:
-            template = yaml.safe_load(
-                yaml.safe_dump(of_workspace[stage]["do"]).replace("${key}", condition)
-            )  # a foreach of DVC has ${key} in every place
-            template["deps"] = [dep if dep.startswith(made) else _up(dep, levels=3) for dep in template["deps"]]
-            yield f"{stage}-{row}-{condition}", {"wdir": row} | template
+        text = yaml.safe_dump(of_workspace[stage].get("do", of_workspace[stage]))
+        for key in _keys(stage, settings):
+            template = yaml.safe_load(text.replace("${key}", key[1:]))  # a foreach of DVC has ${key} in every place
+            template["deps"] = [dep if dep.startswith(_made(own)) else _up(dep, levels=3) for dep in template["deps"]]
+            yield f"{stage}-{row}{key}", {"wdir": row} | template
 
 
-def _cell_stage(cell: Cell, stage: str, data: Path, template: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage of the workspace's pipeline as a stage of the cell: in its folder, and with its own settings."""
-    condition = cell.settings.train.condition
-    up_to_data = os.path.relpath(data, cell.folder)
+def _cell_stage(cell: Cell, stage: str, own: Sequence[str], template: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage of the workspace's pipeline as a stage of the cell: in its folder, and with its own settings.
+
+    A model that takes separated tracks is trained on those instead of the features, and evaluated on both: the controls
+    of the decomposition hear the sound as it is.
+    """
     model = CHECKPOINT.parent.as_posix()
+    of_row = tuple(path for path in _made(own) if path.startswith("data/"))
     deps = []
     for dep in (*template["deps"], *CODE[stage]):
-        dep = dep.replace("${train.condition}", condition)
-        if dep == model:
-            deps.append(dep)
-        elif dep.startswith("data/features"):
-            deps.append(f"{up_to_data}/{dep.removeprefix('data/')}")
-        else:
-            deps.append(_up(dep, levels=4))
+        paths = [dep.replace("${train.condition}", cell.settings.train.condition)]
+        if dep.startswith("data/features") and cell.settings.train.model.takes_tracks:
+            separated = paths[0].replace("data/features", "data/separated")
+            paths = [separated] if stage == "train" else [*paths, separated]
+        for path in paths:
+            levels = 0 if path == model else 1 if path.startswith(of_row) else 4
+            deps.append(_up(path, levels))
     return {
         "wdir": f"{cell.row}/seed-{cell.seed}",
         "cmd": f"python -m pipelines.stages.sweep_{stage}",

@@ -14,10 +14,11 @@ import torch
 from tqdm import tqdm
 
 from pipelines.cli import stage_main
-from pipelines.stages.features import feature_recipe
+from pipelines.stages.features import feature_recipe, model_features
 from pipelines.workspace import CHECKPOINT, REPORTS, provenance
 from qdformer import tracking
 from qdformer.audio.features.store import FeatureStore
+from qdformer.config.base import SettingsError
 from qdformer.data.dataset import AVSDataset, build_loader
 from qdformer.data.manifest import read_manifest
 from qdformer.evaluation.controls import ConditionFeatures
@@ -45,7 +46,10 @@ def evaluate_checkpoint(
         name: FeatureStore(workspace / "data" / "features" / f"{name}.h5", **asdict(recipe.info(name)))
         for name in settings.mix.conditions
     }
-    left_out = frozenset().union(*(store.left_out for store in stores.values()))  # the same clips in all conditions
+    names = list(names or (*settings.mix.conditions, *options.controls))
+    track_stores = _track_stores(settings, workspace, names)
+    all_stores = (*stores.values(), *track_stores.values())
+    left_out = frozenset().union(*(store.left_out for store in all_stores))  # the same clips in all conditions
     usable = manifest[~manifest["uid"].isin(left_out)]
     clips = usable[usable["split"] == options.split]
     uids = clips["uid"].tolist()
@@ -53,7 +57,6 @@ def evaluate_checkpoint(
     features = ConditionFeatures(
         stores, clips, usable, recipe, workspace / "data" / "noise", options.seed, settings.mix.seed
     )
-    names = list(names or (*settings.mix.conditions, *options.controls))
     trained, classes = load_model(checkpoint)
     untrained = load_model(checkpoint, trained=False)[0] if "untrained" in names else None
     probe = fit_probe(usable, stores["clean"], classes, train.task, options.seed)
@@ -65,13 +68,14 @@ def evaluate_checkpoint(
             classes,
             manifest=clips,
             picture_uids=shown if name == "clean" else (),
-            class_scores={
+            class_scores={  # of the sound as it is, not of separated tracks
                 **probe_scores(probe, sound, clips, classes),
                 "tracks": tracks if name == "clean" else {},
             },
         )
         for name, sound in sounds.items()
     }
+    sounds = {**sounds, **track_stores}
     models = {name: untrained if name == "untrained" and untrained is not None else trained for name in names}
     data = AVSDataset(clips, sounds[names[0]], train.image_size, resize=train.resize, task=train.task)
     with torch.inference_mode(), tqdm(total=len(uids), unit="clip", disable=None) as bar:
@@ -94,6 +98,18 @@ def evaluate_checkpoint(
         curves = plots.training_curves(pandas.read_csv(history).to_dict("records"))
         plots.save(curves, out / "figures" / "training.png")
     return results
+
+
+def _track_stores(settings: Settings, workspace: Path, names: list[str]) -> dict[str, FeatureStore]:
+    """The features of the conditions `names` for a model that takes separated tracks; empty for other models."""
+    if not settings.train.model.takes_tracks:
+        return {}
+    if controls := [name for name in names if name not in settings.mix.conditions]:
+        raise SettingsError(
+            f"train.model.separate: the sounds of {', '.join(controls)} are not separated; expected names of "
+            "mix.conditions only"
+        )
+    return {name: model_features(settings, workspace, name) for name in names}
 
 
 def main(settings: Settings) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.cli import stage_main
 from qdformer.audio.features.extract import Clip, EmbedderConfig, Executor, embed_in_threads, extract_features
+from qdformer.audio.features.store import FeatureError, FeatureStore
 from qdformer.audio.noise.mixing import read_condition
 from qdformer.config.features import Features
 from qdformer.config.settings import Settings
@@ -25,22 +27,45 @@ def feature_recipe(settings: Features, workspace: Path) -> EmbedderConfig:
     )
 
 
+def model_features(settings: Settings, workspace: Path, condition: str) -> FeatureStore:
+    """The features that the model of the settings takes: of the clips' sounds, or of their separated tracks.
+
+    Raises `FeatureError` if they are missing or were computed in another way.
+    """
+    made = asdict(feature_recipe(settings.features, workspace).info(condition))
+    if not settings.train.model.takes_tracks:
+        return FeatureStore(workspace / "data" / "features" / f"{condition}.h5", **made)
+    path = workspace / "data" / "separated" / f"{condition}.h5"
+    if not path.is_file():
+        raise FeatureError(
+            f"{path}: no such feature file; train.model.separate needs separated tracks, which only a row of a sweep "
+            "has, as in: make sweep GRID=table2"
+        )
+    del made["separator"]
+    return FeatureStore(path, **made)
+
+
 def features(settings: Settings, condition: str, workspace: Path) -> None:
-    """Write `data/features/CONDITION.h5`: an embedding for each frame of each clip of the condition.
+    """Write `data/features/CONDITION.h5`: an embedding for each frame of each clip of the condition."""
+    workspace = workspace.resolve()
+    extract_condition(settings.features, condition, workspace, feature_recipe(settings.features, workspace), "features")
+
+
+def extract_condition(settings: Features, condition: str, workspace: Path, recipe: EmbedderConfig, folder: str) -> None:
+    """Write `data/FOLDER/CONDITION.h5` of a workspace, an absolute path.
 
     The work is done in this process, or on the Ray cluster at `RAY_ADDRESS`. Finished clips are kept in
-    `.cache/features`, because DVC removes the file before a rerun.
+    `.cache/FOLDER`, because DVC removes the file before a rerun.
     """
-    workspace = workspace.resolve()
     manifest = read_condition(workspace / "data" / "mixed" / condition)
     clips = [Clip(row.uid, row.audio, row.frames) for row in manifest.itertuples()]
     summary = extract_features(
-        workspace / "data" / "features" / f"{condition}.h5",
+        workspace / "data" / folder / f"{condition}.h5",
         clips,
-        feature_recipe(settings.features, workspace),
+        recipe,
         condition,
-        workspace / ".cache" / "features",
-        settings.features.bad_clips,
+        workspace / ".cache" / folder,
+        settings.bad_clips,
         _executor(),
     )
     for uid, problem in summary.left_out:

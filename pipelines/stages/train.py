@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas
 
 from pipelines.cli import stage_main
-from pipelines.stages.features import feature_recipe
+from pipelines.stages.features import model_features
 from pipelines.workspace import CHECKPOINT, provenance
 from qdformer import tracking
-from qdformer.audio.features.store import FeatureStore
 from qdformer.config.settings import Settings
 from qdformer.models.backbones import build_backbone
 from qdformer.training.job import Job
@@ -29,17 +27,14 @@ def train(settings: Settings, workspace: Path, out: Path, run_id: str | None) ->
     before a rerun and keeps the result only when the stage has ended.
     """
     workspace = workspace.resolve()
-    condition = settings.train.condition
-    features = workspace / "data" / "features" / f"{condition}.h5"
-    made = feature_recipe(settings.features, workspace).info(condition)
-    FeatureStore(features, **asdict(made))  # raises an error if they were computed in another way
+    features = model_features(settings, workspace, settings.train.condition)
     build_backbone(settings.train.model)  # reports missing weights here, in one line, and not in a worker
     storage = workspace / ".cache" / "ray" / out.name
     storage.mkdir(parents=True, exist_ok=True)
     job = Job(
         recipe=settings.train,
         dataset=workspace / "data" / "dataset",
-        features=features,
+        features=features.path,
         storage=storage,
         on_epoch=functools.partial(log_epoch, tracking.tracking_uri(), run_id) if run_id else None,
         on_start=functools.partial(tracking.log_tags, run_id) if run_id else None,

@@ -1,7 +1,8 @@
 """Settings given as `KEY=VALUE`: in the rows of a sweep, and on the command line.
 
-`KEY` is the dotted name of a setting in the sections `train`, `features` and `mix`; without a section it is one of
-`train`. `VALUE` is read as YAML: `epochs=4`, `model.backbone_weights=null`, `mix.noisy_splits=[train, val, test]`.
+`KEY` is the dotted name of a setting in the sections `train`, `features`, `separate` and `mix`; without a section it is
+one of `train`. `VALUE` is read as YAML: `epochs=4`, `model.backbone_weights=null`, and
+`mix.noisy_splits=[train, val, test]`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-SECTIONS = ("train", "features", "mix")
+SECTIONS = ("train", "features", "separate", "mix")
 """The sections whose settings a row of a sweep, and a single training, may change."""
 
 

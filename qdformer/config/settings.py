@@ -24,6 +24,7 @@ from qdformer.config.noise import Noise
 from qdformer.config.pretrain import Pretrain
 from qdformer.config.promote import Promote
 from qdformer.config.renamed import RENAMED
+from qdformer.config.separate import Separate
 from qdformer.config.sweep import Sweep
 from qdformer.config.train import Train
 
@@ -37,6 +38,7 @@ class Settings(Section):
     noise: Noise
     mix: Mix
     features: Features
+    separate: Separate
     train: Train
     evaluate: Evaluate
     promote: Promote

@@ -54,7 +54,8 @@ class ClipSize(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip: images uint8 [T, 3, H, W], audio float32 [T, A] and labels uint8 [T, H, W].
+    """One clip: images uint8 [T, 3, H, W], audio float32 [T, A] ([T, V, A] for V separated tracks) and labels uint8
+    [T, H, W].
 
     Labels are 255 where there is no ground truth. The first `labeled` frames have ground truth. A clip that is not
     `counted` has no valid frame in its batch. `maps`: the backbone's maps [T, C, h, w] by stride, where they are kept
@@ -78,9 +79,9 @@ class Sample:
 class Batch:
     """Clips padded to the longest and largest of the global batch.
 
-    images_BTCHW uint8; audio_BTA float32; labels_BTHW int64: 0 background, 1..C classes, 255 not labeled or padding;
-    valid_BT bool: the frame exists; labeled_BT bool: the frame has ground truth. `maps`: the backbone's maps
-    [B * T, C, h, w] by stride, where they are kept; the images are then zeros.
+    images_BTCHW uint8; audio_BTA float32, [B, T, V, A] for V separated tracks; labels_BTHW int64: 0 background, 1..C
+    classes, 255 not labeled or padding; valid_BT bool: the frame exists; labeled_BT bool: the frame has ground truth.
+    `maps`: the backbone's maps [B * T, C, h, w] by stride, where they are kept; the images are then zeros.
     """
 
     images_BTCHW: torch.Tensor
@@ -96,10 +97,16 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def with_sound(self, features: Mapping[str, np.ndarray]) -> Batch:
-        """The same pictures with other audio features [T, A] by clip uid. Raises `DataError` if they do not fit."""
+        """The same pictures with other audio features of this shape by uid. Raises `DataError` if they do not fit."""
         audio_BTA = torch.zeros_like(self.audio_BTA)
         for uid, valid_T, audio_TA in zip(self.uids, self.valid_BT, audio_BTA, strict=True):
-            audio_TA[valid_T] = read_features(features, uid, int(valid_T.sum()))
+            own_TA = read_features(features, uid, int(valid_T.sum()))
+            if own_TA.shape[1:] != audio_TA.shape[1:]:
+                raise DataError(
+                    f"clip {uid}: audio features of a frame are {list(own_TA.shape[1:])}; "
+                    f"expected {list(audio_TA.shape[1:])}"
+                )
+            audio_TA[valid_T] = own_TA
         return replace(self, audio_BTA=audio_BTA)
 
     def pin_memory(self) -> Batch:
@@ -130,10 +137,10 @@ class ClipDataset(Dataset, ABC):
 class AVSDataset(ClipDataset):
     """The clips of a manifest with their audio features.
 
-    `features` maps the uid of a clip to float32 [T, A]. Pictures are scaled to `image_size` according to `resize`
-    (see `resize_geometry`), and the labels are those of `task`. With `augment`, a random view of each clip is drawn
-    from (seed, epoch, index). With `frames`, a longer clip is cut to that many frames in a row, drawn in the same way,
-    the first of them labeled.
+    `features` maps the uid of a clip to float32 [T, A] (or [T, V, A]). Pictures are scaled to `image_size` according to
+    `resize` (see `resize_geometry`), and the labels are those of `task`. With `augment`, a random view of each clip is
+    drawn from (seed, epoch, index). With `frames`, a longer clip is cut to that many frames in a row, drawn in the same
+    way, the first of them labeled.
     """
 
     def __init__(
@@ -207,12 +214,15 @@ class AVSDataset(ClipDataset):
 
 
 def read_features(features: Mapping[str, np.ndarray], uid: str, frames: int) -> torch.Tensor:
-    """Audio features [frames, A] of a clip. Raises `DataError` if there are none or they have another shape."""
+    """Audio features [frames, A] of a clip, or [frames, V, A] of its V separated tracks.
+
+    Raises `DataError` if there are none or they have another shape.
+    """
     try:
         audio_TA = np.asarray(features[uid], np.float32)
     except KeyError:
         raise DataError(f"clip {uid}: no audio features; the stage features computes them") from None
-    if audio_TA.shape != (frames, EMBEDDING_SIZE):
+    if audio_TA.ndim not in (2, 3) or (len(audio_TA), audio_TA.shape[-1]) != (frames, EMBEDDING_SIZE):
         raise DataError(f"clip {uid}: audio features are {list(audio_TA.shape)}; expected {[frames, EMBEDDING_SIZE]}")
     return torch.from_numpy(audio_TA.copy())
 
@@ -226,7 +236,7 @@ def collate(items: Sequence[Sample | ClipSize]) -> Batch:
     count, frames = len(samples), max(size.frames for size in sizes)
     height, width = (_round_up(max(size[axis] for size in sizes), _SIZE_STEP) for axis in (1, 2))
     images = torch.zeros((count, frames, 3, height, width), dtype=torch.uint8)
-    audio = torch.zeros((count, frames, EMBEDDING_SIZE))
+    audio = torch.zeros((count, frames, *samples[0].audio_TA.shape[1:]))
     labels = torch.full((count, frames, height, width), IGNORE_INDEX, dtype=torch.int64)
     lengths = torch.tensor([[len(sample.audio_TA) * sample.counted] for sample in samples])
     labeled = torch.tensor([[sample.labeled * sample.counted] for sample in samples])

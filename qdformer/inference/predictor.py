@@ -54,7 +54,7 @@ class Predictor:
     def __init__(
         self, model: Method, classes: Classes, embedder: Embedder, image_size: int = 224, resize: Resize = "longest"
     ) -> None:
-        if getattr(model.settings, "separate", False):
+        if model.settings.takes_tracks:
             raise ValueError("the model takes separated sounds (train.model.separate); expected one without separation")
         self.model, self.classes, self.embedder = model, classes, embedder
         self.image_size: int = image_size

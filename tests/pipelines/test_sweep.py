@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from pipelines.cells import data_stage_names, plan_sweep, stage_names, write_sweep
+from pipelines.cells import SEPARATION, data_stage_names, plan_sweep, stage_names, write_sweep
 from pipelines.settings import preset_files, preset_settings
 from pipelines.workspace import locked_workspace
 from qdformer.config.base import SettingsError
@@ -263,3 +263,41 @@ def test_plain_dvc_repro_runs_no_cell(project):
             write_sweep(plan_sweep(settings, "resolution"), workspace)
         assert "px96" not in project.dvc_repro(workspace)
     assert trained(project) == []
+
+
+def test_a_row_with_separated_tracks_has_their_features_beside_the_shared_ones(project):
+    settings = preset_settings()
+    plan = plan_sweep(settings, "table2", overrides=["separate.steps=5"])
+    workspace = project.root
+    for name in ("dvc.yaml", SEPARATION):
+        (workspace / name).write_text((preset_files().root / name).read_text())
+    write_sweep(plan, workspace)
+    stages = yaml.safe_load((workspace / plan.pipeline).read_text())["stages"]
+    assert plan.rows[:2] == ["baseline", "separated"]
+    separate, features = stages["separate-separated"], stages["separate_features-separated-snr0"]
+    assert separate["wdir"] == "separated" and separate["outs"] == ["models/separator"]
+    assert (
+        separate["cmd"] == "python -m pipelines.stages.separate" and "../../../data/sounds.sha256" in separate["deps"]
+    )
+    assert features["cmd"].endswith("separate_features snr0") and features["outs"] == ["data/separated/snr0.h5"]
+    assert {"models/separator", "../../../models/vggish", "../../../data/mixed/snr0"} <= {*features["deps"]}
+    train, evaluate = stages["train-separated-seed-0"]["deps"], stages["evaluate-separated-seed-0"]["deps"]
+    assert "../data/separated/clean.h5" in train and not any("data/features" in dep for dep in train)
+    assert {"../data/separated", "../../../../data/features", "models/qdformer"} <= {*evaluate}
+    assert not any("separate" in dep for dep in stages["train-full-seed-0"]["deps"])
+    assert data_stage_names(plan)[0] == "sweeps/table2/dvc.yaml:separate-separated"
+    assert len(data_stage_names(plan)) == 1 + len(settings.sweep.conditions)
+    row = workspace / "sweeps/table2/separated"
+    assert os.readlink(row / "data/features") == "../../../../data/features"
+    assert os.readlink(row / "seed-0/data") == "../data" and not (row / "data/separated").exists()
+    assert yaml.safe_load((row / "params.yaml").read_text())["separate"]["steps"] == 5
+
+    fewer = plan_sweep(
+        settings.model_copy(update={"sweep": settings.sweep.model_copy(update={"conditions": ["clean"]})}), "table2"
+    )
+    assert len(data_stage_names(fewer)) == 2
+    both = plan_sweep(settings, "table2", overrides=["features.center=true"])
+    write_sweep(both, workspace)
+    stages = yaml.safe_load((workspace / plan.pipeline).read_text())["stages"]
+    assert "../data/features" in stages["evaluate-separated-seed-0"]["deps"]
+    assert not (row / "data/features").is_symlink()

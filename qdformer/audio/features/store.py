@@ -1,8 +1,9 @@
 """Features on disk: the HDF5 file of a condition, and the journal of an unfinished run.
 
-In the HDF5 file, the group `embeddings` has one dataset [T, 128] float32 per clip, named by its uid and stored as one
-chunk, with the attribute `sha256`. The attributes of the file are the fields of `FeatureInfo` and `clips`, the number
-of clips. The optional dataset `left_out` names the clips whose audio is not usable.
+In the HDF5 file, the group `embeddings` has one dataset [T, 128] float32 per clip ([T, V, 128] for V separated tracks),
+named by its uid and stored as one chunk, with the attribute `sha256`. The attributes of the file are the fields of
+`FeatureInfo` and `clips`, the number of clips. The optional dataset `left_out` names the clips whose audio is not
+usable.
 
 The journal is a text file with one line per finished clip. A run that is killed leaves at worst a damaged last line,
 whereas HDF5, which keeps its index in memory, can leave a file that does not open. A damaged line fails its digest, and
@@ -48,7 +49,8 @@ class FeatureError(InputError):
 class FeatureInfo:
     """How the features of a file were extracted.
 
-    `pca` is empty without the PCA step, otherwise the expected digest of its file.
+    `pca` is empty without the PCA step, otherwise the expected digest of its file. `separator` is empty for the clips'
+    sounds as they are, otherwise the SHA-256 of the separator whose tracks were embedded; an empty one is not written.
     """
 
     condition: str
@@ -58,6 +60,11 @@ class FeatureInfo:
     pca: str = ""
     sample_rate: int = SAMPLE_RATE
     version: int = FORMAT_VERSION
+    separator: str = ""
+
+    def attributes(self) -> dict[str, str | int | bool]:
+        """What a file records."""
+        return {name: value for name, value in asdict(self).items() if value or name != "separator"}
 
 
 def write_features(
@@ -119,13 +126,13 @@ def _write(
             count += 1
         if left_out:
             file.create_dataset(_LEFT_OUT, data=list(left_out), dtype=h5py.string_dtype(), track_times=False)
-        for name, value in (asdict(info) | {"clips": count}).items():
+        for name, value in (info.attributes() | {"clips": count}).items():
             file.attrs[name] = value
     return count
 
 
 class FeatureStore(Mapping[str, np.ndarray]):
-    """The features of a file by clip uid: [T, 128] float32, checked against their digest at each read.
+    """The features of a file by clip uid: [T, 128] or [T, V, 128] float32, checked against their digest at each read.
 
     Each process opens the file at its first read, so that a store can be passed to data-loader workers by fork or
     pickle.
@@ -256,7 +263,7 @@ class Journal:
             self._file.truncate(0)
 
     def _recover(self) -> None:
-        header = json.dumps(asdict(self._info)).encode() + b"\n"
+        header = json.dumps(self._info.attributes()).encode() + b"\n"
         self._file.seek(0)
         if self._file.readline() != header:
             with _write_errors(self.path):
@@ -297,7 +304,8 @@ def _read_info(path: Path) -> tuple[FeatureInfo, frozenset[str]]:
                 raise FeatureError(
                     f"{path}: features of version {version}, expected {FORMAT_VERSION}; extract them again"
                 )
-            values = {name: file.attrs[name] for name in FeatureInfo.__dataclass_fields__}
+            required = (name for name in FeatureInfo.__dataclass_fields__ if name != "separator")
+            values = {name: file.attrs[name] for name in required} | {"separator": file.attrs.get("separator", "")}
             complete = _GROUP in file and len(file[_GROUP]) == file.attrs["clips"]
             left_out = frozenset(file[_LEFT_OUT].asstr()[()] if _LEFT_OUT in file else ())
     except (OSError, KeyError) as error:

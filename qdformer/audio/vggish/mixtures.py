@@ -85,13 +85,13 @@ class Mixer:
         amount = 0 if random.random() < 0.1 else 1 + int(random.integers(min(MAX_SOURCES, len(self.available_classes))))
         for index in random.choice(self.available_classes, amount, replace=False):
             recordings = self.sounds.sources[index]
-            part = self._cut(recordings[random.integers(len(recordings))])
+            part = cut_sound(recordings[random.integers(len(recordings))], PATCH_SAMPLES, random)
             if self.varied:
                 part = random_view(part, random)
             waveform += part * db_to_amplitude(random.uniform(*SOURCE_LEVEL_RANGE_DB)) / rms(part)
             label[index] = 1
         if self.sounds.noises and random.random() < NOISE_PROBABILITY:
-            noise = self._cut(self.sounds.noises[random.integers(len(self.sounds.noises))])
+            noise = cut_sound(self.sounds.noises[random.integers(len(self.sounds.noises))], PATCH_SAMPLES, random)
             loudness = rms(waveform) if amount else 1.0
             waveform += noise * loudness * db_to_amplitude(-random.uniform(*NOISE_SNR_RANGE_DB)) / rms(noise)
         level = rms(waveform)
@@ -99,24 +99,24 @@ class Mixer:
             waveform *= db_to_amplitude(random.uniform(*MIXTURE_LEVEL_RANGE_DB)) / level
         np.clip(waveform, -1, 1, out=waveform)
 
-    def _cut(self, sound: np.ndarray) -> np.ndarray:
-        """Cut one patch from a sound at a random offset and speed; a shorter sound is repeated with pauses."""
-        random = self.random
-        speed = random.uniform(*SPEED_RANGE)
-        needed = int(np.ceil(PATCH_SAMPLES * speed)) + 1
-        if len(sound) <= needed:
-            pause = np.zeros(int(random.integers(PATCH_SAMPLES // 2)), np.float32)
-            period = np.concatenate([sound, pause])
-            start = int(random.integers(len(period)))
-            piece = np.take(period, np.arange(start, start + needed), mode="wrap")
-        else:
-            for _ in range(5):  # avoid the pauses of a long recording, because the patch gets its label
-                start = int(random.integers(len(sound) - needed))
-                piece = sound[start : start + needed]
-                if rms(piece) > 0.1 * rms(sound):
-                    break
-        part = np.interp(np.arange(PATCH_SAMPLES) * speed, np.arange(needed), piece).astype(np.float32)
-        return part if rms(part) > SILENCE_RMS else self._cut(sound)
+
+def cut_sound(sound: np.ndarray, samples: int, random: np.random.Generator) -> np.ndarray:
+    """Cut `samples` samples from a sound at a random offset and speed; a shorter sound is repeated with pauses."""
+    speed = random.uniform(*SPEED_RANGE)
+    needed = int(np.ceil(samples * speed)) + 1
+    if len(sound) <= needed:
+        pause = np.zeros(int(random.integers(PATCH_SAMPLES // 2)), np.float32)
+        period = np.concatenate([sound, pause])
+        start = int(random.integers(len(period)))
+        piece = np.take(period, np.arange(start, start + needed), mode="wrap")
+    else:
+        for _ in range(5):  # avoid the pauses of a long recording, because the cut gets its label
+            start = int(random.integers(len(sound) - needed))
+            piece = sound[start : start + needed]
+            if rms(piece) > 0.1 * rms(sound):
+                break
+    part = np.interp(np.arange(samples) * speed, np.arange(needed), piece).astype(np.float32)
+    return part if rms(part) > SILENCE_RMS else cut_sound(sound, samples, random)
 
 
 def _read_audible(path: Path) -> np.ndarray:

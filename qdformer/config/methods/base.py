@@ -94,6 +94,11 @@ class MethodSettings(Section):
         return strides_from(4)
 
     @property
+    def takes_tracks(self) -> bool:
+        """Whether the model takes the features of separated tracks instead of those of the sound as it is."""
+        return False
+
+    @property
     def summary(self) -> str:
         """The method and its size in a few words, for reports."""
         return self.title

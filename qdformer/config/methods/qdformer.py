@@ -40,7 +40,8 @@ class Loss(Section):
 
 
 class QDFormerSettings(MethodSettings):
-    """QDFormer's architecture. The last five keys switch the parts that Table 2 of the paper ablates.
+    """QDFormer's architecture. The last five keys switch the parts that Table 2 of the paper ablates. `separate` takes
+    separated tracks, which only the rows of a sweep have (section `separate`), at most one for each prototype.
 
     `encoder`: see `qdformer.models.common.pixel_encoder`. `mask_stride`: stride of the mask features and of the
     predicted masks; the maps of the encoder have 2, 4 and 8 times this stride. A frozen backbone recognizes small
@@ -127,6 +128,10 @@ class QDFormerSettings(MethodSettings):
     @property
     def map_strides(self) -> tuple[int, ...]:
         return strides_from(self.mask_stride)
+
+    @property
+    def takes_tracks(self) -> bool:
+        return self.separate
 
     @property
     def summary(self) -> str:

@@ -36,15 +36,19 @@ class Prediction:
 def check_inputs(images_BTCHW: torch.Tensor, audio_BTA: torch.Tensor, signals: int | None = None) -> tuple[int, int]:
     """The number of clips and frames; raises `ValueError` for shapes that do not fit.
 
-    `signals`: number of separated signals, for a model whose audio features are [B, T, signals, A].
+    `signals`: largest number of separated tracks V, for a model whose audio features are [B, T, V, A].
     """
     if images_BTCHW.ndim != 5 or images_BTCHW.shape[2] != 3:
         raise ValueError(f"images have shape {list(images_BTCHW.shape)}; expected [clips, frames, 3, height, width]")
     B, T = images_BTCHW.shape[:2]
-    expected = [B, T, *([] if signals is None else [signals]), EMBEDDING_SIZE]
-    if list(audio_BTA.shape) != expected:
-        many = "" if signals is None else ", one separated signal for each prototype (train.model.separate)"
-        raise ValueError(f"audio has shape {list(audio_BTA.shape)}; expected {expected} as the images{many}")
+    shape = list(audio_BTA.shape)
+    if signals is None and shape != [B, T, EMBEDDING_SIZE]:
+        raise ValueError(f"audio has shape {shape}; expected {[B, T, EMBEDDING_SIZE]} as the images")
+    if signals is not None and (shape not in [[B, T, tracks, EMBEDDING_SIZE] for tracks in range(1, signals + 1)]):
+        raise ValueError(
+            f"audio has shape {shape}; expected [{B}, {T}, tracks, {EMBEDDING_SIZE}] with 1 to {signals} separated "
+            "tracks, no more than prototypes (train.model.separate)"
+        )
     return B, T
 
 

@@ -26,7 +26,7 @@ class Fusion(nn.Module):
     def forward(
         self, audio_BTD: torch.Tensor, visual_BTSD: torch.Tensor, position_SD: torch.Tensor, valid_BT: torch.Tensor
     ) -> torch.Tensor:
-        """-> F'_a of the same shape as F_a: [B, T, D], or [B, T, N, D] for N separated signals per frame.
+        """-> F'_a of the same shape as F_a: [B, T, D], or [B, T, V, D] for V separated tracks per frame.
 
         Frames where `valid_BT` is false are masked.
         """

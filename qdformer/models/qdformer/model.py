@@ -42,8 +42,9 @@ class QDFormer(Method):
     """QDFormer, with the parts that Table 2 of the paper adds one by one. Query i of frame t is
 
     - without `decompose` ("baseline"): p_i + f'_a,t, the prototype plus the fused audio feature of the frame;
-    - with `separate`: p_i + f'_a,ti, where f'_a,ti comes from the i-th of N signals into which the audio was separated
-      in the time domain before feature extraction;
+    - with `separate`: p_i + f'_a,tv with v = i mod V, where f'_a,tv comes from the v-th of the V tracks into which the
+      audio was separated in the time domain before feature extraction; the masks of all tracks' queries are joined like
+      those of the other rows, each pixel taking the class with the highest p(class) * mask;
     - with `decompose`: the clip's semantic token g_i (Eq. 4), the same in all frames;
     - with `quantize`: VQ(g_i) (Eq. 2);
     - with `recombine`: the same, on visual features that filters from VQ(g_i) have modulated (Eq. 5);
@@ -122,11 +123,11 @@ class QDFormer(Method):
     ) -> QDFormerOutput:
         """Frames with pixel values 0..255 and one VGGish embedding per frame -> `QDFormerOutput`.
 
-        With `separate`, the embeddings are those of N separated signals, [B, T, N, A]. `valid_BT` is false for padding
-        frames; no other frame attends to them. A clip without a valid frame is computed, but influences no statistics.
-        `maps`: the backbone's maps of the frames by stride, [B * T, C, h, w], if they have been computed before.
-        In training mode the output contains the predictions of every decoder layer. Raises `ValueError` for shapes that
-        do not fit.
+        With `separate`, the embeddings are those of V <= N separated tracks, [B, T, V, A]. `valid_BT` is false for
+        padding frames; no other frame attends to them. A clip without a valid frame is computed, but influences no
+        statistics. `maps`: the backbone's maps of the frames by stride, [B * T, C, h, w], if they have been computed
+        before. In training mode the output contains the predictions of every decoder layer. Raises `ValueError` for
+        shapes that do not fit.
         """
         signals = self.settings.num_prototypes if self.settings.separate else None
         B, T = check_inputs(images_BTCHW, audio_BTA, signals)
@@ -279,7 +280,10 @@ class QDFormer(Method):
     ) -> torch.Tensor:
         """The queries of the mask decoder, [B, T, N, D]."""
         if clip_tokens_BND is None:
-            return self.prototypes_ND + (fused_BTD if self.settings.separate else fused_BTD[:, :, None])
+            if not self.settings.separate:
+                return self.prototypes_ND + fused_BTD[:, :, None]
+            track_N = torch.arange(len(self.prototypes_ND), device=fused_BTD.device) % fused_BTD.shape[2]
+            return self.prototypes_ND + fused_BTD[:, :, track_N]
         queries_BTND = frame_tokens_BTND
         if queries_BTND is None:
             queries_BTND = clip_tokens_BND[:, None].expand(-1, fused_BTD.shape[1], -1, -1)

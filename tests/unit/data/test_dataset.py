@@ -284,6 +284,21 @@ def test_other_sounds_of_the_same_pictures(manifest):
         batch.with_sound({"a": features()["a"]})
 
 
+def test_separated_tracks_are_batched_like_sounds(manifest):
+    tracks = {uid: np.stack([audio, audio + 1], axis=1) for uid, audio in features(1.0).items()}
+    items = [
+        AVSDataset(manifest, sounds, image_size=48)[index] for sounds in (tracks, features(1.0)) for index in (0, 1)
+    ]
+    batch, plain = collate(items[:2]), collate(items[2:])
+    assert batch.audio_BTA.shape == (*plain.audio_BTA.shape[:2], 2, 128)
+    assert torch.equal(batch.audio_BTA[:, :, 0], plain.audio_BTA)
+    assert torch.equal(batch.with_sound(tracks).audio_BTA, batch.audio_BTA)
+    with pytest.raises(DataError, match=r"clip a: audio features of a frame are \[128\]; expected \[2, 128\]"):
+        batch.with_sound(features(1.0))
+    with pytest.raises(DataError, match=r"clip a: audio features are \[.*, 1, 64\]; expected"):
+        AVSDataset(manifest, {"a": np.zeros((len(tracks["a"]), 1, 64), np.float32)}, 48)[0]
+
+
 def test_order_changes_with_the_epoch():
     sampler = EpochSampler(50, 4, shuffle=True, seed=0)
     first = list(sampler)

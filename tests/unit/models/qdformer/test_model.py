@@ -46,8 +46,17 @@ def test_each_separated_signal_makes_a_query():
     plain = model(images, sounds).class_logits_BTNC
     sounds[:, :, 1] += 1
     assert (model(images, sounds).class_logits_BTNC != plain).any()
-    with pytest.raises(ValueError, match=r"shape \[2, 2, 128\]; expected \[2, 2, 3, 128\].*train.model.separate"):
+    repeated = sounds[:, :, [0, 1, 0]]
+    torch.testing.assert_close(
+        model(images, sounds[:, :, :2]).class_logits_BTNC, model(images, repeated).class_logits_BTNC
+    )
+    expected = r"expected \[2, 2, tracks, 128\] with 1 to 3 separated tracks.*train.model.separate"
+    with pytest.raises(ValueError, match=rf"shape \[2, 2, 128\]; {expected}"):
         model(images, audio)
+    with pytest.raises(ValueError, match=rf"shape \[2, 2, 4, 128\]; {expected}"):
+        model(images, sounds[:, :, [0, 1, 2, 0]])
+    with pytest.raises(ValueError, match=r"shape \[2, 2, 3, 128\]; expected \[2, 2, 128\] as the images"):
+        make_model(**ROWS["baseline"])(images, sounds)
 
 
 @pytest.mark.parametrize("mask_head", ["linear", "condinst"])
