@@ -9,6 +9,7 @@ symbolic links. A row that changes `mix` or `features` has data of its own in `R
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,9 @@ def write_sweep(sweep: Sweep, workspace: Path) -> None:
         folder = cells[0].folder.parent
         if own:
             _prepare(workspace, folder, cells[0].settings, sweep)
+            for path in _made(own):
+                if (workspace / folder / path).is_symlink():  # of an earlier plan
+                    (workspace / folder / path).unlink()
             _link(workspace, folder, [f"data/{name}" for name in DATA if f"data/{name}" not in _made(own)])
             stages |= dict(_data_stages(row, own, cells[0].settings, of_workspace))
         for cell in cells:
@@ -260,6 +264,8 @@ def _symlink(link: Path, target: Path) -> None:
     wanted = os.path.relpath(target, link.parent)
     if link.is_symlink() and os.readlink(link) == wanted:
         return
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)  # what a row made itself under an earlier plan
     link.unlink(missing_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(wanted)

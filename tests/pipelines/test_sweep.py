@@ -301,3 +301,6 @@ def test_a_row_with_separated_tracks_has_their_features_beside_the_shared_ones(p
     stages = yaml.safe_load((workspace / plan.pipeline).read_text())["stages"]
     assert "../data/features" in stages["evaluate-separated-seed-0"]["deps"]
     assert not (row / "data/features").is_symlink()
+    (row / "data/features").mkdir()
+    write_sweep(plan, workspace)
+    assert os.readlink(row / "data/features") == "../../../../data/features"
