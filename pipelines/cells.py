@@ -149,9 +149,9 @@ def write_sweep(sweep: Sweep, workspace: Path) -> None:
         folder = cells[0].folder.parent
         if own:
             _prepare(workspace, folder, cells[0].settings, sweep)
-            for path in _made(own):
-                if (workspace / folder / path).is_symlink():  # of an earlier plan
-                    (workspace / folder / path).unlink()
+            for made in _made(own):
+                if (workspace / folder / made).is_symlink():  # of an earlier plan
+                    (workspace / folder / made).unlink()
             _link(workspace, folder, [f"data/{name}" for name in DATA if f"data/{name}" not in _made(own)])
             stages |= dict(_data_stages(row, own, cells[0].settings, of_workspace))
         for cell in cells:
