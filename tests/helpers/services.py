@@ -141,7 +141,12 @@ class Stack:
 
         return wait_until(ended, seconds, f"end of flow run {run_id}")
 
-    def log_of(self, run_id: str) -> str:
-        """The log of a flow run as the dashboard shows it."""
-        lines = self.request("logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200})
-        return "\n".join(line["message"] for line in lines)
+    def log_of(self, run_id: str, words: str = "") -> str:
+        """The log of a flow run as the dashboard shows it. It is sent in the background: `words` are waited for."""
+        deadline = time.monotonic() + 30 * SLOW
+        while True:
+            lines = self.request("logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200})
+            log = "\n".join(line["message"] for line in lines)
+            if words in log or time.monotonic() > deadline:
+                return log
+            time.sleep(0.5)
