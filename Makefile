@@ -35,7 +35,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
-export CHECKPOINT VIDEO AUDIO OUT MODEL SET REASON CLIPS
+VERBATIM := CHECKPOINT VIDEO AUDIO OUT MODEL SET REASON CLIPS
+export $(VERBATIM)
+# A dollar sign in a file name is no variable of make.
+$(foreach name,$(VERBATIM),$(eval override $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro data check test test-slow bench profile listen predict serve demo export report train evaluate sweep compare retrain rollback new-clips set-apart schedule up status logs down ui lint lock clean

@@ -47,9 +47,11 @@ def find_videos(arguments: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for argument in arguments:
-        whole = _matches(argument)
-        for part in [argument] if whole else argument.split():
-            paths = whole or _matches(part)
+        parts = [argument] if _matches(argument) else argument.split()
+        matches = {part: _matches(part) for part in parts}
+        if not any(matches.values()):
+            raise InputError(f"{argument}: no such file")
+        for part, paths in matches.items():
             if not paths:
                 raise InputError(f"{part}: no such file")
             found.update(dict.fromkeys(paths))
@@ -273,7 +275,7 @@ def main() -> None:
     )
     parser.add_argument("--hop", default="", help="seconds from one window to the next (default: see docs/predict.md)")
     arguments = parser.parse_args()
-    videos = find_videos([argument for argument in arguments.videos if argument])
+    videos = find_videos([argument for argument in arguments.videos if argument.strip()])
     audio = Path(arguments.audio).expanduser() if arguments.audio else None
     if audio and len(videos) > 1:
         raise InputError(f"AUDIO={audio}: given for {len(videos)} videos; expected one video")

@@ -81,6 +81,8 @@ def test_videos_are_paths_patterns_or_several(tmp_path, monkeypatch):
     assert find_videos(["my clip.mp4", "c[1].mp4"]) == [Path("my clip.mp4"), Path("c[1].mp4")]
     with pytest.raises(InputError, match=r"x\*\.mp4: no such file"):
         find_videos(["a.mp4 x*.mp4"])
+    with pytest.raises(InputError, match="my other clip.mp4: no such file"):
+        find_videos(["my other clip.mp4"])
     with pytest.raises(InputError, match="VIDEO is missing; expected a video file"):
         find_videos([])
 
