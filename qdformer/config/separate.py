@@ -16,7 +16,7 @@ class Network(Section):
     """
 
     enc_kernel_size: Annotated[int, Field(ge=2, multiple_of=2)]
-    enc_num_feats: Positive
+    enc_num_feats: Annotated[int, Field(ge=4, multiple_of=4)]
     msk_kernel_size: Positive
     msk_num_feats: Positive
     msk_num_hidden_feats: Positive

@@ -17,7 +17,7 @@ from qdformer.audio.vggish.mixtures import SoundSplit, cut_sound
 LEVEL_RANGE_DB = (-5.0, 0.0)  # of a source
 FEWER_SOURCES_P = 0.2  # probability that at least one source is silent
 NOISE_P = 0.2  # probability that one of the sources is background noise
-PART_P = 0.3  # probability that a source sounds only before or after a moment in the middle half of the mixture
+PART_P = 0.15  # probability that a source sounds only before or after a moment in the middle half of the mixture
 
 
 @dataclass(frozen=True)

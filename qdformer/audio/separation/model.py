@@ -6,6 +6,7 @@ Shapes: B mixtures, V tracks, S samples.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ class SeparatorConfig:
     """How a separator is built.
 
     `network`: arguments of `torchaudio.models.ConvTasNet`, `num_sources` among them. `sample_rate`: of the network; the
-    sounds of 16 kHz are resampled for it. `rescale`: the network's tracks have no defined level, as after training by
-    SI-SDR alone, and get the levels with which their sum is closest to the mixture.
+    sounds of 16 kHz are resampled for it. `rectify`: its encoder ends with a ReLU, which Luo and Mesgarani leave open
+    and torchaudio does not have. `rescale`: the network's tracks have no defined level, as after training by SI-SDR
+    alone, and get the levels with which their sum is closest to the mixture.
     """
 
     network: dict[str, Any]
     sample_rate: int = SAMPLE_RATE
+    rectify: bool = False
     rescale: bool = False
 
 
@@ -52,6 +55,8 @@ class Separator(nn.Module):
         super().__init__()
         self.config = config
         self.network = ConvTasNet(**config.network)
+        if config.rectify:
+            self.network.encoder.register_forward_hook(lambda _module, _inputs, output: torch.relu(output))
 
     @property
     def num_sources(self) -> int:
@@ -67,6 +72,21 @@ class Separator(nn.Module):
             tracks_BVS = _rescaled(tracks_BVS, input_BS)
         missing_BS = input_BS - tracks_BVS.sum(1)
         return (tracks_BVS + missing_BS[:, None] / self.num_sources) * level_B1[:, None]
+
+    @torch.no_grad()
+    def initialize_filters(self) -> None:
+        """Let training start from a filter bank: encoder and decoder are cosines and sines under a window, each with
+        both signs, whose rectified outputs are inverted exactly if there are twice as many as samples in a window.
+
+        Random filters of this length learn slowly (Pariente et al., 2020, "Filterbank design for end-to-end speech
+        separation").
+        """
+        filters, _, window = self.network.encoder.weight.shape
+        frequency_F1 = (torch.arange(filters // 4)[:, None] + 0.5) * (2 * window / filters)
+        phase_FW = 2 * math.pi * frequency_F1 * (torch.arange(window) + 0.5) / window
+        waves = torch.cat([phase_FW.cos(), phase_FW.sin()]) * torch.hann_window(window).sqrt() * math.sqrt(2 / window)
+        for layer in (self.network.encoder, self.network.decoder):
+            layer.weight.copy_(torch.cat([waves, -waves])[:, None])
 
     @torch.inference_mode()
     def separate(self, audio_S: np.ndarray) -> np.ndarray:

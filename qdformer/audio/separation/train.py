@@ -53,7 +53,9 @@ def train_separator(
     sounds = load_sounds(sounds_root, "train")
     samples = round(settings.seconds * SAMPLE_RATE)
     torch.manual_seed(settings.seed)
-    separator = Separator(SeparatorConfig(settings.network.model_dump() | {"num_sources": settings.sources}))
+    network = settings.network.model_dump() | {"num_sources": settings.sources}
+    separator = Separator(SeparatorConfig(network, rectify=True))
+    separator.initialize_filters()
     mixtures = Mixtures(sounds, settings.sources, samples, settings.seed, varied=True)
     state = _State(separator, settings, cache / STATE, file_sha256(sounds_root / "sounds.csv"))
     bar = tqdm(

@@ -12,7 +12,7 @@ from qdformer.config.separate import Network, Separate
 
 TINY = Network(
     enc_kernel_size=32,
-    enc_num_feats=32,
+    enc_num_feats=64,
     msk_kernel_size=3,
     msk_num_feats=16,
     msk_num_hidden_feats=16,

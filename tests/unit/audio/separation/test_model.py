@@ -35,9 +35,19 @@ def test_rescaled_tracks_do_not_depend_on_the_level_of_the_network(network):
     np.testing.assert_allclose(loud.separate(noise(800)), plain.separate(noise(800)), atol=1e-3)
 
 
+def test_the_initial_filters_are_inverted_exactly(network):
+    separator = Separator(SeparatorConfig(network, rectify=True))
+    separator.initialize_filters()
+    mixture = torch.from_numpy(noise(1600))[None, None]
+    features = separator.network.encoder(mixture)
+    assert features.min() == 0 and features.max() > 0
+    inside = slice(32, -32)
+    torch.testing.assert_close(separator.network.decoder(features)[..., inside], mixture[..., inside])
+
+
 def test_the_file_holds_all_that_is_needed(network, tmp_path):
     path = tmp_path / "separator.safetensors"
-    separator = Separator(SeparatorConfig(network, sample_rate=8000, rescale=True)).eval()
+    separator = Separator(SeparatorConfig(network, sample_rate=8000, rectify=True, rescale=True)).eval()
     sha256 = save_separator(separator, path)
     again = load_separator(path, sha256)
     assert again.config == separator.config and not again.training

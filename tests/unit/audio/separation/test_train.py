@@ -33,7 +33,7 @@ def test_mixtures_of_training_have_silent_sources_and_parts(sounds):
     assert 2 <= (sounding == 1).sum() <= 25 and (sounding >= 1).all()
     halves = targets.unflatten(-1, (4, 500))[..., [0, 3], :].any(-1)
     partial = halves[..., 0] != halves[..., 1]
-    assert 10 <= partial.sum() <= 60
+    assert 4 <= partial.sum() <= 40
 
 
 @pytest.fixture(autouse=True)
