@@ -145,7 +145,12 @@ class Stack:
         """The log of a flow run as the dashboard shows it. It is sent in the background: `words` are waited for."""
         deadline = time.monotonic() + 30 * SLOW
         while True:
-            lines = self.request("logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200})
+            lines: list[dict[str, Any]] = []
+            while len(lines) % 200 == 0:  # the server gives no more than 200 at a time
+                wanted = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200, "offset": len(lines)}
+                if not (found := self.request("logs/filter", wanted)):
+                    break
+                lines += found
             log = "\n".join(line["message"] for line in lines)
             if words in log or time.monotonic() > deadline:
                 return log
