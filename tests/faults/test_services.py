@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +22,7 @@ deployments:
     parameters: {data: ""}
     schedules: []
 """
+EVERY_10_SECONDS = DEPLOYMENTS.replace("schedules: []", "schedules: [{interval: 10}]")
 MODEL = "qdformer-stamps"
 
 
@@ -191,3 +194,25 @@ def test_all_processes_are_killed_and_started_again(slow, stack):
     assert ended["state_type"] == "CRASHED" and "its process has ended without a report" in ended["state"]["message"]
     assert "marked as crashed" in stack.logs("watch")
     require_next_run(slow, stack, 0.37, 90)
+
+
+def test_a_schedule_of_seconds_fires_and_goes_on_after_the_machine_slept(slow, stack):
+    """The clock of processes that were stopped steps over several times of the schedule: one run makes up for them."""
+    (slow.root / "prefect.yaml").write_text(EVERY_10_SECONDS)
+    stack.process("worker").kill()  # the new one reads the file
+
+    def fired() -> list[dict]:
+        return [run for run in stack.runs() if run["auto_scheduled"] and run["state_type"] == "COMPLETED"]
+
+    wait_until(lambda: len(fired()) >= 2, 150, "two scheduled runs")
+    before, sleeping = len(fired()), stack.processes()
+    for process in sleeping:
+        process.suspend()
+    time.sleep(90)
+    for process in sleeping:
+        process.resume()
+    wait_until(lambda: len(fired()) > before + 1, 120, "two runs after the sleep")
+    told = re.findall(r"(\d+) scheduled runs? (?:are|is) late, since", stack.logs("watch"))
+    assert told and max(map(int, told)) > 1
+    missed = [run for run in stack.runs() if run["state_type"] == "CANCELLED"]
+    assert missed and all("makes up for it" in run["state"]["message"] for run in missed)
