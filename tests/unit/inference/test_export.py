@@ -10,7 +10,8 @@ from torch import nn
 from qdformer.audio.features.extract import Embedder
 from qdformer.inference import Predictor
 from qdformer.inference.export import EndToEnd, ExportError, _compare, export
-from tests.helpers.model import NAMES, make_model
+from qdformer.models import METHODS
+from tests.helpers.model import NAMES, make_method
 
 SECONDS, SIZE = 2, 64
 
@@ -26,10 +27,10 @@ class SmallEncoder(nn.Module):
         return self.linear(patches_P1FM.flatten(1)).relu()
 
 
-def predictor(center=False):
+def predictor(center=False, method="qdformer"):
     torch.manual_seed(0)
     embedder = Embedder(SmallEncoder().eval(), "repeat", center, patches_per_batch=None)
-    return Predictor(make_model().eval(), NAMES, embedder, image_size=SIZE)
+    return Predictor(make_method(method).eval(), NAMES, embedder, image_size=SIZE)
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -49,8 +50,9 @@ def test_the_module_is_the_predictor(center):
 
 
 @pytest.mark.slow
-def test_both_files_compute_the_same(tmp_path):
-    files, seconds = export(predictor(), SECONDS, tmp_path)
+@pytest.mark.parametrize("method", METHODS)
+def test_both_files_compute_the_same(tmp_path, method):
+    files, seconds = export(predictor(method=method), SECONDS, tmp_path)
     assert [file.path.name for file in files] == ["model.pt2", "model.onnx"] and seconds > 0
     assert all(file.bytes == file.path.stat().st_size for file in files)
     assert all(file.probability_difference < 1e-4 and file.pixel_difference < 1e-3 for file in files)
