@@ -65,7 +65,7 @@ def test_a_run_killed_within_an_epoch_continues_there(tmp_path, uninterrupted):
     first = Run(root, 4, settings=settings, QDFORMER_LOADER_WORKERS="1")
     wait_for_checkpoints(root, 2)
     kill_session(first)
-    newest = sorted((root / "storage").glob("*/checkpoint_*"))[-1]
+    newest = sorted((root / "storage").glob("*/checkpoint_*/sha256.json"))[-1].parent
     if load_state(newest)["scheduler"]["last_epoch"] % 3 == 0:  # the end of an epoch of three steps
         shutil.rmtree(newest)
     second = Run(root, 4, settings=settings, QDFORMER_LOADER_WORKERS="1")
