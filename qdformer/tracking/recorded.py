@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 from mlflow.exceptions import MlflowException
 
-from qdformer.config.settings import Settings, parse_settings
 from qdformer.inference import Segmenter
+from qdformer.inference.segmenter import CLIP_SECONDS
 from qdformer.inference.sharing import CHECKPOINT, VGGISH
 from qdformer.tracking.registry import CHAMPION
 from qdformer.tracking.store import Store, TrackingError
@@ -25,6 +25,8 @@ from qdformer.utils.digests import file_sha256
 WHERE = ("models/*", "sweeps/*", "workspaces/*/models/*", "workspaces/*/sweeps/*")
 """Where weights lie below the folder of the project."""
 DVC_CACHE = Path(".dvc", "cache", "files", "md5")
+SETTINGS = "settings/train.yaml"
+"""The file of a run with the settings of its training."""
 _LARGEST_LISTING = 100_000  # bytes; DVC's listing of a folder of models is small, that of a data set is not
 
 
@@ -33,7 +35,8 @@ class RecordedModel:
     """What the record says of a trained model. `vggish_sha256` is empty for runs of versions that did not store it."""
 
     run_id: str
-    settings: Settings
+    rules: dict[str, Any]
+    """Arguments of `Segmenter.from_checkpoint`: the length of the clips and the input rules."""
     checkpoint_sha256: str
     vggish_sha256: str
 
@@ -73,11 +76,30 @@ def recorded_model(store: Store, run_id: str) -> RecordedModel:
     if "checkpoint_sha256" not in tags:
         raise TrackingError(f"{store.uri}: run {run_id} has trained no model (it has no tag checkpoint_sha256)")
     try:
-        values = yaml.safe_load(store.load_text(run_id, "settings/train.yaml"))
+        values = yaml.safe_load(store.load_text(run_id, SETTINGS))
     except MlflowException as error:
-        raise TrackingError(f"{store.uri}: run {run_id} has no settings/train.yaml ({error.message})") from None
-    settings = parse_settings(values, f"settings/train.yaml of run {run_id}")
-    return RecordedModel(run_id, settings, tags["checkpoint_sha256"], tags.get("vggish_sha256", ""))
+        raise TrackingError(f"{store.uri}: run {run_id} has no {SETTINGS} ({error.message})") from None
+    rules = _input_rules(values, f"{SETTINGS} of run {run_id}")
+    return RecordedModel(run_id, rules, tags["checkpoint_sha256"], tags.get("vggish_sha256", ""))
+
+
+def _input_rules(settings: Any, source: str) -> dict[str, Any]:
+    """The rules of the settings of a run, which may have other sections and keys if another version recorded them."""
+    try:
+        download, features, train = (settings[name] for name in ("download", "features", "train"))
+        pca, frames = features["pca"], download["frames"]
+        rules = {
+            "clip_frames": frames or CLIP_SECONDS[download["dataset"]],
+            "image_size": train["image_size"],
+            "resize": train["resize"],
+            "short_clips": features["short_clips"],
+            "center": features["center"],
+        }
+    except (KeyError, TypeError) as error:
+        raise TrackingError(f"{source}: do not state how the model's input is made: {error}") from None
+    if pca:
+        raise TrackingError(f"{source}: features.pca: videos are predicted without VGGish's PCA step; expected null")
+    return rules
 
 
 def find_weights(project: Path, name: str, sha256: str) -> Path | None:
@@ -107,7 +129,7 @@ def _load(recorded: RecordedModel, project: Path, options: dict[str, Any]) -> Se
         _found(recorded.run_id, project, name, sha256)
         for name, sha256 in ((CHECKPOINT, recorded.checkpoint_sha256), (VGGISH, recorded.vggish_sha256))
     )
-    return Segmenter.from_settings(checkpoint, vggish, recorded.settings, **options)
+    return Segmenter.from_checkpoint(checkpoint, vggish, **recorded.rules, **options)
 
 
 def _found(run_id: str, project: Path, name: str, sha256: str) -> Path:

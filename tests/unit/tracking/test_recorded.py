@@ -104,6 +104,25 @@ def test_the_model_of_a_run_is_found_in_a_workspace_or_a_sweep(uri, weights, tmp
         from_run(run_id, uri, project=tmp_path)
 
 
+def test_a_run_of_a_version_with_other_settings_is_loaded(uri, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    into_dvc_cache(tmp_path, *weights)
+    run_id, client = record(uri, weights, **digests(weights)), MlflowClient(uri)
+    settings = preset_settings("toy").model_dump()
+    del settings["promote"], settings["train"]["patience"]
+    settings["sweep"]["rows"], settings["train"]["image_size"] = ["full"], 64
+    client.log_dict(run_id, settings, "settings/train.yaml")
+    assert from_run(run_id, uri, project=tmp_path).predictor.image_size == 64
+    del settings["train"]["resize"]
+    client.log_dict(run_id, settings, "settings/train.yaml")
+    with pytest.raises(TrackingError, match=f"settings/train.yaml of run {run_id}: do not state .*'resize'"):
+        from_run(run_id, uri, project=tmp_path)
+    settings["train"]["resize"], settings["features"]["pca"] = "longest", {"path": "pca.pth"}
+    client.log_dict(run_id, settings, "settings/train.yaml")
+    with pytest.raises(TrackingError, match=r"features\.pca: .*expected null"):
+        from_run(run_id, uri, project=tmp_path)
+
+
 def test_runs_without_a_model_are_named(uri, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrackingError, match=f"no run {'0' * 32}"):
