@@ -37,4 +37,5 @@ def build_backbone(settings: MethodSettings) -> Backbone:
         backbone = from_transformers.build(settings.backbone, weights)
     if weights is not None and settings.frozen_stages:
         backbone.freeze(settings.frozen_stages)
+    backbone.freeze_maps_except(settings.map_strides)
     return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -28,3 +29,6 @@ class Backbone(nn.Module, ABC):
         """Exclude the stem and the first `stages` stages from training."""
         for module in (self.stem, *self.stages[:stages]):
             module.requires_grad_(False)
+
+    def freeze_maps_except(self, strides: Sequence[int]) -> None:  # noqa: B027
+        """Exclude from training the layers that only the maps of other strides need."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -146,6 +146,10 @@ class SwinTiny(_TransformersBackbone):
         self.stem = network.swin.embeddings
         self.stages = network.swin.encoder.layers
         self.norms = nn.ModuleList(network.hidden_states_norms[name] for name in STAGE_NAMES)
+
+    def freeze_maps_except(self, strides: Sequence[int]) -> None:
+        for stride, norm in zip(STRIDES, self.norms, strict=True):
+            norm.requires_grad_(stride in strides)
 
     def forward(self, images_F3HW: torch.Tensor) -> dict[int, torch.Tensor]:
         x_FSC, size = self.stem(self.normalize(images_F3HW))

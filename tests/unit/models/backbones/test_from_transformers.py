@@ -32,8 +32,10 @@ BEFORE = {  # names of Swin's tensors in published files, from an earlier versio
 
 
 def settings(name: str, path: object = None, **changes: object) -> QDFormerSettings:
+    """Settings of a model that uses all maps."""
     weights = None if path is None else str(path)
-    return MODEL.model_copy(update={"backbone": name, "backbone_weights": weights, "frozen_stages": 0, **changes})
+    values = {"backbone": name, "backbone_weights": weights, "frozen_stages": 0, "mask_stride": 4}
+    return MODEL.model_copy(update=values | changes)
 
 
 def classifier(name: str) -> nn.Module:
@@ -158,6 +160,13 @@ def test_frozen_stages_are_the_first_and_only_of_pretrained_weights(published, n
     assert not any(key.startswith(("stem", "stages.0.")) for key in trained)
     assert {f"stages.{index}" for index in (1, 2, 3)} <= {key[:8] for key in trained}
     assert all(p.requires_grad for p in build_backbone(settings(name, frozen_stages=1)).parameters())
+
+
+def test_layers_of_maps_that_are_not_used_are_not_trained():
+    """With several workers, a trained parameter without a gradient is an error."""
+    backbone = build_backbone(settings("swin_tiny", mask_stride=8))
+    frozen = [key for key, p in backbone.named_parameters() if not p.requires_grad]
+    assert frozen == ["norms.0.weight", "norms.0.bias"]
 
 
 def test_torchvision_s_names_are_accepted(published, tmp_path):
