@@ -18,8 +18,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 
 from prefect.events.worker import EventsWorker
@@ -29,6 +27,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from pipelines.cli import CommandError
 from pipelines.environment import PROJECT
 from pipelines.services.gate import Gate, loopback_hosts
+from pipelines.services.health import answer
 
 HOST = "127.0.0.1"
 TEMPORARY, SCHEDULING, SERVICE = "temporary", "scheduling", "service"
@@ -77,11 +76,7 @@ def schedule_server() -> Iterator[str]:
 
 
 def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+    return answer(f"{url}/health") is not None
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 from pipelines.cli import stage_main
@@ -19,11 +18,7 @@ def separate_features(settings: Settings, condition: str, workspace: Path) -> No
     """Write `data/separated/CONDITION.h5`: embeddings of the separated tracks of each frame of each clip."""
     workspace = workspace.resolve()
     plain, separator = feature_recipe(settings.features, workspace), workspace / SEPARATOR
-    recipe = TrackEmbedderConfig(
-        **{field.name: getattr(plain, field.name) for field in fields(plain)},
-        separator=separator,
-        separator_sha256=file_sha256(separator),
-    )
+    recipe = TrackEmbedderConfig(**vars(plain), separator=separator, separator_sha256=file_sha256(separator))
     extract_condition(settings.features, condition, workspace, recipe, "separated")
 
 

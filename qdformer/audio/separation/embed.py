@@ -16,7 +16,6 @@ from qdformer.audio.features.store import FeatureInfo
 from qdformer.audio.io.read import AudioError, read_audio
 from qdformer.audio.separation.model import Separator, load_separator
 from qdformer.audio.vggish.log_mel_pickle import is_log_mel_file
-from qdformer.audio.vggish.model import load_pca, load_vggish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +30,7 @@ class TrackEmbedderConfig(EmbedderConfig):
 
     def load(self) -> TrackEmbedder:
         """Load both networks; raises `WeightsError` if a file is not usable."""
-        pca = load_pca(self.pca, self.pca_sha256) if self.pca else None
-        vggish = load_vggish(self.weights, self.weights_sha256)
-        separator = load_separator(self.separator, self.separator_sha256)
-        return TrackEmbedder(separator, Embedder(vggish, self.short_clips, self.center, pca))
+        return TrackEmbedder(load_separator(self.separator, self.separator_sha256), super().load())
 
 
 class TrackEmbedder(Embedder):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
-
 from qdformer.audio.separation.model import Separator, SeparatorConfig
-from qdformer.audio.vggish.model import WeightsError
+from qdformer.audio.vggish.model import WeightsError, read_state
 
 SAMPLE_RATE = 8000
 STACKS, ACTIVATION = 3, "relu"
@@ -21,10 +19,7 @@ def load_published(path: Path) -> Separator:
 
     The bundle was trained by SI-SDR, so its tracks are rescaled. Raises `WeightsError` if the file holds other tensors.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises many classes of exceptions
-        raise WeightsError(f"{path}: not a readable weights file: {str(error).partition(chr(10))[0]}") from None
+    state = read_state(path)
     try:
         features, _, kernel = state["encoder.weight"].shape
         hidden, channels, _ = state["mask_generator.conv_layers.0.conv_layers.0.weight"].shape

@@ -98,7 +98,7 @@ def load_vggish(path: str | Path, sha256: str | None = None) -> VGGish:
     Raises:
         WeightsError: the file is missing or damaged, has another digest, or a key or shape is wrong.
     """
-    state = _read_state(Path(path), sha256)
+    state = read_state(Path(path), sha256)
     with torch.device("meta"):  # without initial values, which the file replaces
         model = VGGish()
     _check_state(Path(path), state, {key: list(value.shape) for key, value in model.state_dict().items()})
@@ -115,7 +115,7 @@ def load_pca(path: str | Path, sha256: str | None = None) -> PCA:
     """
     state = {
         key: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
-        for key, value in _read_state(Path(path), sha256).items()
+        for key, value in read_state(Path(path), sha256).items()
     }
     if isinstance(means := state.get("pca_means"), Tensor) and means.numel() == EMBEDDING_SIZE:
         state["pca_means"] = means.reshape(EMBEDDING_SIZE)  # published as a column
@@ -133,7 +133,11 @@ def save_vggish(vggish: VGGish, path: str | Path) -> str:
     return file_sha256(path)
 
 
-def _read_state(path: Path, sha256: str | None) -> dict[str, Tensor]:
+def read_state(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, read without running code in it; see `load_vggish` for the arguments.
+
+    Raises `WeightsError` if the file is missing or damaged, has another digest, or is no state dict.
+    """
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     if sha256 is not None and not (found := file_sha256(path)).startswith(sha256):

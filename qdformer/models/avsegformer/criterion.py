@@ -8,20 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from qdformer.models.common.pixels import PixelTargets
+from qdformer.models.common.pixel_method import PixelCriterion
 
 if TYPE_CHECKING:
-    from qdformer.config.methods.avsegformer import AVSegFormerLoss
     from qdformer.models.avsegformer.output import AVSegFormerOutput
+    from qdformer.models.common.pixels import PixelTargets
 
 DICE_EPSILON = 0.001
 """Added to the squared size of each of the two masks."""
 
 
-class Criterion(nn.Module):
-    """The main loss L_IoU of the logits, and the mixing loss L_mix of the mean channel of the mixed mask features.
+class Criterion(PixelCriterion):
+    """`mask`: the main loss L_IoU of the logits. `mix`: the mixing loss L_mix of the mean channel of the mixed mask
+    features.
 
     With one class, both are the Dice loss, or with `kind` "bce" binary cross-entropy; the authors' code has both and
     uses the first. With several classes, L_IoU is the cross-entropy and L_mix the Dice loss of the union of the
@@ -29,33 +29,16 @@ class Criterion(nn.Module):
     truth. Pixels without a label are left out.
     """
 
-    def __init__(self, settings: AVSegFormerLoss, num_classes: int) -> None:
-        super().__init__()
-        self.settings = settings
-        self.num_classes = num_classes
-
-    def forward(
-        self,
-        output: AVSegFormerOutput,
-        labels_BTHW: torch.Tensor,
-        valid_BT: torch.Tensor,
-        labeled_BT: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """The weighted losses `mask` (L_IoU) and `mix`, and their sum as `total`."""
-        with torch.autocast(labels_BTHW.device.type, enabled=False):
-            targets = PixelTargets.of(labels_BTHW, valid_BT, labeled_BT, self.num_classes)
-            mixed_Y1HW = targets.at_labels(output.mixed_BTHW[:, :, None])
-            logits_YKHW = targets.at_labels(output.logits_BTKHW)
-            losses = {
-                "mask": self.settings.mask * targets.mean(self._mask_loss(logits_YKHW, targets)),
-                "mix": self.settings.mix * targets.mean(self._binary_loss(mixed_Y1HW, targets)),
-            }
-            return losses | {"total": losses["mask"] + losses["mix"]}
-
-    def _mask_loss(self, logits_YKHW: torch.Tensor, targets: PixelTargets) -> torch.Tensor:
+    def mask_loss(self, logits_YKHW: torch.Tensor, targets: PixelTargets, output: AVSegFormerOutput) -> torch.Tensor:
         if logits_YKHW.shape[1] > 1:
             return targets.cross_entropy(logits_YKHW)
         return self._binary_loss(logits_YKHW, targets)
+
+    def further_losses(
+        self, output: AVSegFormerOutput, targets: PixelTargets, valid_BT: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        mixed_Y1HW = targets.at_labels(output.mixed_BTHW[:, :, None].float())
+        return {"mix": self.settings.mix * targets.mean(self._binary_loss(mixed_Y1HW, targets))}
 
     def _binary_loss(self, logits_Y1HW: torch.Tensor, targets: PixelTargets) -> torch.Tensor:
         if self.settings.kind == "bce":

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from qdformer.models.common.localization import SoundLocalizer
+from qdformer.models.common.transformer import flatten_map
 from qdformer.models.mssl.criterion import Criterion
 from qdformer.models.mssl.output import MSSLOutput
 
@@ -70,7 +71,7 @@ class MSSL(SoundLocalizer):
     ) -> MSSLOutput:
         audio_BTD = functional.relu(self.listen(audio_BTA))
         map_FDhw = functional.relu(self.visual_features(maps))
-        visual_BTSD = map_FDhw.flatten(2).transpose(1, 2).unflatten(0, valid_BT.shape)
+        visual_BTSD = flatten_map(map_FDhw).unflatten(0, valid_BT.shape)
         visual_BTD = visual_BTSD.mean(2)
         audio_class_BTC = self.classify_audio(audio_BTD)
 

@@ -10,7 +10,6 @@ from qdformer.audio.features import extract as features_module
 from qdformer.audio.features.extract import Clip, EmbedderConfig, extract_features
 from qdformer.audio.features.store import FeatureError, FeatureStore
 from qdformer.audio.io.read import read_audio
-from qdformer.audio.separation import embed as embed_module
 from qdformer.audio.separation.embed import TrackEmbedderConfig
 from qdformer.audio.separation.model import Separator, SeparatorConfig, save_separator
 from tests.unit.audio.features.test_extract import Echo
@@ -18,8 +17,7 @@ from tests.unit.audio.features.test_extract import Echo
 
 @pytest.fixture
 def config(network, tmp_path, monkeypatch) -> TrackEmbedderConfig:
-    for module in (features_module, embed_module):
-        monkeypatch.setattr(module, "load_vggish", lambda *_: Echo())
+    monkeypatch.setattr(features_module, "load_vggish", lambda *_: Echo())
     path = tmp_path / "separator.safetensors"
     sha256 = save_separator(Separator(SeparatorConfig(network)), path)
     return TrackEmbedderConfig(tmp_path, "a" * 64, "repeat", separator=path, separator_sha256=sha256)
